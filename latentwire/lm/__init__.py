@@ -1,0 +1,24 @@
+"""The port: the only code that calls a Hugging Face model."""
+
+from latentwire.lm.frozen import Decoded, FrozenLM, States
+from latentwire.lm.picks import Choice, Greedy, Pick, Sampled, StraightThroughGumbel, seeded_noise
+from latentwire.lm.prompt import Frame, KVPrefix, Patch, Prompt, Segment, Span, pad_right
+
+__all__ = [
+    "Choice",
+    "Decoded",
+    "Frame",
+    "FrozenLM",
+    "Greedy",
+    "KVPrefix",
+    "Patch",
+    "Pick",
+    "Prompt",
+    "Sampled",
+    "Segment",
+    "Span",
+    "States",
+    "StraightThroughGumbel",
+    "pad_right",
+    "seeded_noise",
+]

@@ -1,0 +1,81 @@
+"""What differs between architectures, and nothing else.
+
+The port treats every model alike; the few places where they are not alike (where the blocks
+live, whether keys are rotated, which layers see only a window, whether the logits are capped)
+are read here, once. A family is supported when it stands in FAMILIES and in the agreement matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to find the parts of one architecture."""
+
+    body: str
+    """Attribute of the causal LM that holds the decoder without its head."""
+    blocks: str
+    """Attribute of the body that holds the list of blocks."""
+    rotary: bool = True
+    """Whether keys are rotated by their position (RoPE)."""
+
+
+FAMILIES = {
+    "llama": Family("model", "layers"),
+    "qwen2": Family("model", "layers"),
+    "qwen3": Family("model", "layers"),
+    "gemma3_text": Family("model", "layers"),
+    "gpt2": Family("transformer", "h", rotary=False),
+}
+
+
+class UnsupportedModel(ValueError):
+    """The model's architecture has no row in FAMILIES."""
+
+
+def family_of(config) -> Family:
+    """The family of a Hugging Face config; raises UnsupportedModel."""
+    if config.model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UnsupportedModel(
+            f"architecture {config.model_type!r} is not supported; expected one of: {known}"
+        )
+    return FAMILIES[config.model_type]
+
+
+def sliding_windows(config) -> dict[str, int | None] | None:
+    """Attention window in tokens for each layer type, or None where all layers see everything."""
+    types = set(getattr(config, "layer_types", None) or ())
+    if "sliding_attention" not in types:
+        return None
+    return {t: config.sliding_window if t == "sliding_attention" else None for t in types}
+
+
+def softcap(config) -> float | None:
+    """Bound c of the final logits c*tanh(x/c) (Gemma 2), or None."""
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def rotate(
+    model: nn.Module, layer: int, keys: Float[Tensor, "b h n e"], positions: Int[Tensor, "b h n"]
+) -> Float[Tensor, "b h n e"]:
+    """Keys of one layer rotated to `positions`, as the model itself rotates them (RoPE,
+    Su et al. 2021, arXiv 2104.09864); unchanged for a family without rotation."""
+    family = family_of(model.config)
+    if not family.rotary:
+        return keys
+    b, h, n, e = keys.shape
+    body = getattr(model, family.body)
+    types = getattr(model.config, "layer_types", None)
+    # Gemma 3 has two bases, one for each layer type, and asks which one is meant.
+    layer_type = (types[layer],) if sliding_windows(model.config) and types else ()
+    cos, sin = body.rotary_emb(keys, positions.reshape(b * h, n), *layer_type)
+    cos, sin = cos.view(b, h, n, e), sin.view(b, h, n, e)
+    first, second = keys.chunk(2, dim=-1)
+    return keys * cos + torch.cat([-second, first], dim=-1) * sin

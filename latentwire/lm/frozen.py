@@ -1,0 +1,494 @@
+"""The port: a frozen causal LM and the one forward function that everything is built on.
+
+Training loss, reward, evaluation and generation all call `FrozenLM._forward`; the label shift
+exists once, in `logits`; logits are computed only for the states whose predictions are read.
+
+    lm = FrozenLM.from_pretrained("smollm2-135m")
+    prompt = Prompt.from_chat(lm, ["Name a river."])
+    print(lm.decode(prompt, Greedy(), max_new_tokens=16).texts[0])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from latentwire.lm.families import family_of, sliding_windows, softcap
+from latentwire.lm.picks import Pick
+from latentwire.lm.prompt import Frame, KVPrefix, Patch, Prompt
+from latentwire.lm.zoo import locate
+
+Caching = Literal["kv", "none", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class States:
+    """One full pass. inputs [l, b, t, d]: what enters each block; final [b, t, d]: after the last
+    norm; prefix: the cache of the prompt, its own prefix included."""
+
+    inputs: Float[Tensor, "l b t d"]
+    final: Float[Tensor, "b t d"]
+    prefix: KVPrefix
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Generated rows. ids [b, n] and mask [b, n], True up to and including the stop token;
+    log_probs [b, n] of the chosen tokens (0 where masked), differentiable as the pick is;
+    texts: decoded, without stop token or stop string; embeds [b, n, d] as fed back."""
+
+    ids: Int[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"]
+    log_probs: Float[Tensor, "b n"]
+    embeds: Float[Tensor, "b n d"]
+    texts: list[str]
+
+
+class FrozenLM:
+    """A causal LM whose weights never change and never get gradients.
+
+    Gradients flow through it to whatever made the prompt. A view made by `with_adapter` runs the
+    same weights with one LoRA adapter on; the plain object always runs with all adapters off.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, adapter: str | None = None):
+        self.model, self.tokenizer, self.name, self.adapter = model, tokenizer, name, adapter
+        self._family = family_of(model.config)
+        if adapter is None:
+            model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, dtype: torch.dtype = torch.float32, device: str | None = None
+    ) -> FrozenLM:
+        """Load a zoo name, a Hugging Face id or a local folder, fetching it where needed.
+
+        device: "cpu", "cuda", ...; the GPU where there is one if None.
+        """
+        folder = locate(name)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+        return cls(model, AutoTokenizer.from_pretrained(folder), name)
+
+    # -- what the model is ------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def body(self) -> Any:
+        """The decoder without its head."""
+        return getattr(self.model, self._family.body)
+
+    @property
+    def blocks(self) -> Any:
+        return getattr(self.body, self._family.blocks)
+
+    @property
+    def width(self) -> int:
+        return self.model.config.hidden_size
+
+    @property
+    def window(self) -> int:
+        """Most positions that the model was made for, in tokens."""
+        return self.model.config.max_position_embeddings
+
+    # -- text to ids ------------------------------------------------------------------------
+
+    def ids(self, text: str) -> Int[Tensor, " n"]:
+        """Token ids of a piece of text, without any special token added."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
+
+    @cached_property
+    def bos(self) -> Int[Tensor, " n"]:
+        """What the tokenizer puts before a text: one BOS id, or nothing."""
+        with_special = self.tokenizer("a").input_ids
+        begins = with_special[:1] == [self.tokenizer.bos_token_id]
+        return torch.tensor(with_special[:1] if begins else [], dtype=torch.long).to(self.device)
+
+    @cached_property
+    def frame(self) -> Frame:
+        """The ids around a user's words: of the chat template, or for a base model BOS before
+        and an "Answer:" cue after."""
+        if self.tokenizer.chat_template is None:
+            return Frame(self.bos, self.ids("\nAnswer:"), lead=" ")
+        marker = "\u241fuser\u241f"
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
+        )
+        head, tail = text.split(marker)
+        return Frame(self.ids(head), self.ids(tail))
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer; the first is the one that is trained and scored as EOS."""
+        generation = self.model.generation_config
+        eos = generation.eos_token_id if generation else None
+        listed = eos if isinstance(eos, list) else [eos]
+        ids = [self.tokenizer.eos_token_id, *listed]
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+    # -- the model as functions ---------------------------------------------------------------
+
+    def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
+        """Input embeddings as the first block receives them, the family's scale included."""
+        return self.model.get_input_embeddings()(ids)
+
+    def embed_soft(self, weights: Float[Tensor, "*n v"]) -> Float[Tensor, "*n d"]:
+        """Mixtures of input embeddings, at the family's scale."""
+        table = self.model.get_input_embeddings()
+        mixed = weights.to(table.weight.dtype) @ table.weight
+        scale = getattr(table, "embed_scale", None)
+        return mixed if scale is None else mixed * scale.to(mixed.dtype)
+
+    def head(self, final: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        """Logits of states after the last norm, soft-capped where the family does so."""
+        logits = self.model.get_output_embeddings()(final)
+        cap = softcap(self.model.config)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def final(self, prompt: Prompt) -> Float[Tensor, "b t d"]:
+        """States after the last norm: what the head reads."""
+        return self._forward(prompt)[0]
+
+    def hidden(self, prompt: Prompt, layer: int) -> Float[Tensor, "b t d"]:
+        """Output of block `layer` (Hugging Face's hidden_states[layer + 1], except for the last
+        block, where Hugging Face applies the final norm). Blocks above it are not run."""
+        self._check_layer(layer)
+        box: list[Tensor] = []
+
+        def stop(_module, _args, output):
+            box.append(_tensor(output))
+            raise _Reached
+
+        with self._patched(prompt), _hooked([(self.blocks[layer], stop)]):
+            try:
+                self._forward(replace(prompt, patches=()))
+            except _Reached:
+                pass
+        return box[0]
+
+    def states(self, prompt: Prompt) -> States:
+        """Everything that one pass computes: the input of every block, the final states, the
+        cache."""
+        inputs: list[Tensor] = []
+
+        def keep(_module, args, kwargs):
+            inputs.append(args[0] if args else kwargs["hidden_states"])
+
+        handles = [b.register_forward_pre_hook(keep, with_kwargs=True) for b in self.blocks]
+        try:
+            final, prefix = self._forward(prompt, keep_cache=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert prefix is not None
+        return States(torch.stack(inputs), final, prefix)
+
+    def attentions(self, prompt: Prompt) -> list[Float[Tensor, "b h t k"]]:
+        """Attention probabilities of every layer, over the prefix's slots and then the embeds."""
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        maps: list[Tensor] = []
+
+        def keep(_module, _args, output):
+            maps.append(output[1])
+
+        attention = "attn" if hasattr(self.blocks[0], "attn") else "self_attn"
+        try:
+            with _hooked([(getattr(b, attention), keep) for b in self.blocks]):
+                self._forward(prompt)
+        finally:
+            self.model.set_attn_implementation(before)
+        return maps
+
+    def prefill(self, prompt: Prompt) -> KVPrefix:
+        """The prompt as a cache, its own prefix included, for other prompts to continue."""
+        prefix = self._forward(prompt, keep_cache=True)[1]
+        assert prefix is not None
+        return prefix
+
+    def logits(
+        self,
+        prompt: Prompt,
+        targets: Int[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n v"]:
+        """Logits that predict each target given the prompt and the targets before it.
+
+        The only place of the label shift: state t predicts token t + 1.
+        """
+        mask = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
+        full = prompt.append(self.embed(targets[:, :-1]), mask[:, :-1])
+        first = prompt.embeds.shape[1] - 1
+        return self.head(self.final(full)[:, first : first + targets.shape[1]])
+
+    def score(
+        self,
+        prompt: Prompt,
+        targets: Int[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None = None,
+        temperature: float = 1.0,
+    ) -> Float[Tensor, "b n"]:
+        """Log-probabilities of target tokens at a temperature, differentiable; 0 where masked.
+
+        `-score(...)` is the training loss of every recipe and the quantity rewards read.
+        """
+        log_probs = _log_softmax(self.logits(prompt, targets, mask), temperature)
+        chosen = log_probs.gather(-1, targets[..., None])[..., 0]
+        return chosen if mask is None else chosen.masked_fill(~mask, 0.0)
+
+    def decode(
+        self,
+        prompt: Prompt,
+        pick: Pick,
+        max_new_tokens: int,
+        stop_ids: Sequence[int] | None = None,
+        stop_strings: Sequence[str] = (),
+        caching: Caching = "kv",
+    ) -> Decoded:
+        """The only generation loop: exactly `max_new_tokens` steps unless every row stops before.
+
+        A row ends with a token of `stop_ids` (the model's own if None; () for none) or with the
+        first of `stop_strings` in its text. caching: "kv" feeds one token a step over a growing
+        cache; "none" runs the whole sequence each step; "checkpoint" does that too, but keeps no
+        activations for the backward pass. All three give the same tokens, states and gradients.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+        stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
+        alive = torch.ones(len(prompt.mask), dtype=torch.bool, device=self.device)
+        ids, masks, log_probs, embeds = [], [], [], []
+        for step in range(max_new_tokens):
+            final, prefix = self._step(prompt, caching)
+            logits = self.head(final)
+            choice = pick(logits, step)
+            chosen = torch.where(alive, choice.ids, stops[0] if stops else 0)
+            step_log_probs = _log_softmax(logits, pick.temperature)
+            chosen_log_probs = step_log_probs.gather(-1, chosen[:, None])[:, 0]
+            soft = choice.weights
+            embed = self.embed(chosen) if soft is None else self.embed_soft(soft)
+            ids.append(chosen)
+            masks.append(alive)
+            log_probs.append(chosen_log_probs.masked_fill(~alive, 0.0))
+            embeds.append(embed)
+            fed = prompt.append(embed[:, None], alive[:, None])
+            prompt = _after(fed, prefix) if prefix is not None else fed
+            alive = alive & ~torch.isin(chosen, torch.tensor(stops, device=self.device))
+            if stop_strings:
+                texts = self._texts(torch.stack(ids, 1), torch.stack(masks, 1), stops)
+                ended = [any(s in t for s in stop_strings) for t in texts]
+                alive = alive & ~torch.tensor(ended, device=self.device)
+            if not alive.any():
+                break
+        all_ids, mask = torch.stack(ids, 1), torch.stack(masks, 1)
+        texts = [_cut(t, stop_strings) for t in self._texts(all_ids, mask, stops)]
+        return Decoded(all_ids, mask, torch.stack(log_probs, 1), torch.stack(embeds, 1), texts)
+
+    # -- adapters -----------------------------------------------------------------------------
+
+    def with_adapter(self, adapter: str | None) -> FrozenLM:
+        """A view of the same model in which every call runs with this LoRA adapter on (None: all
+        off). Add one first with `add_lora`."""
+        if adapter is not None and adapter not in getattr(self.model, "peft_config", {}):
+            have = ", ".join(getattr(self.model, "peft_config", {})) or "none"
+            raise ValueError(f"no adapter {adapter!r} on {self.name}; it has: {have}")
+        view = FrozenLM.__new__(FrozenLM)
+        view.__dict__.update(self.__dict__)
+        view.adapter = adapter
+        return view
+
+    def add_lora(self, adapter: str, config: Any) -> FrozenLM:
+        """Add a trainable LoRA adapter (a peft.LoraConfig) and return the view that runs it."""
+        self.model.add_adapter(config, adapter_name=adapter)
+        self.model.eval()
+        return self.with_adapter(adapter)
+
+    def adapter_parameters(self) -> dict[str, Tensor]:
+        """The trainable tensors of this view's adapter, by name."""
+        mark = f".{self.adapter}."
+        return {n: p for n, p in self.model.named_parameters() if mark in n and "lora_" in n}
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _forward(self, prompt: Prompt, keep_cache: bool = False) -> tuple[Tensor, KVPrefix | None]:
+        """Final states [b, t, d] and, on request, the grown cache. Every path ends here."""
+        cache = _cache(prompt.prefix) if keep_cache or prompt.prefix is not None else None
+        with self._patched(prompt), self._adapted():
+            output = self.body(
+                inputs_embeds=prompt.embeds,
+                attention_mask=self._attention_mask(prompt),
+                position_ids=prompt.positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        if not keep_cache:
+            return output.last_hidden_state, None
+        assert cache is not None
+        mask, positions = prompt.mask, prompt.positions
+        if prompt.prefix is not None:
+            mask = torch.cat([prompt.prefix.mask, mask], 1)
+            positions = torch.cat([prompt.prefix.positions, positions], 1)
+        keys = tuple(layer.keys for layer in cache.layers)
+        values = tuple(layer.values for layer in cache.layers)
+        grown = KVPrefix(keys, values, mask, positions, prompt.next_position)
+        return output.last_hidden_state, grown
+
+    def _step(self, prompt: Prompt, caching: Caching) -> tuple[Tensor, KVPrefix | None]:
+        """The state [b, d] that predicts the next token, and the cache to go on with."""
+        if caching == "kv":
+            final, prefix = self._forward(prompt, keep_cache=True)
+            return final[:, -1], prefix
+        if caching == "none":
+            return self.final(prompt)[:, -1], None
+
+        def last(embeds: Tensor) -> Tensor:
+            return self.final(replace(prompt, embeds=embeds))[:, -1]
+
+        return checkpoint(last, prompt.embeds, use_reentrant=False), None  # pyright: ignore
+
+    def _attention_mask(self, prompt: Prompt) -> Tensor | dict[str, Tensor]:
+        """Additive masks [b, 1, t, p + t]; one for each layer type where types differ."""
+        t = prompt.embeds.shape[1]
+        causal = torch.ones(t, t, dtype=torch.bool, device=self.device).tril()
+        seen = prompt.mask[:, None, :] & causal
+        key_positions = prompt.positions
+        if prompt.prefix is not None:
+            before = prompt.prefix.mask[:, None, :].expand(-1, t, -1)
+            seen = torch.cat([before, seen], 2)
+            key_positions = torch.cat([prompt.prefix.positions, key_positions], 1)
+        distance = prompt.positions[:, :, None] - key_positions[:, None, :]
+        # A padding column sees itself, since a row that sees nothing would be NaN.
+        itself = torch.eye(t, seen.shape[2], dtype=torch.bool, device=self.device)
+        itself = itself.roll(seen.shape[2] - t, 1)
+
+        def additive(window: int | None) -> Tensor:
+            visible = seen if window is None else seen & (distance < window)
+            low = torch.finfo(self.dtype).min
+            blocked = ~(visible | itself)
+            return torch.zeros(blocked.shape, dtype=self.dtype, device=self.device).masked_fill(
+                blocked, low
+            )[:, None]
+
+        windows = sliding_windows(self.model.config)
+        if windows is None:
+            return additive(None)
+        return {layer_type: additive(window) for layer_type, window in windows.items()}
+
+    @contextmanager
+    def _patched(self, prompt: Prompt) -> Iterator[None]:
+        """Block outputs replaced as the prompt's patches say, while the context is open."""
+        hooks = []
+        for patch in prompt.patches:
+            self._check_layer(patch.layer)
+            hooks.append((self.blocks[patch.layer], _replacing(patch)))
+        with _hooked(hooks):
+            yield
+
+    @contextmanager
+    def _adapted(self) -> Iterator[None]:
+        """This view's adapter on and every other off, while the context is open."""
+        if not getattr(self.model, "_hf_peft_config_loaded", False):
+            yield
+            return
+        self._switch(self.adapter)
+        try:
+            yield
+        finally:
+            self._switch(None)
+
+    def _switch(self, adapter: str | None) -> None:
+        if adapter is None:
+            self.model.disable_adapters()
+        else:
+            self.model.set_adapter(adapter)
+            self.model.enable_adapters()
+        # peft also freezes what it switches off, and a frozen leaf drops the gradient of a graph
+        # that was built while it was on.
+        for name, parameter in self.model.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(True)
+
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer < len(self.blocks):
+            raise ValueError(f"layer {layer} of {self.name}; expected 0..{len(self.blocks) - 1}")
+
+    def _texts(self, ids: Tensor, mask: Tensor, stops: Sequence[int]) -> list[str]:
+        kept = [
+            [i for i, real in zip(row, reals, strict=True) if real and i not in stops]
+            for row, reals in zip(ids.tolist(), mask.tolist(), strict=True)
+        ]
+        return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+
+
+class _Reached(Exception):
+    """Raised inside a forward pass when the layer that was asked for has been computed."""
+
+
+def _tensor(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _replacing(patch: Patch):
+    def replace_output(_module, _args, output):
+        hidden = _tensor(output)
+        rows = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(patch.positions)
+        patched = hidden.index_put((rows, patch.positions), patch.vectors.to(hidden.dtype))
+        return (patched, *output[1:]) if isinstance(output, tuple) else patched
+
+    return replace_output
+
+
+@contextmanager
+def _hooked(hooks: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _cache(prefix: KVPrefix | None) -> DynamicCache:
+    """A cache that starts as the prefix's own tensors. They are never written to: a DynamicLayer
+    grows by concatenation. Layers are full-length ones also where the model's attention is
+    windowed, because the window is in our mask."""
+    cache = DynamicCache()
+    if prefix is not None:
+        for keys, values in zip(prefix.keys, prefix.values, strict=True):
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            cache.layers.append(layer)
+    return cache
+
+
+def _after(fed: Prompt, prefix: KVPrefix) -> Prompt:
+    """The last column of `fed` alone, after the cache of everything before it."""
+    return Prompt(fed.embeds[:, -1:], fed.mask[:, -1:], fed.positions[:, -1:], prefix)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return (logits.to(dtype) / temperature).log_softmax(-1)
+
+
+def _cut(text: str, stop_strings: Sequence[str]) -> str:
+    found = [text.index(s) for s in stop_strings if s in text]
+    return text[: min(found)] if found else text

@@ -1,0 +1,94 @@
+"""How the next token is chosen from logits.
+
+A pick is called once per step as pick(logits [b, v], step) and returns a Choice. It holds all its
+randomness as explicit noise, so that the same noise gives the same tokens through every path
+(cached, uncached, checkpointed, one row or a batch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Noise = Callable[[int, Tensor], Tensor]
+"""noise(step, logits [b, v]) -> Gumbel noise [b, v] in float32."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """ids [b] and, for a differentiable pick, weights [b, v]: one-hot in value, soft in gradient."""
+
+    ids: Int[Tensor, " b"]
+    weights: Float[Tensor, "b v"] | None = None
+
+
+@runtime_checkable
+class Pick(Protocol):
+    """What `decode` needs of a pick: a call, and the temperature of its log-probabilities."""
+
+    temperature: float
+
+    def __call__(self, logits: Float[Tensor, "b v"], step: int) -> Choice: ...
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The most probable token."""
+
+    temperature: float = 1.0
+    """Temperature of the reported log-probabilities; it does not change the choice."""
+
+    def __call__(self, logits: Float[Tensor, "b v"], step: int) -> Choice:
+        return Choice(logits.argmax(-1))
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sample from softmax(logits / temperature), drawn by the Gumbel-max rule from given noise."""
+
+    noise: Noise
+    temperature: float = 1.0
+
+    def __call__(self, logits: Float[Tensor, "b v"], step: int) -> Choice:
+        return Choice((logits.float() / self.temperature + self.noise(step, logits)).argmax(-1))
+
+
+@dataclass(frozen=True)
+class StraightThroughGumbel:
+    """Gumbel-softmax whose forward value is the hard token and whose gradient is the soft one
+    (Jang et al. 2017, arXiv 1611.01144): softmax((logits / temperature + noise) / tau)."""
+
+    noise: Noise
+    tau: float = 1.0
+    """Sharpness of the relaxation; apart from the sampling temperature."""
+    temperature: float = 1.0
+
+    def __call__(self, logits: Float[Tensor, "b v"], step: int) -> Choice:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        noisy = logits.to(dtype) / self.temperature + self.noise(step, logits).to(dtype)
+        soft = (noisy / self.tau).softmax(-1)
+        ids = noisy.argmax(-1)
+        hard = torch.nn.functional.one_hot(ids, soft.shape[-1]).to(dtype)
+        return Choice(ids, hard + soft - soft.detach())
+
+
+def seeded_noise(seeds: Sequence[int]) -> Noise:
+    """Gumbel noise that depends on (row's seed, step) alone: a row draws the same noise whether it
+    stands alone or in a batch, and however its steps are computed."""
+
+    def noise(step: int, logits: Tensor) -> Tensor:
+        if len(seeds) != len(logits):
+            raise ValueError(f"noise was made for {len(seeds)} rows, the batch has {len(logits)}")
+        draws = []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed((seed << 20) + step)
+            uniform = torch.rand(logits.shape[-1], generator=generator).clamp_(1e-20, 1 - 1e-7)
+            draws.append(-(-uniform.log()).log())
+        return torch.stack(draws).to(logits.device)
+
+    return noise

@@ -1,0 +1,206 @@
+"""Everything that may enter a frozen LM, as one frozen value.
+
+A Prompt is made only by `Prompt.of` and the constructors on top of it, which own BOS, the padding
+side and the positions; nothing else in the package pads, shifts or numbers tokens. Rows are padded
+on the left, so that the last column is always the state that predicts what follows.
+
+    prompt = Prompt.from_text(lm, ["The capital of France is", "Two plus"])
+    lm.decode(prompt, Greedy(), max_new_tokens=8).texts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from latentwire.lm.frozen import FrozenLM
+
+
+@dataclass(frozen=True)
+class Span:
+    """Embeddings [n, d] that stand for `width` tokens: their positions are spread over them."""
+
+    embeds: Tensor
+    width: int
+
+
+Segment: TypeAlias = Tensor | Span
+"""A piece of a row: token ids [n] (integers), embeddings [n, d] (floats), or a Span."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Vectors that replace the output of block `layer` at `positions` of a prompt's embeds.
+
+    When given to a constructor, positions count from the row's own first embedding; the
+    constructor turns them into columns of the padded batch.
+    """
+
+    layer: int
+    positions: Int[Tensor, "b n"]
+    vectors: Float[Tensor, "b n d"]
+
+
+@dataclass(frozen=True)
+class KVPrefix:
+    """Keys and values that precede a prompt's embeds: a cache, as a value.
+
+    keys, values: one [b, h, p, e] per layer; keys are already rotated to their positions.
+    mask [b, p]: True where a slot may be seen. positions [b, p]: the position each slot stands at
+    (used by windowed attention only). next_position [b]: where the row goes on.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Bool[Tensor, "b p"]
+    positions: Int[Tensor, "b p"]
+    next_position: Int[Tensor, " b"]
+
+    def __len__(self) -> int:
+        return self.mask.shape[1]
+
+    def rows(self, index: Int[Tensor, " n"]) -> KVPrefix:
+        """The prefix with rows picked, in the order and as often as `index` names them: K
+        continuations of each row share one prefill through `rows(arange(b).repeat_interleave(K))`."""
+        return KVPrefix(
+            tuple(k[index] for k in self.keys),
+            tuple(v[index] for v in self.values),
+            self.mask[index],
+            self.positions[index],
+            self.next_position[index],
+        )
+
+    def repeat(self, times: int) -> KVPrefix:
+        """Each row `times` times in a row."""
+        rows = torch.arange(len(self.mask), device=self.mask.device)
+        return self.rows(rows.repeat_interleave(times))
+
+    def nbytes(self) -> int:
+        """Bytes of all keys and values, padding included."""
+        return sum(t.numel() * t.element_size() for t in self.keys + self.values)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Input of a FrozenLM: embeds [b, t, d], mask [b, t] (True = real), positions [b, t], and
+    optionally the prefix that precedes them and patches inside the model."""
+
+    embeds: Float[Tensor, "b t d"]
+    mask: Bool[Tensor, "b t"]
+    positions: Int[Tensor, "b t"]
+    prefix: KVPrefix | None = None
+    patches: tuple[Patch, ...] = field(default=())
+
+    @classmethod
+    def of(
+        cls,
+        lm: FrozenLM,
+        rows: Sequence[Sequence[Segment]],
+        prefix: KVPrefix | None = None,
+        patches: Sequence[Patch] = (),
+    ) -> Prompt:
+        """The one constructor: each row is a sequence of segments.
+
+        A row starts at position 0 or where its row of `prefix` ends. Raises ValueError for no
+        rows, an empty row, or a prefix with another number of rows.
+        """
+        if not rows:
+            raise ValueError("a prompt needs at least one row, got none")
+        if prefix is not None and len(prefix.mask) != len(rows):
+            raise ValueError(f"prefix has {len(prefix.mask)} rows, the prompt has {len(rows)}")
+        made = [_row(lm, segments) for segments in rows]
+        lengths = [len(embeds) for embeds, _ in made]
+        if min(lengths) == 0:
+            raise ValueError(f"row {lengths.index(0)} of the prompt is empty; expected >= 1 token")
+        width, device = max(lengths), lm.device
+        embeds = torch.stack([_pad_left(e, width) for e, _ in made])
+        positions = torch.stack([_pad_left(p, width) for _, p in made])
+        length = torch.tensor(lengths, device=device)[:, None]
+        mask = torch.arange(width, device=device)[None] >= width - length
+        if prefix is not None:
+            positions = torch.where(mask, positions + prefix.next_position[:, None], 0)
+        shifted = tuple(replace(p, positions=p.positions + (width - length)) for p in patches)
+        return cls(embeds, mask, positions, prefix, shifted)
+
+    @classmethod
+    def from_ids(
+        cls,
+        lm: FrozenLM,
+        rows: Sequence[Tensor],
+        prefix: KVPrefix | None = None,
+        patches: Sequence[Patch] = (),
+    ) -> Prompt:
+        """Rows of token ids [n], taken as they are: no BOS is added."""
+        return cls.of(lm, [[ids] for ids in rows], prefix, patches)
+
+    @classmethod
+    def from_text(cls, lm: FrozenLM, texts: Sequence[str]) -> Prompt:
+        """Plain texts, with the BOS token that the model's tokenizer puts before a text."""
+        return cls.from_ids(lm, [torch.cat([lm.bos, lm.ids(t)]) for t in texts])
+
+    @classmethod
+    def from_chat(cls, lm: FrozenLM, users: Sequence[str]) -> Prompt:
+        """One user turn each, in the model's chat template, up to where the assistant begins."""
+        frame = lm.frame
+        return cls.from_ids(lm, [torch.cat([frame.head, lm.ids(u), frame.tail]) for u in users])
+
+    @property
+    def next_position(self) -> Int[Tensor, " b"]:
+        """The position of what follows each row."""
+        return self.positions[:, -1] + 1
+
+    def append(self, embeds: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Prompt:
+        """The prompt with n more columns at the next positions; False in mask is padding."""
+        new = self.next_position[:, None] + mask.long().cumsum(1) - 1
+        return replace(
+            self,
+            embeds=torch.cat([self.embeds, embeds], 1),
+            mask=torch.cat([self.mask, mask], 1),
+            positions=torch.cat([self.positions, new], 1),
+        )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands around a user's words: head ids (BOS included), tail ids up to the answer, and
+    the lead, text that an answer begins with (a space after "Answer:")."""
+
+    head: Int[Tensor, " n"]
+    tail: Int[Tensor, " m"]
+    lead: str = ""
+
+
+def pad_right(rows: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
+    """Target rows as one tensor, padded with 0, and the mask that is True on real tokens."""
+    width = max(len(r) for r in rows)
+    ids = torch.stack([torch.nn.functional.pad(r, (0, width - len(r))) for r in rows])
+    lengths = torch.tensor([len(r) for r in rows], device=ids.device)
+    return ids, torch.arange(width, device=ids.device)[None] < lengths[:, None]
+
+
+def _pad_left(row: Tensor, width: int) -> Tensor:
+    padding = row.new_zeros((width - len(row), *row.shape[1:]))
+    return torch.cat([padding, row])
+
+
+def _row(lm: FrozenLM, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
+    """Embeddings [n, d] and positions [n], from 0, of one row."""
+    embeds, positions, start = [], [], 0
+    for segment in segments:
+        if isinstance(segment, Span):
+            n, width = len(segment.embeds), segment.width
+            embeds.append(segment.embeds)
+            centre = (torch.arange(n, device=lm.device) + 0.5) * (width / max(n, 1))
+            positions.append(start + centre.long())
+        else:
+            width = len(segment)
+            embeds.append(segment if segment.is_floating_point() else lm.embed(segment))
+            positions.append(start + torch.arange(width, device=lm.device))
+        start += width
+    return torch.cat(embeds), torch.cat(positions)

@@ -1,0 +1,50 @@
+"""What every task shares: reading rows from a JSONL file, with errors that name the line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class DataError(ValueError):
+    """A file of examples cannot be used. One line: file, line, expected, got."""
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file's contents; raises DataError where it is missing, empty or not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder; expected a text file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 (byte {error.start}); expected UTF-8 text, convert it first"
+        ) from None
+    if not text.strip():
+        raise DataError(f"{path} is empty; expected text")
+    return text
+
+
+def read_jsonl(path: Path, fields: dict[str, type]) -> Iterator[dict[str, Any]]:
+    """Rows of a JSONL file that have these fields; raises DataError naming the first bad line."""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not JSON ({error.msg}); expected one object") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object")
+        for name, kind in fields.items():
+            if name not in row:
+                raise DataError(f"{where}: no field {name!r}; expected {sorted(fields)}")
+            if not isinstance(row[name], kind) or not row[name]:
+                got = "empty" if isinstance(row[name], kind) else type(row[name]).__name__
+                raise DataError(f"{where}: field {name!r} is {got}; expected {kind.__name__}")
+        yield row

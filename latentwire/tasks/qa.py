@@ -1,0 +1,74 @@
+"""Questions about a passage, with short answers: SQuAD and every file of the same form.
+
+    rows = read_questions(Path("squad_dev.jsonl"))     # {"id", "context", "question", "answers"}
+    passages = by_context(rows)
+
+The layout of a question is here too, once, for training, scoring and answering:
+head, context, format tokens, "\\n\\n" + question, tail, answer, EOS. The context, in whatever form,
+is a KVPrefix; the rest is `question_segments` and `answer_ids`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentwire.lm import FrozenLM, Segment
+from latentwire.tasks.base import DataError, read_jsonl
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; any of `answers` is right."""
+
+    id: str
+    context: str
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A context and the questions asked of it."""
+
+    context: str
+    questions: tuple[Question, ...]
+
+
+def read_questions(path: Path, limit: int | None = None) -> list[Question]:
+    """Rows of a JSONL file, or the first `limit`; raises DataError naming the line at fault."""
+    fields = {"id": str, "context": str, "question": str, "answers": list}
+    rows = []
+    for row in read_jsonl(path, fields):
+        if not all(isinstance(a, str) and a.strip() for a in row["answers"]):
+            raise DataError(f"{path}: row {row['id']!r}: every answer must be a non-empty string")
+        for name in ("context", "question"):
+            if not row[name].strip():
+                raise DataError(f"{path}: row {row['id']!r}: {name} is blank; expected text")
+        rows.append(Question(row["id"], row["context"], row["question"], tuple(row["answers"])))
+        if len(rows) == limit:
+            break
+    return rows
+
+
+def by_context(rows: Sequence[Question]) -> list[Passage]:
+    """Passages in order of first appearance, each with its questions in order."""
+    found: dict[str, list[Question]] = {}
+    for row in rows:
+        found.setdefault(row.context, []).append(row)
+    return [Passage(context, tuple(questions)) for context, questions in found.items()]
+
+
+def question_segments(lm: FrozenLM, format_tokens: Tensor | None, question: str) -> list[Segment]:
+    """What follows the context: the format tokens [n, d] (None: none), the question, the tail."""
+    asked = torch.cat([lm.ids("\n\n" + question.strip()), lm.frame.tail])
+    return [asked] if format_tokens is None else [format_tokens, asked]
+
+
+def answer_ids(lm: FrozenLM, answer: str) -> Tensor:
+    """Target ids of an answer, EOS at the end, which is trained and scored like any token."""
+    return torch.cat([lm.ids(lm.frame.lead + answer), torch.tensor(lm.stop_ids[:1]).to(lm.device)])

@@ -1,0 +1,8 @@
+"""Shapes and types are checked at run time in every test."""
+
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook("latentwire", "beartype.beartype")
+# Tiny matrices gain nothing from a second thread and lose much where cores are shared.
+torch.set_num_threads(1)

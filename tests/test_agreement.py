@@ -1,0 +1,185 @@
+"""The keystone: every path through the port against every other, and against Hugging Face.
+
+Kinds of input x {one row, ragged batch} x families, on logits, CPU, float32, seeded.
+"""
+
+import pytest
+import torch
+from peft import LoraConfig
+from tiny import CONFIGS, tiny_lm
+
+from latentwire.lm import Greedy, KVPrefix, Patch, Prompt, Sampled, StraightThroughGumbel
+from latentwire.lm import pad_right, seeded_noise
+from latentwire.lm.doctor import CHECKS, TEXTS
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def lm(request):
+    return tiny_lm(request.param)
+
+
+MATRIX = [
+    pytest.param(check, kind, tolerance, id=f"{name}-{kind}".replace(" ", "_"))
+    for name, (check, kinds, tolerance) in CHECKS.items()
+    for kind in kinds
+]
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["row", "ragged"])
+@pytest.mark.parametrize(("check", "kind", "tolerance"), MATRIX)
+def test_agreement(lm, check, kind, tolerance, ragged):
+    assert check(lm, kind, ragged) <= tolerance
+
+
+def test_prompt_gradient_passes_gradcheck(lm):
+    double = tiny_lm(lm.name.removeprefix("tiny-"), torch.float64)
+    prompt = Prompt.from_ids(double, [double.ids("gradient")[:4], double.ids("of")])
+    targets, mask = pad_right([double.ids("xyz"), double.ids("w")])
+    vector = torch.randn(2, 1, double.width, dtype=torch.float64, requires_grad=True)
+    embeds = prompt.embeds.detach().clone().requires_grad_()
+
+    def scored(embeds, vector):
+        patch = Patch(1, torch.tensor([[3], [3]]), vector)
+        patched = Prompt(embeds, prompt.mask, prompt.positions, None, (patch,))
+        return double.score(patched, targets, mask, 0.7)
+
+    assert torch.autograd.gradcheck(scored, (embeds, vector), atol=1e-6)
+
+
+def test_score_is_the_hand_computed_log_softmax_of_hugging_face(lm):
+    context, answer = lm.ids("Twelve"), lm.ids("abc")
+    logits = lm.model(torch.cat([context, answer])[None]).logits[0]
+    expected = [
+        (logits[len(context) - 1 + i] / 1.3).log_softmax(-1)[token] for i, token in enumerate(answer)
+    ]
+    ours = lm.score(Prompt.from_ids(lm, [context]), answer[None], temperature=1.3)[0]
+    torch.testing.assert_close(ours, torch.stack(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("length", [5, 20, 50])
+def test_decoding_modes_give_the_same_tokens_and_logits(lm, length):
+    noise = seeded_noise([3, 4])
+    prompt = Prompt.from_text(lm, TEXTS[:2])
+    seen: dict[str, list[torch.Tensor]] = {}
+    tokens = []
+    for mode in ("kv", "none", "checkpoint"):
+        pick = _Recording(StraightThroughGumbel(noise), seen.setdefault(mode, []))
+        tokens.append(lm.decode(prompt, pick, length, stop_ids=(), caching=mode).ids)
+    assert tokens[0].shape == (2, length)
+    assert torch.equal(tokens[0], tokens[1]) and torch.equal(tokens[0], tokens[2])
+    for cached, uncached in zip(seen["kv"], seen["none"], strict=True):
+        torch.testing.assert_close(cached, uncached, atol=1e-4, rtol=0)
+
+
+def test_decoding_equals_hugging_face_generate(lm):
+    row = torch.cat([lm.bos, lm.ids(TEXTS[0])])
+    theirs = lm.model.generate(
+        row[None], attention_mask=torch.ones_like(row)[None], max_new_tokens=12, do_sample=False
+    )[0, len(row) :]
+    ours = lm.decode(Prompt.from_ids(lm, [row]), Greedy(), 12)
+    assert ours.ids[0, : len(theirs)].tolist() == theirs.tolist()
+
+
+def test_continuations_share_one_prefill(lm):
+    context = [torch.cat([lm.bos, lm.ids(t)]) for t in TEXTS[:2]]
+    more = [lm.ids(t) for t in ("first", "the second", "third one", "x")]
+    shared = lm.prefill(Prompt.from_ids(lm, context)).repeat(2)
+    together = lm.head(lm.final(Prompt.from_ids(lm, more, shared))[:, -1])
+    for i, continuation in enumerate(more):
+        full = torch.cat([context[i // 2], continuation])
+        alone = lm.model(full[None]).logits[0, -1]
+        torch.testing.assert_close(together[i], alone, atol=1e-4, rtol=0)
+
+
+def test_k_samples_of_one_prefill_equal_single_calls(lm):
+    row = torch.cat([lm.bos, lm.ids(TEXTS[0])])
+    prefix = lm.prefill(Prompt.from_ids(lm, [row[:-1]]))
+    together = lm.decode(
+        Prompt.from_ids(lm, [row[-1:]] * 3, prefix.repeat(3)), Sampled(seeded_noise([5, 6, 7])), 8
+    )
+    for k, seed in enumerate((5, 6, 7)):
+        alone = lm.decode(Prompt.from_ids(lm, [row]), Sampled(seeded_noise([seed])), 8)
+        real = alone.ids.shape[1]
+        assert together.ids[k, :real].tolist() == alone.ids[0].tolist()
+
+
+def test_a_padded_prefix_equals_an_unpadded_one(lm):
+    row, more = lm.ids("prefix here"), lm.ids("rest")
+    prefix = lm.prefill(Prompt.from_ids(lm, [row]))
+
+    def widened(t, value):
+        return torch.cat([torch.full_like(t[..., :2, :], value), t], -2)
+
+    padded = KVPrefix(
+        tuple(widened(k, 9.0) for k in prefix.keys),
+        tuple(widened(v, 9.0) for v in prefix.values),
+        torch.cat([torch.zeros(1, 2, dtype=torch.bool), prefix.mask], 1),
+        torch.cat([torch.zeros(1, 2, dtype=torch.long), prefix.positions], 1),
+        prefix.next_position,
+    )
+    a = lm.head(lm.final(Prompt.from_ids(lm, [more], prefix)))
+    b = lm.head(lm.final(Prompt.from_ids(lm, [more], padded)))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_states_are_what_enters_each_block(lm):
+    prompt = Prompt.from_text(lm, TEXTS[:1])
+    states = lm.states(prompt)
+    theirs = lm.model(inputs_embeds=prompt.embeds, output_hidden_states=True).hidden_states
+    for ours, expected in zip(states.inputs, theirs, strict=False):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(states.final, theirs[-1], atol=1e-5, rtol=0)
+
+
+def test_attentions_equal_hugging_face(lm):
+    prompt = Prompt.from_text(lm, TEXTS[:1])
+    ours = lm.attentions(prompt)
+    lm.model.set_attn_implementation("eager")
+    theirs = lm.model(inputs_embeds=prompt.embeds, output_attentions=True).attentions
+    lm.model.set_attn_implementation("sdpa")
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", list(CONFIGS))
+def test_lora_is_switched_per_call(family):
+    lm = tiny_lm(family)
+    prompt = Prompt.from_text(lm, TEXTS[:1])
+    plain = lm.head(lm.final(prompt))
+    targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
+    student = lm.add_lora("student", LoraConfig(r=2, target_modules=targets))
+    for name, parameter in student.adapter_parameters().items():
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    on = student.head(student.final(prompt))
+    assert (on - plain).abs().max() > 0.01
+    assert torch.equal(lm.head(lm.final(prompt)), plain)
+    torch.testing.assert_close(student.head(student.final(prompt)), on, atol=0, rtol=0)
+    student.score(prompt, lm.ids("abc")[None]).sum().backward()
+    assert all(p.grad is not None for p in student.adapter_parameters().values())
+    others = [p for n, p in lm.model.named_parameters() if "lora_" not in n]
+    assert all(p.grad is None for p in others)
+
+
+def test_decode_stops_at_stop_ids_and_strings(lm):
+    prompt = Prompt.from_text(lm, TEXTS[:1])
+    free = lm.decode(prompt, Greedy(), 10, stop_ids=())
+    third = int(free.ids[0, 2])
+    first = free.ids[0].tolist().index(third)
+    stopped = lm.decode(prompt, Greedy(), 10, stop_ids=(third,))
+    assert stopped.ids[0].tolist() == free.ids[0, : first + 1].tolist()
+    assert stopped.mask.all() and stopped.texts[0] == lm.tokenizer.decode(free.ids[0, :first])
+    text = free.texts[0]
+    if len(text) > 2:
+        cut = lm.decode(prompt, Greedy(), 10, stop_ids=(), stop_strings=(text[1:3],))
+        assert cut.texts[0] == text[: text.index(text[1:3])]
+
+
+class _Recording:
+    """A pick that keeps the logits it was shown."""
+
+    def __init__(self, pick, seen):
+        self.pick, self.seen, self.temperature = pick, seen, pick.temperature
+
+    def __call__(self, logits, step):
+        self.seen.append(logits.detach())
+        return self.pick(logits, step)

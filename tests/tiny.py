@@ -1,0 +1,77 @@
+"""Tiny random models of each family, with a byte-level tokenizer: what the fast tests run on."""
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from latentwire.lm import FrozenLM
+
+_SIZES = dict(
+    vocab_size=260,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=512,
+    initializer_range=0.15,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+CONFIGS = {
+    "llama": LlamaConfig(**_SIZES),
+    "qwen2": Qwen2Config(**{k: v for k, v in _SIZES.items() if k != "head_dim"}),
+    "qwen3": Qwen3Config(**_SIZES),
+    # Windows far shorter than the test texts, and capped logits, so that both are exercised.
+    "gemma3": Gemma3TextConfig(
+        **_SIZES,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        final_logit_softcapping=5.0,
+        query_pre_attn_scalar=8,
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=260,
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=512,
+        initializer_range=0.15,
+        bos_token_id=1,
+        eos_token_id=2,
+        resid_pdrop=0.0,
+    ),
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate(special + alphabet)}
+    bytes_only = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytes_only,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+    )
+
+
+def tiny_lm(family: str, dtype: torch.dtype = torch.float32) -> FrozenLM:
+    """A seeded model of one family."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family]).to(dtype)
+    return FrozenLM(model, tokenizer(), f"tiny-{family}")
