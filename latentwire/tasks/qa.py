@@ -5,7 +5,7 @@
 
 The layout of a question is here too, once, for training, scoring and answering:
 head, context, format tokens, "\\n\\n" + question, tail, answer, EOS. The context, in whatever form,
-is a KVPrefix; the rest is `question_segments` and `answer_ids`.
+is a KVPrefix; `with_format`, `question_prompt` and `answer_ids` make the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, Segment
+from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt
 from latentwire.tasks.base import DataError, read_jsonl
 
 
@@ -63,12 +63,30 @@ def by_context(rows: Sequence[Question]) -> list[Passage]:
     return [Passage(context, tuple(questions)) for context, questions in found.items()]
 
 
-def question_segments(lm: FrozenLM, format_tokens: Tensor | None, question: str) -> list[Segment]:
-    """What follows the context: the format tokens [n, d] (None: none), the question, the tail."""
-    asked = torch.cat([lm.ids("\n\n" + question.strip()), lm.frame.tail])
-    return [asked] if format_tokens is None else [format_tokens, asked]
-
-
 def answer_ids(lm: FrozenLM, answer: str) -> Tensor:
     """Target ids of an answer, EOS at the end, which is trained and scored like any token."""
     return torch.cat([lm.ids(lm.frame.lead + answer), torch.tensor(lm.stop_ids[:1]).to(lm.device)])
+
+
+def with_format(lm: FrozenLM, format_tokens: Tensor | None, prefix: KVPrefix) -> KVPrefix:
+    """Each row of a context's prefix with the format tokens [n, d] after it, once for all of its
+    questions; the prefix as it is where there are none."""
+    if format_tokens is None:
+        return prefix
+    return lm.prefill(Prompt.of(lm, [[format_tokens]] * len(prefix.mask), prefix))
+
+
+def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) -> Prompt:
+    """One row per question, each after its row of `prefix`, up to where the answer begins."""
+    rows = [torch.cat([lm.ids("\n\n" + q.strip()), lm.frame.tail]) for q in questions]
+    return Prompt.from_ids(lm, rows, prefix)
+
+
+def answers(
+    lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix, max_new_tokens: int = 24
+) -> list[str]:
+    """Greedy answers to questions, one per row of `prefix`; a line break ends an answer."""
+    prompt = question_prompt(lm, questions, prefix)
+    with torch.no_grad():
+        out = lm.decode(prompt, Greedy(), max_new_tokens, stop_strings=("\n",))
+    return [text.strip() for text in out.texts]

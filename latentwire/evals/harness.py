@@ -1,0 +1,118 @@
+"""One evaluation of many conditions on the same questions.
+
+    report = evaluate(lm, format_tokens, passages, {"text": full_text(lm), ...})
+
+For every question and condition: the greedy answer with its exact match and F1, the NLL of the first
+gold answer's tokens (EOS counted), and whether the gold first token is among the top 1 and top 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentwire.evals.baselines import Condition
+from latentwire.evals.metrics import bootstrap, exact_match, f1
+from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
+from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt, with_format
+
+ANSWER_TOKENS = 20
+"""Longest answer, in tokens, in every condition."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question under one condition."""
+
+    condition: str
+    id: str
+    context: str
+    question: str
+    gold: tuple[str, ...]
+    answer: str
+    em: float
+    f1: float
+    nll: float
+    """Sum over the gold answer's tokens, in nats."""
+    tokens: int
+    """How many those are, EOS included."""
+    first1: float
+    first5: float
+
+
+@torch.no_grad()
+def evaluate(
+    lm: FrozenLM,
+    format_tokens: Tensor | None,
+    passages: Sequence[Passage],
+    conditions: Mapping[str, Condition],
+    batch: int = 6,
+) -> Iterator[list[Answer]]:
+    """Answers of all conditions, a batch of passages at a time."""
+    for start in range(0, len(passages), batch):
+        part = passages[start : start + batch]
+        questions = [q for p in part for q in p.questions]
+        owner = torch.tensor([i for i, p in enumerate(part) for _ in p.questions]).to(lm.device)
+        done = []
+        for name, condition in conditions.items():
+            prefix = with_format(lm, format_tokens, condition([p.context for p in part]))
+            done += _answers(lm, name, questions, prefix.rows(owner))
+        yield done
+
+
+def summarise(answers: Sequence[Answer]) -> dict[str, float]:
+    """One condition's row: means, and the 95% interval of F1 over passages."""
+    n = len(answers)
+    low, high = bootstrap([a.f1 for a in answers], [a.context for a in answers])
+    em_low, em_high = bootstrap([a.em for a in answers], [a.context for a in answers])
+    return {
+        "em": sum(a.em for a in answers) / n,
+        "em_low": em_low,
+        "em_high": em_high,
+        "f1": sum(a.f1 for a in answers) / n,
+        "f1_low": low,
+        "f1_high": high,
+        "nll": sum(a.nll for a in answers) / sum(a.tokens for a in answers),
+        "first1": sum(a.first1 for a in answers) / n,
+        "first5": sum(a.first5 for a in answers) / n,
+    }
+
+
+def _answers(
+    lm: FrozenLM, name: str, questions: Sequence[Question], prefix: KVPrefix
+) -> Iterator[Answer]:
+    prompt = _last_column(lm, question_prompt(lm, [q.question for q in questions], prefix))
+    targets, mask = pad_right([answer_ids(lm, q.answers[0]) for q in questions])
+    logits = lm.logits(prompt, targets, mask)
+    log_probs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0] * mask
+    rank = (logits[:, 0] > logits[:, 0].gather(-1, targets[:, :1])).sum(-1)
+    out = lm.decode(prompt, Greedy(), ANSWER_TOKENS, stop_strings=("\n",))
+    for i, q in enumerate(questions):
+        answer = out.texts[i].strip()
+        yield Answer(
+            condition=name,
+            id=q.id,
+            context=q.context,
+            question=q.question,
+            gold=q.answers,
+            answer=answer,
+            em=exact_match(answer, q.answers),
+            f1=f1(answer, q.answers),
+            nll=-log_probs[i].sum().item(),
+            tokens=int(mask[i].sum()),
+            first1=float(rank[i] < 1),
+            first5=float(rank[i] < 5),
+        )
+
+
+def _last_column(lm: FrozenLM, prompt: Prompt) -> Prompt:
+    """The prompt's last token alone, after a prefill of all before it: scoring the gold answer and
+    decoding our own then share the work."""
+    before = Prompt(
+        prompt.embeds[:, :-1], prompt.mask[:, :-1], prompt.positions[:, :-1], prompt.prefix
+    )
+    prefix = lm.prefill(before)
+    return Prompt(prompt.embeds[:, -1:], prompt.mask[:, -1:], prompt.positions[:, -1:], prefix)

@@ -1,0 +1,58 @@
+"""Scores of answers, and how sure we are of them.
+
+Exact match and F1 are SQuAD's: lower case, no punctuation, no articles, single spaces; F1 over bags
+of words, the best over all gold answers (Rajpurkar et al. 2016, arXiv 1606.05250; the formulas of
+the official evaluate-v1.1.py). Written here, not taken from torchmetrics, because intervals need the
+score of every question and torchmetrics keeps sums only.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(answer: str) -> str:
+    """An answer as SQuAD compares it."""
+    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(answer: str, gold: Sequence[str]) -> float:
+    """1.0 where the answer equals any gold answer after normalisation, else 0.0."""
+    return float(any(normalise(answer) == normalise(g) for g in gold))
+
+
+def f1(answer: str, gold: Sequence[str]) -> float:
+    """Harmonic mean of word precision and recall, as bags, against the best gold answer; 0..1."""
+    return max(_f1(normalise(answer).split(), normalise(g).split()) for g in gold)
+
+
+def bootstrap(
+    scores: Sequence[float], groups: Sequence[object], samples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95% percentile interval of the mean (Efron 1979), over resamples of whole groups: questions
+    on one passage share its luck, so passages are drawn and not questions."""
+    _, member = np.unique([str(g) for g in groups], return_inverse=True)
+    sums = np.bincount(member, weights=np.asarray(scores, dtype=float))
+    counts = np.bincount(member)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (samples, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _f1(words: list[str], gold: list[str]) -> float:
+    if not words or not gold:
+        return float(words == gold)
+    common = sum((Counter(words) & Counter(gold)).values())
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(words), common / len(gold)
+    return 2 * precision * recall / (precision + recall)

@@ -1,0 +1,188 @@
+"""Training a wire: the place where port, wire, task and loop meet.
+
+Three stages, each resumable, each on top of the one before:
+
+1. format: the soft tokens that set the form of an answer, on full text, so that the text reference
+   is as strong as it can be and the wire never gets credit for form;
+2. scorer: which tokens each head needs, in closed form from attention;
+3. slots: the residual, by distillation from the same reader with the full text in front of it (KL
+   over the answer's positions) plus answer cross-entropy.
+
+    latentwire train smollm2-4x --data squad_train.jsonl --out runs/smollm2-4x
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentwire.lm import FrozenLM, KVPrefix, Prompt, States, pad_right
+from latentwire.tasks.qa import (
+    Passage,
+    answer_ids,
+    by_context,
+    question_prompt,
+    read_questions,
+    with_format,
+)
+from latentwire.train.loop import LoopConfig, shuffled, train
+from latentwire.train.losses import answer_loss, distillation
+from latentwire.wire.scorer import RidgeFit
+from latentwire.wire.wire import Wire, WireConfig
+
+
+@dataclass(frozen=True)
+class WireRecipe:
+    """A complete training of one wire."""
+
+    wire: WireConfig
+    """The wire that is trained."""
+    format: LoopConfig = field(default_factory=lambda: LoopConfig(steps=150, lr=3e-3, save_every=20))
+    """Stage 1."""
+    scorer_passages: int = 250
+    """Passages that the scorer is fitted on (stage 2)."""
+    slots: LoopConfig = field(default_factory=lambda: LoopConfig(steps=600, lr=1e-3, save_every=20))
+    """Stage 3."""
+    passages: int = 4
+    """Passages per step."""
+    questions: int = 5
+    """Most questions per passage and step."""
+    held_out: int = 100
+    """Passages at the end of the file that are never trained on, for choosing between recipes."""
+    seed: int = 0
+    """Of the order of the data."""
+
+
+def smollm2_4x() -> WireRecipe:
+    """smollm2-135m reads a quarter of the tokens: the shipped wire."""
+    return WireRecipe(WireConfig(reader="smollm2-135m", ratio=4))
+
+
+def smollm2_2x() -> WireRecipe:
+    """smollm2-135m reads half of the tokens."""
+    return WireRecipe(WireConfig(reader="smollm2-135m", ratio=2))
+
+
+def gemma3_4x() -> WireRecipe:
+    """gemma3-270m reads a quarter of the tokens."""
+    return WireRecipe(WireConfig(reader="gemma3-270m", ratio=4))
+
+
+RECIPES = {"smollm2-4x": smollm2_4x, "smollm2-2x": smollm2_2x, "gemma3-4x": gemma3_4x}
+
+
+def train_wire(recipe: WireRecipe, data: Path, out: Path) -> Wire:
+    """Run all stages, or what is left of them, and save the wire in out/wire."""
+    passages = by_context(read_questions(data))[: -recipe.held_out]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(asdict(recipe), indent=1))
+    wire = Wire(FrozenLM.from_pretrained(recipe.wire.reader), recipe.wire)
+    train_format(wire, passages, recipe, out)
+    fit_scorer(wire, passages[: recipe.scorer_passages], out)
+    train_slots(wire, passages, recipe, out)
+    wire.save(out / "wire")
+    return wire
+
+
+def train_format(wire: Wire, passages: Sequence[Passage], recipe: WireRecipe, out: Path) -> None:
+    """Stage 1: the format tokens, with the full text as context."""
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        batch = _batch(passages, recipe, step)
+        targets, mask = _targets(wire.lm, batch)
+        text = _read(wire, batch)[1].prefix
+        log_probs = wire.lm.score(_prompt(wire, batch, text), targets, mask)
+        return answer_loss(log_probs, mask), {}
+
+    train("format", {"format": wire.format}, loss, recipe.format, out)
+
+
+@torch.no_grad()
+def fit_scorer(wire: Wire, passages: Sequence[Passage], out: Path) -> None:
+    """Stage 2: ridge regression on the attention that tokens get from questions with their answers,
+    and from the passage repeated."""
+    path = out / "scorer.safetensors"
+    if path.exists():
+        wire.scorer.load_state_dict(load_file(path))
+        return
+    layers, width, heads = wire.scorer.weight.shape
+    fit = RidgeFit(layers, width, heads)
+    for passage in track(passages, description="scorer"):
+        _, states = _read(wire, [passage])
+        fit.add(states.inputs[:, 0], _attention(wire, passage, states.prefix))
+    fit.solve(wire.scorer)
+    save_file(wire.scorer.state_dict(), path)
+
+
+def train_slots(wire: Wire, passages: Sequence[Passage], recipe: WireRecipe, out: Path) -> None:
+    """Stage 3: the residual of the slots; reader, scorer and format tokens stay as they are."""
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        batch = _batch(passages, recipe, step)
+        targets, mask = _targets(wire.lm, batch)
+        prompt, states = _read(wire, batch)
+        with torch.no_grad():
+            teacher = wire.lm.logits(_prompt(wire, batch, states.prefix), targets, mask)
+        latents = wire.prefix(wire.compress(prompt, states))
+        student = wire.lm.logits(_prompt(wire, batch, latents), targets, mask)
+        log_probs = student.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        ce, kl = answer_loss(log_probs, mask), distillation(teacher, student, mask)
+        return ce + kl, {"ce": ce.item(), "kl": kl.item()}
+
+    wire.format.requires_grad_(False)
+    train("slots", dict(wire.slots.named_parameters()), loss, recipe.slots, out)
+
+
+def _batch(passages: Sequence[Passage], recipe: WireRecipe, step: int) -> list[Passage]:
+    chosen = shuffled(len(passages), recipe.seed, step, recipe.passages)
+    return [Passage(passages[i].context, passages[i].questions[: recipe.questions]) for i in chosen]
+
+
+def _targets(lm: FrozenLM, batch: Sequence[Passage]) -> tuple[Tensor, Tensor]:
+    return pad_right([answer_ids(lm, q.answers[0]) for p in batch for q in p.questions])
+
+
+def _read(wire: Wire, batch: Sequence[Passage]) -> tuple[Prompt, States]:
+    """The LM's pass over the texts: its cache is the text condition, its states are what the wire
+    compresses. Texts are cut to the wire's window."""
+    rows = [wire.lm.ids(p.context)[: wire.config.window] for p in batch]
+    return wire.read(rows, [len(wire.head)] * len(rows))
+
+
+def _prompt(wire: Wire, batch: Sequence[Passage], context: KVPrefix) -> Prompt:
+    """All questions of the batch, each after its own context and the format tokens."""
+    owner = [row for row, p in enumerate(batch) for _ in p.questions]
+    asked = [q.question for p in batch for q in p.questions]
+    formatted = with_format(wire.lm, wire.format, context)
+    return question_prompt(wire.lm, asked, formatted.rows(torch.tensor(owner).to(wire.lm.device)))
+
+
+def _attention(wire: Wire, passage: Passage, prefix: KVPrefix) -> Tensor:
+    """Attention [l, h, t] that each token of the passage gets: the largest of any token of its
+    repetition, plus the largest of each question's tokens, averaged over questions."""
+    lm, ids = wire.lm, wire.lm.ids(passage.context)[: wire.config.window]
+    asked = torch.cat([lm.ids("\n\nRepeat the text above word for word."), lm.frame.tail, ids])
+    repeated = _received(wire, lm.attentions(Prompt.from_ids(lm, [asked], prefix)), len(ids))
+    targets, mask = _targets(lm, [passage])
+    questions = _prompt(wire, [passage], prefix).append(lm.embed(targets), mask)
+    return (repeated + _received(wire, lm.attentions(questions), len(ids), questions.mask)).mean(0)
+
+
+def _received(
+    wire: Wire, maps: Sequence[Tensor], tokens: int, real: Tensor | None = None
+) -> Tensor:
+    """[b, l, h, t]: the most attention that any real query of a row gives each of the `tokens`
+    slots after the head, over the query heads that share a KV head."""
+    heads, start = wire.scorer.weight.shape[-1], len(wire.head)
+    seen = torch.stack([m[..., start : start + tokens] for m in maps], 1)
+    if real is not None:
+        seen = seen * real[:, None, None, :, None]
+    b, layers, query_heads, t, n = seen.shape
+    return seen.reshape(b, layers, heads, query_heads // heads * t, n).amax(3)

@@ -1,0 +1,23 @@
+"""Losses: small functions, each tested against a value worked by hand."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def answer_loss(
+    log_probs: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy in nats per real target token."""
+    return -(log_probs * mask).sum() / mask.sum()
+
+
+def distillation(
+    teacher: Float[Tensor, "b n v"], student: Float[Tensor, "b n v"], mask: Bool[Tensor, "b n"]
+) -> Float[Tensor, ""]:
+    """KL(teacher || student) of next-token distributions, in nats per real target token
+    (Hinton et al. 2015, arXiv 1503.02531). Gradients flow to the student alone."""
+    target = teacher.detach().log_softmax(-1)
+    divergence = (target.exp() * (target - student.log_softmax(-1))).sum(-1)
+    return (divergence * mask).sum() / mask.sum()

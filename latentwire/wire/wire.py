@@ -1,0 +1,266 @@
+"""The wire: a text in, a few slots of keys and values out, read by a frozen LM in its place.
+
+    wire = Wire.from_pretrained("default")
+    prefix = wire.prefix(wire.encode([open("README.md").read()]))
+    prefix = with_format(wire.lm, wire.format, prefix)               # latentwire.tasks.qa
+    answers(wire.lm, ["What is it for?"], prefix)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
+from latentwire.wire.latents import Latents, as_prefix
+from latentwire.wire.message import Message, MessageError
+from latentwire.wire.scorer import Scorer
+from latentwire.wire.slots import Slots
+
+FORMAT_VERSION = 1
+WEIGHTS = "wire.safetensors"
+RESERVE = 256
+"""Positions kept free after a context for format tokens, question and answer."""
+
+
+class WireError(ValueError):
+    """A wire or its input cannot be used. One line: what, expected, got, what to do."""
+
+
+@dataclass(frozen=True)
+class WireConfig:
+    """What a wire is; saved beside its weights."""
+
+    reader: str
+    """Zoo name, Hugging Face id or folder of the LM that reads it."""
+    ratio: int = 4
+    """Tokens in per latent out."""
+    window: int = 512
+    """Most tokens that are encoded in one pass; longer texts are cut into windows."""
+    rank: int = 128
+    """Width of the bottleneck of each layer's residual."""
+    format_tokens: int = 16
+    """Soft tokens between context and question that set the form of the answer."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self)[1:]:
+            if getattr(self, field.name) < 1:
+                raise WireError(f"{field.name} is {getattr(self, field.name)}; expected >= 1")
+
+
+class Wire(nn.Module):
+    """Encoder and format tokens for one frozen reader."""
+
+    def __init__(self, lm: FrozenLM, config: WireConfig):
+        super().__init__()
+        self.lm, self.config = lm, config
+        model = lm.model.config
+        heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
+        head_dim = getattr(model, "head_dim", None) or lm.width // model.num_attention_heads
+        layers = len(lm.blocks)
+        self.scorer = Scorer(layers, lm.width, heads)
+        self.slots = Slots(layers, lm.width, heads, head_dim, config.rank)
+        self.format = nn.Parameter(_initial_format(lm, config.format_tokens))
+        self.to(lm.device)
+
+    @cached_property
+    def head(self) -> KVPrefix:
+        """What every prompt begins with (the chat template's head, or BOS), as a cache of one row."""
+        with torch.no_grad():
+            return self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
+
+    def count(self, tokens: int) -> int:
+        """Latents that a context of so many tokens becomes."""
+        return sum(math.ceil(n / self.config.ratio) for n in self._windows(tokens))
+
+    def encode(self, contexts: Sequence[str], batch: int = 8) -> list[Latents]:
+        """One Latents per text; `batch` windows run through the LM at a time.
+
+        The LM itself gets no gradient, the residual does. Raises WireError for an empty text or one
+        whose latents would not fit the reader's window.
+        """
+        ids = [self.lm.ids(c) for c in contexts]
+        jobs: list[tuple[int, Tensor, int]] = []
+        spans = []
+        for row, tokens in enumerate(ids):
+            if len(tokens) == 0:
+                raise WireError(f"context {row} is empty; expected at least one token")
+            starts, span = self._layout(len(tokens))
+            pieces = tokens.split(self.config.window)
+            jobs += [(row, piece, start) for piece, start in zip(pieces, starts, strict=True)]
+            spans.append(span)
+        made: list[list[Latents]] = [[] for _ in contexts]
+        for first in range(0, len(jobs), batch):
+            part = jobs[first : first + batch]
+            latents = self.compress(*self.read([j[1] for j in part], [j[2] for j in part]))
+            for (row, _, _), z in zip(part, latents, strict=True):
+                made[row].append(z)
+        return [_joined(zs, span) for zs, span in zip(made, spans, strict=True)]
+
+    @property
+    def id(self) -> bytes:
+        """First 8 bytes of the weights' sha256: which wire made a message."""
+        return hashlib.sha256(self._weights()).digest()[:8]
+
+    def send(self, contexts: Sequence[str]) -> list[Message]:
+        """Texts as messages."""
+        with torch.no_grad():
+            latents = self.encode(contexts)
+        wire_id = self.id
+        return [Message(wire_id, self.config.reader, z) for z in latents]
+
+    def receive(self, messages: Sequence[Message]) -> KVPrefix:
+        """Messages as a cache. Raises MessageError for a message that another wire made."""
+        wire_id = self.id
+        for message in messages:
+            if message.wire_id != wire_id:
+                raise MessageError(
+                    f"message of wire {message.wire_id.hex()} for {message.reader}; "
+                    f"this is wire {wire_id.hex()} for {self.config.reader}"
+                )
+        return self.prefix([m.latents for m in messages])
+
+    def prefix(self, latents: Sequence[Latents]) -> KVPrefix:
+        """Latents as a cache that the reader continues from, the head before them."""
+        return as_prefix(self.head, latents)
+
+    def save(self, folder: Path) -> None:
+        """config.json and bf16 weights, the weights' sha256 in the config."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = self._weights()
+        record = {
+            "format_version": FORMAT_VERSION,
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            "architecture": _architecture(self.lm),
+            **asdict(self.config),
+        }
+        _write(folder / WEIGHTS, weights)
+        _write(folder / "config.json", json.dumps(record, indent=1).encode())
+
+    @classmethod
+    def from_pretrained(cls, name: str, lm: FrozenLM | None = None) -> Wire:
+        """Load a wire from a folder, or the shipped one by the name "default".
+
+        lm: its reader if it is loaded already, else it is loaded (and fetched) by name. Raises
+        WireError for a folder that is no wire, weights that were truncated or altered, or a reader
+        of another architecture.
+        """
+        folder = Path(str(files("latentwire") / "data" / "wire")) if name == "default" else Path(name)
+        record = _read_config(folder)
+        known = {f.name for f in fields(WireConfig)}
+        config = WireConfig(**{k: v for k, v in record.items() if k in known})
+        try:
+            weights = (folder / WEIGHTS).read_bytes()
+        except OSError:
+            raise WireError(f"{folder}: no {WEIGHTS}; expected config.json and {WEIGHTS}") from None
+        if hashlib.sha256(weights).hexdigest() != record["sha256"]:
+            raise WireError(f"{folder / WEIGHTS} is truncated or altered (sha256 differs from config)")
+        lm = lm or FrozenLM.from_pretrained(config.reader)
+        if _architecture(lm) != record["architecture"]:
+            raise WireError(
+                f"{folder} was trained for {config.reader} {record['architecture']}; "
+                f"got {lm.name} {_architecture(lm)}"
+            )
+        wire = cls(lm, config)
+        wire.load_state_dict({k: v.float() for k, v in load(weights).items()}, strict=True)
+        return wire.eval()
+
+    def _weights(self) -> bytes:
+        state = {k: v.detach().to("cpu", torch.bfloat16) for k, v in self.state_dict().items()}
+        return save(state)
+
+    def _windows(self, tokens: int) -> list[int]:
+        size = self.config.window
+        return [min(size, tokens - start) for start in range(0, tokens, size)]
+
+    def _layout(self, tokens: int) -> tuple[list[int], int]:
+        """Position of each window's first token, and positions taken in all.
+
+        Windows stand one after another; where a text is longer than the reader's window they
+        overlap, evenly, so that the last one still ends inside it.
+        """
+        head, windows = len(self.head), self._windows(tokens)
+        room = self.lm.window - head - RESERVE
+        if room < self.count(tokens) or room < windows[0]:
+            most = room * self.config.ratio
+            raise WireError(
+                f"context has {tokens} tokens; at most {most} fit {self.lm.name} at "
+                f"{self.config.ratio}x: cut the text"
+            )
+        stride = float(self.config.window)
+        if tokens > room:
+            stride = (room - self.config.window) / (len(windows) - 1)
+        starts = [head + int(i * stride) for i in range(len(windows))]
+        return starts, starts[-1] + windows[-1] - head
+
+    def read(self, pieces: Sequence[Tensor], starts: Sequence[int]) -> tuple[Prompt, States]:
+        """The LM's one pass over windows of ids, each after the head and from its own position."""
+        head = self.head.rows(torch.zeros(len(pieces), dtype=torch.long, device=self.lm.device))
+        placed = replace(head, next_position=torch.tensor(starts, device=self.lm.device))
+        with torch.no_grad():
+            prompt = Prompt.from_ids(self.lm, pieces, placed)
+            return prompt, self.lm.states(prompt)
+
+    def compress(self, prompt: Prompt, states: States) -> list[Latents]:
+        """What `read` gave, as latents: one per window."""
+        with torch.no_grad():
+            scores = self.scorer(states.inputs)
+        keys, values = torch.stack(states.prefix.keys), torch.stack(states.prefix.values)
+        return [
+            self.slots(
+                self.lm,
+                states.inputs[:, row, -n:],
+                keys[:, row, :, -n:],
+                values[:, row, :, -n:],
+                scores[:, row, :, -n:],
+                prompt.positions[row, -n:],
+                math.ceil(n / self.config.ratio),
+            )
+            for row, n in enumerate(prompt.mask.sum(1).tolist())
+        ]
+
+
+def _joined(windows: Sequence[Latents], span: int) -> Latents:
+    keys = torch.cat([z.keys for z in windows], 2)
+    return Latents(keys, torch.cat([z.values for z in windows], 2), span)
+
+
+def _initial_format(lm: FrozenLM, count: int) -> Tensor:
+    """Embeddings of an instruction, repeated or cut to `count` tokens: a start that has a meaning."""
+    ids = lm.ids("\n\nAnswer the question with a short span copied from the text, nothing else.")
+    return lm.embed(ids.repeat(math.ceil(count / len(ids)))[:count]).detach().clone()
+
+
+def _architecture(lm: FrozenLM) -> str:
+    model = lm.model.config
+    return f"{model.model_type}-{len(lm.blocks)}x{lm.width}-v{model.vocab_size}"
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        record = json.loads((folder / "config.json").read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise WireError(f"{folder} is no wire; expected a folder with config.json, or default") from None
+    if not isinstance(record, dict) or "sha256" not in record or "reader" not in record:
+        raise WireError(f"{folder}/config.json is not a wire's; expected the one that save wrote")
+    if record.get("format_version") != FORMAT_VERSION:
+        raise WireError(
+            f"{folder}: wire format {record.get('format_version')}; expected {FORMAT_VERSION}"
+        )
+    return record
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)
