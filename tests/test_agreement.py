@@ -8,8 +8,16 @@ import torch
 from peft import LoraConfig
 from tiny import CONFIGS, tiny_lm
 
-from latentwire.lm import Greedy, KVPrefix, Patch, Prompt, Sampled, StraightThroughGumbel
-from latentwire.lm import pad_right, seeded_noise
+from latentwire.lm import (
+    Greedy,
+    KVPrefix,
+    Patch,
+    Prompt,
+    Sampled,
+    StraightThroughGumbel,
+    pad_right,
+    seeded_noise,
+)
 from latentwire.lm.doctor import CHECKS, TEXTS
 
 
@@ -50,7 +58,8 @@ def test_score_is_the_hand_computed_log_softmax_of_hugging_face(lm):
     context, answer = lm.ids("Twelve"), lm.ids("abc")
     logits = lm.model(torch.cat([context, answer])[None]).logits[0]
     expected = [
-        (logits[len(context) - 1 + i] / 1.3).log_softmax(-1)[token] for i, token in enumerate(answer)
+        (logits[len(context) - 1 + i] / 1.3).log_softmax(-1)[token]
+        for i, token in enumerate(answer)
     ]
     ours = lm.score(Prompt.from_ids(lm, [context]), answer[None], temperature=1.3)[0]
     torch.testing.assert_close(ours, torch.stack(expected), atol=1e-5, rtol=0)
@@ -149,7 +158,9 @@ def test_lora_is_switched_per_call(family):
     targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
     student = lm.add_lora("student", LoraConfig(r=2, target_modules=targets))
     for name, parameter in student.adapter_parameters().items():
-        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+        torch.nn.init.normal_(
+            parameter, std=0.3, generator=torch.Generator().manual_seed(len(name))
+        )
     on = student.head(student.final(prompt))
     assert (on - plain).abs().max() > 0.01
     assert torch.equal(lm.head(lm.final(prompt)), plain)

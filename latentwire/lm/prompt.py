@@ -66,8 +66,7 @@ class KVPrefix:
         return self.mask.shape[1]
 
     def rows(self, index: Int[Tensor, " n"]) -> KVPrefix:
-        """The prefix with rows picked, in the order and as often as `index` names them: K
-        continuations of each row share one prefill through `rows(arange(b).repeat_interleave(K))`."""
+        """The prefix with rows picked, in the order and as often as `index` names them."""
         return KVPrefix(
             tuple(k[index] for k in self.keys),
             tuple(v[index] for v in self.values),
@@ -77,7 +76,7 @@ class KVPrefix:
         )
 
     def repeat(self, times: int) -> KVPrefix:
-        """Each row `times` times in a row."""
+        """Each row `times` times in a row: K continuations that share one prefill."""
         rows = torch.arange(len(self.mask), device=self.mask.device)
         return self.rows(rows.repeat_interleave(times))
 
@@ -122,6 +121,11 @@ class Prompt:
         embeds = torch.stack([_pad_left(e, width) for e, _ in made])
         positions = torch.stack([_pad_left(p, width) for _, p in made])
         length = torch.tensor(lengths, device=device)[:, None]
+        used = positions.max().item() + (prefix.next_position.max().item() if prefix else 0) + 1
+        if used > lm.window:
+            raise ValueError(
+                f"prompt takes {used} positions; {lm.name} has a window of {lm.window}"
+            )
         mask = torch.arange(width, device=device)[None] >= width - length
         if prefix is not None:
             positions = torch.where(mask, positions + prefix.next_position[:, None], 0)

@@ -28,8 +28,8 @@ from latentwire.tasks.qa import (
     Passage,
     answer_ids,
     by_context,
+    load_questions,
     question_prompt,
-    read_questions,
     with_format,
 )
 from latentwire.train.loop import LoopConfig, shuffled, train
@@ -42,13 +42,21 @@ from latentwire.wire.wire import Wire, WireConfig
 class WireRecipe:
     """A complete training of one wire."""
 
+    name: str
+    """Of the run folder, runs/NAME, unless `out` says otherwise."""
     wire: WireConfig
     """The wire that is trained."""
-    format: LoopConfig = field(default_factory=lambda: LoopConfig(steps=150, lr=3e-3, save_every=20))
+    data: str = "hub:rajpurkar/squad"
+    """A JSONL file with rows {"id", "context", "question", "answers"}, or hub:NAME."""
+    out: Path | None = None
+    """Run folder; a folder that holds this run already is gone on with."""
+    format: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=150, lr=3e-3, save_every=20)
+    )
     """Stage 1."""
-    scorer_passages: int = 250
+    scorer_passages: int = 200
     """Passages that the scorer is fitted on (stage 2)."""
-    slots: LoopConfig = field(default_factory=lambda: LoopConfig(steps=600, lr=1e-3, save_every=20))
+    slots: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500, lr=1e-3, save_every=20))
     """Stage 3."""
     passages: int = 4
     """Passages per step."""
@@ -62,33 +70,43 @@ class WireRecipe:
 
 def smollm2_4x() -> WireRecipe:
     """smollm2-135m reads a quarter of the tokens: the shipped wire."""
-    return WireRecipe(WireConfig(reader="smollm2-135m", ratio=4))
+    return WireRecipe("smollm2-4x", WireConfig(reader="smollm2-135m", ratio=4))
 
 
 def smollm2_2x() -> WireRecipe:
     """smollm2-135m reads half of the tokens."""
-    return WireRecipe(WireConfig(reader="smollm2-135m", ratio=2))
+    return WireRecipe("smollm2-2x", WireConfig(reader="smollm2-135m", ratio=2))
 
 
 def gemma3_4x() -> WireRecipe:
     """gemma3-270m reads a quarter of the tokens."""
-    return WireRecipe(WireConfig(reader="gemma3-270m", ratio=4))
+    return WireRecipe("gemma3-4x", WireConfig(reader="gemma3-270m", ratio=4))
 
 
 RECIPES = {"smollm2-4x": smollm2_4x, "smollm2-2x": smollm2_2x, "gemma3-4x": gemma3_4x}
 
 
-def train_wire(recipe: WireRecipe, data: Path, out: Path) -> Wire:
-    """Run all stages, or what is left of them, and save the wire in out/wire."""
-    passages = by_context(read_questions(data))[: -recipe.held_out]
+def train_wire(recipe: WireRecipe) -> Path:
+    """Run all stages, or what is left of them; the run folder, whose wire/ is the trained wire.
+
+    Raises ValueError for a run folder that holds another run, before any compute.
+    """
+    out = recipe.out or Path("runs") / recipe.name
+    config = json.dumps(asdict(recipe), indent=1, default=str)
+    saved = out / "config.json"
+    if saved.exists() and saved.read_text() != config:
+        raise ValueError(f"{out} holds a run with another config; give another --out or remove it")
+    least = recipe.held_out + recipe.passages
+    passages = by_context(load_questions(recipe.data, least=least))
+    passages = passages[: len(passages) - recipe.held_out]
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(recipe), indent=1))
+    saved.write_text(config)
     wire = Wire(FrozenLM.from_pretrained(recipe.wire.reader), recipe.wire)
     train_format(wire, passages, recipe, out)
     fit_scorer(wire, passages[: recipe.scorer_passages], out)
     train_slots(wire, passages, recipe, out)
     wire.save(out / "wire")
-    return wire
+    return out
 
 
 def train_format(wire: Wire, passages: Sequence[Passage], recipe: WireRecipe, out: Path) -> None:

@@ -55,6 +55,34 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     return rows
 
 
+def load_questions(source: str, limit: int | None = None, least: int = 1) -> list[Question]:
+    """Questions of a JSONL file, or of a data set on the Hugging Face hub ("hub:rajpurkar/squad",
+    its train split; needs `pip install latentwire[hub]`). Raises DataError for fewer than `least`
+    passages."""
+    rows = _read_hub(source[4:], limit) if source.startswith("hub:") else None
+    rows = read_questions(Path(source), limit) if rows is None else rows
+    passages = len({row.context for row in rows})
+    if passages < least:
+        raise DataError(f"{source}: {passages} passages; expected at least {least}")
+    return rows
+
+
+def _read_hub(name: str, limit: int | None) -> list[Question]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise DataError(f"hub:{name} needs datasets: pip install 'latentwire[hub]'") from None
+    try:
+        rows = load_dataset(name, split="train" if limit is None else f"train[:{limit}]")
+    except Exception as error:  # datasets raises many kinds; a user needs the reason in one line
+        raise DataError(f"hub:{name}: {str(error).splitlines()[0]}") from None
+    return [
+        Question(str(r["id"]), r["context"], r["question"], tuple(r["answers"]["text"]))
+        for r in rows
+        if r["answers"]["text"]
+    ]
+
+
 def by_context(rows: Sequence[Question]) -> list[Passage]:
     """Passages in order of first appearance, each with its questions in order."""
     found: dict[str, list[Question]] = {}

@@ -76,7 +76,9 @@ def train(
                     _save(path, names, tensors, optimizer, step)
         except KeyboardInterrupt:
             _save(path, names, tensors, optimizer, step)
-            bar.console.print(f"stopped at step {step} of {stage}; the same command goes on from here")
+            bar.console.print(
+                f"stopped at step {step} of {stage}; the same command goes on from here"
+            )
             raise
 
 
@@ -95,7 +97,9 @@ def _update(step, tensors, loss: Loss, optimizer, config: LoopConfig) -> dict[st
         group["lr"] = config.lr * _schedule(step, config)
     value, figures = loss(step)
     if not torch.isfinite(value):
-        raise FloatingPointError(f"loss is {value.item()} at step {step}; the last checkpoint is good")
+        raise FloatingPointError(
+            f"loss is {value.item()} at step {step}; the last checkpoint is good"
+        )
     optimizer.zero_grad()
     value.backward()
     norm = torch.nn.utils.clip_grad_norm_(tensors, config.clip)

@@ -6,9 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def answer_loss(
-    log_probs: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"]
-) -> Float[Tensor, ""]:
+def answer_loss(log_probs: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, ""]:
     """Cross-entropy in nats per real target token."""
     return -(log_probs * mask).sum() / mask.sum()
 

@@ -32,7 +32,7 @@ class Latents:
 def as_prefix(head: KVPrefix, latents: Sequence[Latents]) -> KVPrefix:
     """The head's cache (one row), then each context's latents: one row of prefix per context."""
     width = max(len(z) for z in latents)
-    rows, p = len(latents), len(head)
+    rows = len(latents)
     start = int(head.next_position[0])
 
     def joined(per_head: tuple[Tensor, ...], pick: str) -> tuple[Tensor, ...]:

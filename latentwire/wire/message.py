@@ -39,7 +39,16 @@ class Message:
         layers, heads, slots, width = self.latents.keys.shape
         name = self.reader.encode()
         header = _HEADER.pack(
-            MAGIC, VERSION, self.wire_id, layers, heads, width, slots, self.latents.span, BITS, len(name)
+            MAGIC,
+            VERSION,
+            self.wire_id,
+            layers,
+            heads,
+            width,
+            slots,
+            self.latents.span,
+            BITS,
+            len(name),
         )
         both = torch.stack([self.latents.keys, self.latents.values]).detach().cpu()
         # Past the largest half float a value would become infinite and poison every answer.
@@ -49,7 +58,9 @@ class Message:
     def from_bytes(cls, data: bytes) -> Message:
         """The inverse; lengths are checked before anything is allocated. Raises MessageError."""
         if len(data) < _HEADER.size or data[:4] != MAGIC:
-            raise MessageError(f"not a wire message: {len(data)} bytes, expected a header {MAGIC!r}")
+            raise MessageError(
+                f"not a wire message: {len(data)} bytes, expected a header {MAGIC!r}"
+            )
         fields = _HEADER.unpack_from(data)
         _, version, wire_id, layers, heads, width, slots, span, bits, name_length = fields
         if version != VERSION or bits != BITS:
@@ -60,13 +71,17 @@ class Message:
         start = _HEADER.size + name_length
         values = 2 * layers * heads * slots * width
         if values == 0 or len(data) != start + 2 * values:
-            raise MessageError(f"message has {len(data)} bytes; its header says {start + 2 * values}")
+            raise MessageError(
+                f"message has {len(data)} bytes; its header says {start + 2 * values}"
+            )
         try:
             reader = data[_HEADER.size : start].decode()
         except UnicodeDecodeError:
             raise MessageError("the reader's name in the message is not UTF-8") from None
         both = np.frombuffer(data, "<f2", values, start).astype(np.float32)
         if not np.isfinite(both).all():
-            raise MessageError("message holds values that are not finite; it was altered on the way")
+            raise MessageError(
+                "message holds values that are not finite; it was altered on the way"
+            )
         keys, vals = torch.from_numpy(both).view(2, layers, heads, slots, width)
         return cls(wire_id, reader, Latents(keys, vals, span))

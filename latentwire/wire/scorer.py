@@ -54,7 +54,9 @@ class RidgeFit:
             raise ValueError("no contexts were added; expected at least one before solve")
         ridge = penalty * self.tokens * torch.eye(self.gram.shape[-1], dtype=torch.float64)
         # One layer at a time: the batched solver of torch 2.13 fails on CPU at this size.
-        solved = [torch.linalg.solve(g + ridge, m) for g, m in zip(self.gram, self.moment, strict=True)]
+        solved = [
+            torch.linalg.solve(g + ridge, m) for g, m in zip(self.gram, self.moment, strict=True)
+        ]
         weights = torch.stack(solved).to(scorer.weight)
         scorer.weight.copy_(weights[:, :-1])
         scorer.bias.copy_(weights[:, -1])

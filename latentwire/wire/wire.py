@@ -1,9 +1,9 @@
 """The wire: a text in, a few slots of keys and values out, read by a frozen LM in its place.
 
-    wire = Wire.from_pretrained("default")
-    prefix = wire.prefix(wire.encode([open("README.md").read()]))
-    prefix = with_format(wire.lm, wire.format, prefix)               # latentwire.tasks.qa
-    answers(wire.lm, ["What is it for?"], prefix)
+wire = Wire.from_pretrained("default")
+prefix = wire.prefix(wire.encode([open("README.md").read()]))
+prefix = with_format(wire.lm, wire.format, prefix)               # latentwire.tasks.qa
+answers(wire.lm, ["What is it for?"], prefix)
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Wire(nn.Module):
 
     @cached_property
     def head(self) -> KVPrefix:
-        """What every prompt begins with (the chat template's head, or BOS), as a cache of one row."""
+        """What every prompt begins with (chat template's head, or BOS), as a cache of one row."""
         with torch.no_grad():
             return self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
 
@@ -155,7 +155,9 @@ class Wire(nn.Module):
         WireError for a folder that is no wire, weights that were truncated or altered, or a reader
         of another architecture.
         """
-        folder = Path(str(files("latentwire") / "data" / "wire")) if name == "default" else Path(name)
+        folder = (
+            Path(str(files("latentwire") / "data" / "wire")) if name == "default" else Path(name)
+        )
         record = _read_config(folder)
         known = {f.name for f in fields(WireConfig)}
         config = WireConfig(**{k: v for k, v in record.items() if k in known})
@@ -164,7 +166,9 @@ class Wire(nn.Module):
         except OSError:
             raise WireError(f"{folder}: no {WEIGHTS}; expected config.json and {WEIGHTS}") from None
         if hashlib.sha256(weights).hexdigest() != record["sha256"]:
-            raise WireError(f"{folder / WEIGHTS} is truncated or altered (sha256 differs from config)")
+            raise WireError(
+                f"{folder / WEIGHTS} is truncated or altered (sha256 differs from config)"
+            )
         lm = lm or FrozenLM.from_pretrained(config.reader)
         if _architecture(lm) != record["architecture"]:
             raise WireError(
@@ -236,7 +240,7 @@ def _joined(windows: Sequence[Latents], span: int) -> Latents:
 
 
 def _initial_format(lm: FrozenLM, count: int) -> Tensor:
-    """Embeddings of an instruction, repeated or cut to `count` tokens: a start that has a meaning."""
+    """Embeddings of an instruction, repeated or cut to `count` tokens: a start with a meaning."""
     ids = lm.ids("\n\nAnswer the question with a short span copied from the text, nothing else.")
     return lm.embed(ids.repeat(math.ceil(count / len(ids)))[:count]).detach().clone()
 
@@ -250,7 +254,9 @@ def _read_config(folder: Path) -> dict:
     try:
         record = json.loads((folder / "config.json").read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        raise WireError(f"{folder} is no wire; expected a folder with config.json, or default") from None
+        raise WireError(
+            f"{folder} is no wire; expected a folder with config.json, or default"
+        ) from None
     if not isinstance(record, dict) or "sha256" not in record or "reader" not in record:
         raise WireError(f"{folder}/config.json is not a wire's; expected the one that save wrote")
     if record.get("format_version") != FORMAT_VERSION:

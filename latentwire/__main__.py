@@ -1,0 +1,155 @@
+"""The commands. Each is a typed function, and its docstring is the help."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+Positional = tyro.conf.Positional
+out = Console()
+
+
+def ask(
+    question: Positional[str],
+    context: Path,
+    wire: str = "default",
+    full_text: bool = False,
+) -> None:
+    """Answer a question about a text file that the reader sees only as latents.
+
+    Args:
+        question: What to ask.
+        context: Any UTF-8 text file; one longer than the wire's window is compressed window by
+            window.
+        wire: A wire's folder, or default, the shipped one.
+        full_text: Also show what the same reader answers with the whole text in front of it.
+    """
+    from latentwire.evals import baselines
+    from latentwire.tasks.base import DataError, read_text
+    from latentwire.tasks.qa import answers, with_format
+    from latentwire.wire.wire import Wire
+
+    if not question.strip():
+        raise DataError("the question is empty; expected text")
+    text = read_text(context)
+    loaded = Wire.from_pretrained(wire)
+    lm = loaded.lm
+    messages = loaded.send([text])
+
+    def answer(prefix) -> str:
+        return answers(lm, [question], with_format(lm, loaded.format, prefix))[0]
+
+    out.print(answer(loaded.receive(messages)), markup=False, highlight=False)
+    tokens, latents = len(lm.ids(text)), len(messages[0].latents)
+    out.print(f"[dim]{lm.name} read {tokens} tokens as {latents} latents[/dim]", highlight=False)
+    if full_text:
+        out.print(f"full text: {answer(baselines.full_text(lm)([text]))}", markup=False)
+
+
+def evaluate(
+    wire: Positional[str] = "default",
+    data: str | None = None,
+    limit: int | None = None,
+    json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    run: Path | None = None,
+) -> None:
+    """Score a wire beside full text, truncation, no text, and latents that say nothing.
+
+    Args:
+        wire: A wire's folder, or default, the shipped one.
+        data: JSONL with rows {"id", "context", "question", "answers"}; the shipped almanac if not
+            given.
+        limit: Only the first so many questions.
+        json_out: Write the result as JSON to this file.
+        run: Run folder for results.json, predictions.jsonl and report.html.
+    """
+    from latentwire.recipes.evaluation import ALMANAC, evaluate_wire
+    from latentwire.report.page import write_report
+    from latentwire.report.tables import results_table, verdict
+    from latentwire.wire.wire import Wire
+
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit is {limit}; expected at least 1")
+    result = evaluate_wire(Wire.from_pretrained(wire), data or ALMANAC, limit, run)
+    out.print(results_table(result))
+    for line in verdict(result):
+        out.print(f"- {line}", markup=False, highlight=False)
+    if json_out is not None:
+        json_out.write_text(json.dumps(result, indent=1))
+    if run is not None:
+        out.print(f"report: {write_report(run)}", highlight=False)
+
+
+def fetch(name: Positional[str]) -> None:
+    """Bring a model to this machine: smollm2-135m, gemma3-270m, or a Hugging Face id."""
+    from latentwire.lm.zoo import locate
+
+    out.print(str(locate(name)), highlight=False)
+
+
+def doctor(model: Positional[str]) -> int:
+    """Check that every path through a model agrees: prefill, cache, padding, patches, scores,
+    gradients, and Hugging Face's own output. Exit status 1 where one does not.
+
+    Args:
+        model: Zoo name, Hugging Face id or local folder.
+    """
+    from latentwire.lm.doctor import examine
+    from latentwire.lm.frozen import FrozenLM
+
+    failed = 0
+    out.print(
+        f"{'check':34}{'input':11}{'batch':8}{'difference':>12}{'allowed':>10}", highlight=False
+    )
+    for f in examine(FrozenLM.from_pretrained(model)):
+        failed += not f.passed
+        batch, word = ("ragged" if f.ragged else "one row"), ("" if f.passed else "  FAILED")
+        line = f"{f.check:34}{f.kind:11}{batch:8}{f.difference:12.1e}{f.tolerance:10.0e}{word}"
+        out.print(line, style="red" if word else None, highlight=False)
+    out.print(f"{failed} checks failed" if failed else "all checks passed", highlight=False)
+    return min(failed, 1)
+
+
+def report(run: Positional[Path]) -> None:
+    """Write RUN/report.html from what a run folder holds."""
+    from latentwire.report.page import write_report
+
+    out.print(str(write_report(run)), highlight=False)
+
+
+def train(arguments: list[str]) -> None:
+    """Train a recipe; every field of it can be overridden on the command line."""
+    from latentwire.recipes.wire import RECIPES, train_wire
+
+    made = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}
+    recipe = tyro.extras.overridable_config_cli(made, args=arguments, prog="latentwire train")
+    out.print(f"trained: {train_wire(recipe) / 'wire'}", highlight=False)
+
+
+COMMANDS = {"ask": ask, "eval": evaluate, "fetch": fetch, "doctor": doctor, "report": report}
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit status 2."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments[:1] == ["train"]:
+            train(arguments[1:])
+            return
+        with_train = {**COMMANDS, "train": train}
+        status = tyro.extras.subcommand_cli_from_dict(with_train, args=arguments, prog="latentwire")
+        raise SystemExit(status or 0)
+    except ValueError as error:
+        print(f"latentwire: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

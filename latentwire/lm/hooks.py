@@ -1,0 +1,40 @@
+"""Hooks on a model's blocks: they live in a context manager and are gone when it exits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentwire.lm.prompt import Patch
+
+
+class Reached(Exception):
+    """Raised inside a forward pass when the layer that was asked for has been computed."""
+
+
+def tensor_of(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def replacing(patch: Patch):
+    def replace_output(_module, _args, output):
+        hidden = tensor_of(output)
+        rows = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(patch.positions)
+        patched = hidden.index_put((rows, patch.positions), patch.vectors.to(hidden.dtype))
+        return (patched, *output[1:]) if isinstance(output, tuple) else patched
+
+    return replace_output
+
+
+@contextmanager
+def hooked(hooks: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,206 @@
+"""What a run's results say: the verdict in words, and the rows of the tables.
+
+Page and terminal show the same rows because both are made here. The verdict is computed from
+intervals, never from means alone, and it names what the wire fails to beat.
+
+    print(*verdict(results), sep="\\n")
+    rich.print(results_table(results))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+NAMES = {
+    "text": "full text",
+    "wire": "wire",
+    "truncated_tokens": "truncated to equal tokens",
+    "closed_book": "closed book (no text)",
+    "zero_latents": "zero latents (control)",
+    "foreign_latents": "another example's latents (control)",
+}
+"""Conditions as people call them, in the order in which they are shown."""
+
+CONTROLS = ("closed_book", "zero_latents", "foreign_latents")
+"""What a wire that reads its latents must beat."""
+
+COLUMNS = ("condition", "EM, %", "F1, %", "NLL", "first token, %", "in top 5, %")
+FIGURES = ("em", "em_low", "em_high", "f1", "f1_low", "f1_high", "nll", "first1", "first5")
+
+
+class ReportError(ValueError):
+    """A run folder does not hold what a report needs."""
+
+
+def conditions(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Rows of the results in the order of NAMES, then any others. Raises ReportError where a row
+    lacks a figure."""
+    rows = results.get("rows", {})
+    for key, row in rows.items():
+        missing = [f for f in FIGURES if not isinstance(row.get(f), int | float)]
+        if missing:
+            raise ReportError(f"results: row {key!r} has no number for {', '.join(missing)}")
+    order = [*(k for k in NAMES if k in rows), *(k for k in rows if k not in NAMES)]
+    return {k: rows[k] for k in order}
+
+
+def name(condition: str) -> str:
+    """The human name of a condition."""
+    return NAMES.get(condition, condition.replace("_", " "))
+
+
+def reads_latents(results: dict[str, Any]) -> bool | None:
+    """Whether the wire's F1 interval lies above that of every control; None where that is unknown
+    because the wire or a control was not evaluated."""
+    rows = conditions(results)
+    if "wire" not in rows:
+        return None
+    if _unbeaten(rows):
+        return False
+    return True if all(c in rows for c in CONTROLS) else None
+
+
+def verdict(results: dict[str, Any]) -> list[str]:
+    """The results in words, one sentence or two an item: controls, truncation, retention, bytes,
+    time and cache. An item whose figures are missing is left out, except the first."""
+    rows = conditions(results)
+    of_rows = (_controls(results, rows), _truncation(rows), _retention(results, rows))
+    return [said for said in (*of_rows, _bytes(results), _speed(results)) if said]
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """The rows for a terminal."""
+    caption = "95% intervals in brackets; NLL in nats per token"
+    table = Table(caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for i, column in enumerate(COLUMNS):
+        # On 80 columns the names wrap, not the intervals.
+        table.add_column(column, justify="right" if i else "left", no_wrap=i in (1, 2))
+    for key, cells in zip(conditions(results), result_rows(results), strict=True):
+        table.add_row(*cells, style="bold" if key == "wire" else "dim" if key in CONTROLS else None)
+    return table
+
+
+def result_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Cells under COLUMNS, one row a condition."""
+    return [
+        [name(key), interval(row, "em"), interval(row, "f1"), f"{row['nll']:.2f}"]
+        + [f"{100 * row[f]:.1f}" for f in ("first1", "first5")]
+        for key, row in conditions(results).items()
+    ]
+
+
+def size_rows(results: dict[str, Any]) -> list[list[str]]:
+    """What a context costs: quantity, full text, wire, wire / full text. Blank where a quantity is
+    only known as a ratio."""
+    get = results.get
+    measured = [
+        ("positions that the reader attends to", get("tokens_in"), get("latents_out"), ",.1f"),
+        ("bytes sent", get("text_bytes"), get("message_bytes"), ",.0f"),
+    ]
+    rows = []
+    for label, text, wire, form in measured:
+        cells = ["not measured" if v is None else format(v, form) for v in (text, wire)]
+        rows.append([label, *cells, _share(wire / text) if text and wire is not None else ""])
+    for label, key in (
+        ("KV-cache bytes", "kv_ratio"),
+        ("time to first token, message given", "ttft_ratio"),
+        ("time to first token, encoding counted", "encode_ttft_ratio"),
+    ):
+        ratio = get(key)
+        rows.append([label, "", "", "not measured" if ratio is None else _share(ratio)])
+    return rows
+
+
+def interval(row: dict[str, float], figure: str, unit: str = "") -> str:
+    """A share as percent with its 95% interval: 48.1 (44.0 to 52.3)."""
+    mean, low, high = (100 * row[figure + end] for end in ("", "_low", "_high"))
+    return f"{mean:.1f}{unit} ({low:.1f} to {high:.1f})"
+
+
+def _unbeaten(rows: dict[str, dict[str, float]]) -> list[str]:
+    low = rows["wire"]["f1_low"]
+    return [c for c in CONTROLS if c in rows and low <= rows[c]["f1_high"]]
+
+
+def _controls(results: dict[str, Any], rows: dict[str, dict[str, float]]) -> str:
+    reads = reads_latents(results)
+    if reads is None:
+        absent = _and([name(c) for c in ("wire", *CONTROLS) if c not in rows])
+        return f"Whether this wire reads its latents is unknown: there are no results for {absent}."
+    own = f"its F1 of {interval(rows['wire'], 'f1', '%')}"
+    if reads:
+        beaten = _and([name(c) for c in CONTROLS])
+        return f"This wire reads its latents: {own} lies above the intervals of {beaten}."
+    unbeaten = _and(
+        [f"{name(c)}, {interval(rows[c], 'f1', '%')}" for c in _unbeaten(rows)], "; and "
+    )
+    return f"This wire is not reading its latents: {own} does not lie above {unbeaten}."
+
+
+def _truncation(rows: dict[str, dict[str, float]]) -> str | None:
+    if "wire" not in rows or "truncated_tokens" not in rows:
+        return None
+    wire, cut = rows["wire"], rows["truncated_tokens"]
+    figures = f"F1 {interval(wire, 'f1', '%')} against {interval(cut, 'f1', '%')}"
+    if wire["f1_low"] > cut["f1_high"]:
+        return f"It is better than the text truncated to equal tokens: {figures}."
+    if wire["f1_high"] < cut["f1_low"]:
+        return f"It is worse than the text truncated to equal tokens: {figures}."
+    return f"It is not better than the text truncated to equal tokens: {figures}; they overlap."
+
+
+def _retention(results: dict[str, Any], rows: dict[str, dict[str, float]]) -> str | None:
+    if results.get("retention") is None:
+        return None
+    said = f"It keeps {results['retention']:.0%} of the full text's F1"
+    if "text" not in rows or "closed_book" not in rows or not rows["text"]["f1"]:
+        return f"{said}."
+    # Retention flatters where the reader knows the answers by itself.
+    return (
+        f"{said}; with no text at all, {rows['closed_book']['f1'] / rows['text']['f1']:.0%} remain."
+    )
+
+
+def _bytes(results: dict[str, Any]) -> str | None:
+    message, text = results.get("message_bytes"), results.get("text_bytes")
+    if message is None or not text:
+        return None
+    times = message / text
+    if times <= 1:
+        than = "smaller than" if times < 1 else "as large as"
+        return f"The message is {than} its text: {message:,.0f} bytes against {text:,.0f}."
+    # Only what was measured to shrink is called saved.
+    saves = [
+        what
+        for what, key in (("cache", "kv_ratio"), ("prefill", "ttft_ratio"))
+        if results.get(key) is not None and results[key] < 1
+    ]
+    but = f"this wire saves {_and(saves)}, not bytes" if saves else "this wire does not save bytes"
+    return f"The message is {_times(times)} times larger than its text: {but}."
+
+
+def _speed(results: dict[str, Any]) -> str | None:
+    ttft, kv, encoded = (results.get(k) for k in ("ttft_ratio", "kv_ratio", "encode_ttft_ratio"))
+    parts = [f"{ttft:.0%} of the time to first token"] if ttft is not None else []
+    parts += [f"{kv:.0%} of the KV-cache bytes"] if kv is not None else []
+    if not parts:
+        return None
+    said = f"Given the message, it reads in {', '.join(parts)} of full text."
+    if encoded is None:
+        return said
+    return f"{said} With encoding counted, the time to first token is {encoded:.0%} of it."
+
+
+def _share(ratio: float) -> str:
+    return f"{ratio:.0%}" if ratio < 10 else f"{ratio:,.0f} times"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1.1 else f"{ratio:.3f}"
+
+
+def _and(words: list[str], last: str = " and ") -> str:
+    return last.join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

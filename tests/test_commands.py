@@ -1,0 +1,146 @@
+"""What a user types, mistakes first: each is one line on stderr and exit status 2."""
+
+import json
+import sys
+
+import pytest
+from tiny import tiny_lm
+
+import latentwire.wire.wire as wire_module
+from latentwire.__main__ import main
+from latentwire.lm import FrozenLM
+from latentwire.wire.wire import Wire, WireConfig
+
+ROWS = [
+    {"id": "1", "context": "Ada was born in 1815.", "question": "When?", "answers": ["1815"]},
+    {"id": "2", "context": "Ada was born in 1815.", "question": "Who?", "answers": ["Ada"]},
+    {"id": "3", "context": "The Elbe is a river.", "question": "What?", "answers": ["a river"]},
+]
+
+
+@pytest.fixture
+def wire(tmp_path, monkeypatch) -> str:
+    """A wire's folder whose reader is a tiny model, so that commands run in a second."""
+    lm = tiny_lm("llama")
+    monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda cls, name: lm))
+    Wire(lm, WireConfig("tiny-llama", rank=4, window=64)).save(tmp_path / "wire")
+    return str(tmp_path / "wire")
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["latentwire", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    printed = capsys.readouterr()
+    return int(stop.value.code or 0), printed.out, printed.err
+
+
+def write(path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def jsonl(rows) -> str:
+    return "".join(json.dumps(r) + "\n" for r in rows)
+
+
+def test_ask_answers_from_a_file(wire, tmp_path, monkeypatch, capsys):
+    context = write(tmp_path / "note.txt", "The Elbe rises in the Giant Mountains. " * 5)
+    status, out, _ = run(
+        monkeypatch, capsys, "ask", "--context", context, "Where?", "--wire", wire, "--full-text"
+    )
+    assert status == 0 and "read 195 tokens as 49 latents" in out and "full text:" in out
+
+
+def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys):
+    data, folder = write(tmp_path / "d.jsonl", jsonl(ROWS)), tmp_path / "run"
+    status, _, err = run(
+        monkeypatch, capsys, "eval", wire, "--data", data, "--json", str(tmp_path / "o.json"),
+        "--run", str(folder),
+    )  # fmt: skip
+    assert status == 0, err
+    result = json.loads((tmp_path / "o.json").read_text())
+    assert result == json.loads((folder / "results.json").read_text())
+    names = "text wire truncated_tokens closed_book zero_latents foreign_latents".split()
+    assert list(result["rows"]) == names
+    for row in result["rows"].values():
+        assert {"em", "f1", "f1_low", "f1_high", "nll", "first1", "first5"} <= set(row)
+    assert result["n"] == 3 and result["latents_out"] < result["tokens_in"]
+    assert result["message_bytes"] > 0 and result["text_bytes"] == 20.5
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 6
+    assert "<html" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (jsonl([*ROWS[:1], {"id": "9", "context": "c"}]), "line 2: no field 'question'"),
+        (jsonl([{**ROWS[0], "context": ""}]), "line 1: field 'context' is empty"),
+        (jsonl([{**ROWS[0], "question": " "}]), "question is blank"),
+        (jsonl([{**ROWS[0], "answers": []}]), "line 1: field 'answers' is empty"),
+        (jsonl([{**ROWS[0], "answers": "x"}]), "line 1: field 'answers' is str; expected list"),
+        ("{not json}\n", "line 1: not JSON"),
+        ("", "is empty"),
+        (jsonl(ROWS[:2]), "1 passages; expected at least 2"),
+        (jsonl([*ROWS, {**ROWS[0], "question": "x" * 600}]), "tiny-llama has a window of 512"),
+    ],
+)
+def test_bad_data(content, message, wire, tmp_path, monkeypatch, capsys):
+    data, result = write(tmp_path / "d.jsonl", content), tmp_path / "o.json"
+    result.write_text("precious")
+    status, _, err = run(
+        monkeypatch, capsys, "eval", wire, "--data", data, "--json", str(result)
+    )
+    assert status == 2 and message in err and err.count("\n") == 1
+    assert result.read_text() == "precious"
+
+
+def test_bad_context_and_question(wire, tmp_path, monkeypatch, capsys):
+    good = write(tmp_path / "good.txt", "A text.")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    cases = [
+        ((str(tmp_path / "none.txt"), "q"), "no such file"),
+        ((write(tmp_path / "empty.txt", " \n"), "q"), "is empty; expected text"),
+        ((str(tmp_path / "latin.txt"), "q"), "is not UTF-8 (byte 3)"),
+        ((good, " "), "the question is empty"),
+        ((good, "why " * 200), "tiny-llama has a window of 512"),
+        ((write(tmp_path / "long.txt", "word " * 500), "q"), "context has 2500 tokens; at most"),
+    ]
+    for (context, question), message in cases:
+        status, _, err = run(
+            monkeypatch, capsys, "ask", question, "--context", context, "--wire", wire
+        )
+        assert status == 2 and message in err and err.count("\n") == 1, err
+
+
+def test_unknown_wire_and_model(tmp_path, monkeypatch, capsys):
+    status, _, err = run(monkeypatch, capsys, "eval", str(tmp_path / "no-wire"))
+    assert status == 2 and "is no wire; expected a folder" in err
+    status, _, err = run(monkeypatch, capsys, "fetch", "smolm2-135m")
+    assert status == 2 and "did you mean 'smollm2-135m'" in err
+
+
+def test_training_refuses_another_runs_folder_before_any_compute(tmp_path, monkeypatch, capsys):
+    data = write(tmp_path / "d.jsonl", jsonl(ROWS))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    monkeypatch.setattr(wire_module, "FrozenLM", None)
+    for arguments, message in [
+        (("--out", str(tmp_path / "run")), "holds a run with another config"),
+        (("--out", str(tmp_path / "new")), "2 passages; expected at least 104"),
+    ]:
+        status, _, err = run(
+            monkeypatch, capsys, "train", "smollm2-4x", "--data", data, *arguments
+        )
+        assert status == 2 and message in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_hub_data_is_read_from_a_folder(tmp_path):
+    from latentwire.tasks.qa import load_questions
+
+    rows = [{**r, "answers": {"text": r["answers"], "answer_start": [0]}} for r in ROWS]
+    (tmp_path / "squad").mkdir()
+    write(tmp_path / "squad" / "train.jsonl", jsonl(rows))
+    loaded = load_questions(f"hub:{tmp_path / 'squad'}")
+    assert [q.answers for q in loaded] == [("1815",), ("Ada",), ("a river",)]

@@ -1,0 +1,190 @@
+"""The report on made-up run folders: its words, its escaping, its gaps."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from latentwire.report.page import write_report
+from latentwire.report.plots import smoothed
+from latentwire.report.tables import ReportError, results_table, verdict
+
+F1 = {
+    "text": 0.60,
+    "wire": 0.45,
+    "truncated_tokens": 0.25,
+    "closed_book": 0.12,
+    "zero_latents": 0.10,
+    "foreign_latents": 0.11,
+}
+
+
+def row(f1: float) -> dict[str, float]:
+    em = f1 * 0.75
+    spread = {"em_low": em - 0.03, "em_high": em + 0.03, "f1_low": f1 - 0.03, "f1_high": f1 + 0.03}
+    return {"em": em, "f1": f1, **spread, "nll": 2.0 - f1, "first1": f1, "first5": f1 + 0.2}
+
+
+RESULTS = {
+    "wire": "default",
+    "reader": "smollm2-135m",
+    "data": "squad_dev.jsonl",
+    "n": 500,
+    "passages": 94,
+    "ratio": 4,
+    "seed": 0,
+    "rows": {key: row(f1) for key, f1 in F1.items()},
+    "tokens_in": 151.2,
+    "latents_out": 38.1,
+    "ttft_ratio": 0.41,
+    "encode_ttft_ratio": 1.2,
+    "kv_ratio": 0.33,
+    "message_bytes": 878000.0,
+    "text_bytes": 780.0,
+    "retention": 0.75,
+}
+
+
+def with_f1(**f1: float) -> dict:
+    return {**RESULTS, "rows": {**RESULTS["rows"], **{k: row(v) for k, v in f1.items()}}}
+
+
+def answers(text: str = "Bern") -> str:
+    asked = {"context": "The Aare flows <b>here</b>.", "question": "Which city?", "gold": ["Bern"]}
+    scores = {"em": 1.0, "f1": 1.0, "nll": 1.5, "tokens": 2, "first1": 1.0, "first5": 1.0}
+    return "".join(
+        json.dumps({"condition": c, "id": f"q{i}", **asked, "answer": text, **scores}) + "\n"
+        for i in range(30)
+        for c in F1
+    )
+
+
+def metrics() -> str:
+    logged = [("format", s, 3 / s) for s in range(1, 30)]
+    logged += [("slots", s, 2 / s) for s in range(1, 60)]
+    return "".join(json.dumps({"stage": a, "step": b, "loss": c}) + "\n" for a, b, c in logged)
+
+
+def fill(run: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (run / name.replace("_", ".")).write_text(text, encoding="utf-8")
+    return run
+
+
+def test_a_good_wire():
+    assert verdict(RESULTS) == [
+        "This wire reads its latents: its F1 of 45.0% (42.0 to 48.0) lies above the intervals of "
+        "closed book (no text), zero latents (control) and another example's latents (control).",
+        "It is better than the text truncated to equal tokens: "
+        "F1 45.0% (42.0 to 48.0) against 25.0% (22.0 to 28.0).",
+        "It keeps 75% of the full text's F1; with no text at all, 20% remain.",
+        "The message is 1,126 times larger than its text: "
+        "this wire saves cache and prefill, not bytes.",
+        "Given the message, it reads in 41% of the time to first token, 33% of the KV-cache bytes "
+        "of full text. With encoding counted, the time to first token is 120% of it.",
+    ]
+
+
+def test_a_wire_that_does_not_read_its_latents():
+    said = verdict(with_f1(wire=0.15))[0]
+    assert said.startswith("This wire is not reading its latents: ")
+    assert all(control in said for control in ("closed book", "zero latents", "another example's"))
+    # One control that reaches the interval is enough, and it alone is named.
+    said = verdict(with_f1(foreign_latents=0.40))[0]
+    assert said.startswith("This wire is not reading its latents: ")
+    assert "another example's" in said and "closed book" not in said and "zero" not in said
+
+
+def test_a_control_that_was_not_evaluated_proves_nothing():
+    results = copy.deepcopy(RESULTS)
+    del results["rows"]["zero_latents"]
+    said = verdict(results)[0]
+    assert "is unknown" in said and "zero latents" in said and "closed book" not in said
+
+
+@pytest.mark.parametrize(
+    ("truncated", "said"),
+    [(0.25, "is better than"), (0.43, "is not better than"), (0.55, "is worse than")],
+)
+def test_truncation(truncated, said):
+    assert said in verdict(with_f1(truncated_tokens=truncated))[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"message_bytes": 312.0}, "The message is smaller than its text: 312 bytes against 780."),
+        ({"message_bytes": 780.0}, "as large as its text"),
+        ({"message_bytes": 1014.0}, "1.3 times larger"),
+        ({"ttft_ratio": 1.1}, "this wire saves cache, not bytes."),
+        ({"ttft_ratio": 1.1, "kv_ratio": None}, "this wire does not save bytes."),
+    ],
+)
+def test_bytes(changed, said):
+    assert said in verdict({**RESULTS, **changed})[3]
+
+
+def test_a_whole_page(tmp_path):
+    run = fill(
+        tmp_path,
+        results_json=json.dumps(RESULTS),
+        metrics_jsonl=metrics(),
+        predictions_jsonl=answers("<script>alert(1)</script>"),
+        config_json='{"note": "</pre><script>"}',
+    )
+    path = write_report(run)
+    page = path.read_text(encoding="utf-8")
+    assert path == tmp_path / "report.html" and not list(tmp_path.glob("*.part"))
+    assert page.count("<article>") == 20 and "seed 0" in page and page.count("<svg") == 2
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "<b>here" not in page
+    assert "Not in this run folder" not in page
+    assert not re.search(r"https?:|//|@import|<link", page)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert all(i in ids for i in re.findall(r'(?:href="|url\()#([^")]+)', page))
+    assert "#00000" not in page
+    assert write_report(run).read_text(encoding="utf-8") == page
+
+
+def test_missing_files_are_named(tmp_path):
+    page = write_report(fill(tmp_path, results_json=json.dumps(RESULTS))).read_text("utf-8")
+    assert "or empty: metrics.jsonl, predictions.jsonl, config.json." in page
+    (tmp_path / "results.json").unlink()
+    # The unfinished last line is one that a running training is writing.
+    fill(tmp_path, metrics_jsonl=metrics() + '{"stage": "sl')
+    assert "it has not been evaluated" in write_report(tmp_path).read_text("utf-8")
+
+
+def test_errors(tmp_path):
+    with pytest.raises(ReportError, match=r"expected results\.json or metrics\.jsonl"):
+        write_report(tmp_path)
+    with pytest.raises(ReportError, match=r"metrics\.jsonl, line 1"):
+        write_report(fill(tmp_path, metrics_jsonl="{\n"))
+    with pytest.raises(ReportError, match="row 'wire' has no number for f1"):
+        verdict({"rows": {"wire": {k: v for k, v in row(0.5).items() if k != "f1"}}})
+
+
+def test_the_terminal_has_the_same_rows():
+    console = Console(width=140)
+    with console.capture() as captured:
+        console.print(results_table(RESULTS))
+    assert "another example's latents (control)" in captured.get()
+    assert "45.0 (42.0 to 48.0)" in captured.get()
+
+
+def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
+    assert smoothed([2.0] * 50) == pytest.approx([2.0] * 50)
+    assert smoothed([float(i) for i in range(200)])[0] == 0.0
+
+
+def test_a_report_needs_no_torch():
+    code = (
+        "import sys, latentwire.report.page; "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

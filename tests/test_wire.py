@@ -1,0 +1,190 @@
+"""The wire on tiny models of every family: what it keeps, what it sends, what it refuses."""
+
+import json
+import math
+
+import pytest
+import torch
+from tiny import CONFIGS, tiny_lm
+
+from latentwire.lm import Prompt
+from latentwire.wire.message import Message, MessageError
+from latentwire.wire.scorer import FLOOR, RidgeFit, Scorer, normed
+from latentwire.wire.slots import _kept_and_segment
+from latentwire.wire.wire import Wire, WireConfig, WireError
+
+TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def lm(request):
+    return tiny_lm(request.param)
+
+
+def make_wire(lm, ratio=4, window=64, trained=True) -> Wire:
+    wire = Wire(lm, WireConfig(lm.name, ratio=ratio, window=window, rank=4, format_tokens=3))
+    generator = torch.Generator().manual_seed(1)
+    wire.scorer.weight.data = torch.randn(wire.scorer.weight.shape, generator=generator)
+    if trained:
+        wire.slots.up.data = 0.1 * torch.randn(wire.slots.up.shape, generator=generator)
+    return wire
+
+
+def test_untrained_wire_at_ratio_one_equals_text(lm):
+    wire = make_wire(lm, ratio=1, trained=False)
+    more = [lm.ids(" and?"), lm.ids(" so")]
+    read = lm.head(lm.final(Prompt.from_ids(lm, more, wire.prefix(wire.encode(TEXTS)))))
+    for row, (text, rest) in enumerate(zip(TEXTS, more, strict=True)):
+        ids = torch.cat([lm.frame.head, lm.ids(text), rest])
+        theirs = lm.model(ids[None]).logits[0, -len(rest) :]
+        torch.testing.assert_close(read[row, -len(rest) :], theirs, atol=1e-4, rtol=0)
+
+
+def test_slots_hold_the_best_scored_tokens_of_each_head(lm):
+    wire = make_wire(lm, trained=False)
+    ids = lm.ids("abcdefghijklmnopqrstuvwxyz")  # no token twice, so that no scores are tied
+    prompt, states = wire.read([ids], [len(wire.head)])
+    latents = wire.compress(prompt, states)[0]
+    scores = wire.scorer(states.inputs)[:, 0]
+    for layer in range(scores.shape[0]):
+        for head in range(scores.shape[1]):
+            order = sorted(range(len(ids)), key=lambda t: -scores[layer, head, t].item())
+            kept = sorted(order[: math.ceil(len(ids) / 4)])
+            columns = [len(wire.head) + t for t in kept]
+            expected = states.prefix.keys[layer][0, head, columns]
+            torch.testing.assert_close(latents.keys[layer, head], expected)
+            expected = states.prefix.values[layer][0, head, columns]
+            torch.testing.assert_close(latents.values[layer, head], expected)
+
+
+def test_segments_are_means_up_to_each_kept_token():
+    inputs = torch.randn(1, 6, 3, generator=torch.Generator().manual_seed(0))
+    states, means = _kept_and_segment(inputs, torch.tensor([[[1, 3]]]))
+    torch.testing.assert_close(states[0, 0], inputs[0, [1, 3]])
+    expected = torch.stack([inputs[0, 0:2].mean(0), inputs[0, 2:6].mean(0)])
+    torch.testing.assert_close(means[0, 0], expected)
+
+
+def test_a_batch_is_encoded_as_its_rows_are(lm):
+    wire = make_wire(lm)
+    for together, text in zip(wire.encode(TEXTS), TEXTS, strict=True):
+        alone = wire.encode([text])[0]
+        torch.testing.assert_close(together.keys, alone.keys, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(together.values, alone.values, atol=1e-4, rtol=1e-4)
+        assert together.span == alone.span == len(wire.lm.ids(text))
+
+
+def test_a_long_text_is_compressed_window_by_window(lm):
+    wire = make_wire(lm, window=16)
+    text = TEXTS[0]
+    tokens = len(lm.ids(text))
+    latents = wire.encode([text])[0]
+    windows = [16] * (tokens // 16) + [tokens % 16] * bool(tokens % 16)
+    assert len(latents) == wire.count(tokens) == sum(math.ceil(w / 4) for w in windows)
+    assert latents.span == tokens
+
+
+def test_a_text_past_the_readers_window_overlaps_its_positions(lm):
+    wire = make_wire(lm, window=64)
+    room = lm.window - len(wire.head) - 256
+    latents = wire.encode(["x" * (2 * room)])[0]
+    assert latents.span <= room and len(latents) == math.ceil(2 * room / 4)
+    with pytest.raises(WireError, match=f"{5 * room} tokens; at most {4 * room} fit"):
+        wire.encode(["x" * (5 * room)])
+    with pytest.raises(WireError, match="context 1 is empty"):
+        wire.encode(["full", ""])
+
+
+def test_gradients_reach_the_residual_and_nothing_else(lm):
+    wire = make_wire(lm, trained=False)
+    prefix = wire.prefix(wire.encode(TEXTS))
+    prompt = Prompt.from_ids(lm, [lm.ids("a?"), lm.ids("bcd?")], prefix)
+    lm.score(prompt, torch.stack([lm.ids("yes")] * 2)).sum().backward()
+    assert wire.slots.up.grad.abs().max() > 0
+    assert wire.scorer.weight.grad is None
+    assert all(p.grad is None for p in lm.model.parameters())
+
+
+def test_ridge_fit_equals_least_squares_on_all_rows_at_once():
+    generator = torch.Generator().manual_seed(0)
+    contexts = [torch.randn(2, n, 5, generator=generator) for n in (40, 30)]
+    attention = [torch.rand(2, 3, n, generator=generator) for n in (40, 30)]
+    fit, scorer = RidgeFit(2, 5, 3), Scorer(2, 5, 3)
+    for x, y in zip(contexts, attention, strict=True):
+        fit.add(x, y)
+    fit.solve(scorer, penalty=1e-3)
+    x = normed(torch.cat(contexts, 1)).double()
+    x = torch.cat([x, torch.ones(2, 70, 1)], -1)
+    y = (torch.cat(attention, 2) + FLOOR).double().log().transpose(1, 2)
+    # Ridge is least squares with sqrt(lambda) * I as extra rows of features and 0 as their targets.
+    extra = math.sqrt(1e-3 * 70) * torch.eye(6, dtype=torch.float64).expand(2, 6, 6)
+    rows, targets = torch.cat([x, extra], 1), torch.cat([y, torch.zeros(2, 6, 3)], 1)
+    expected = torch.linalg.lstsq(rows, targets).solution
+    torch.testing.assert_close(scorer.weight.double(), expected[:, :-1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(scorer.bias.double(), expected[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_save_and_load_give_the_same_latents(lm, tmp_path):
+    wire = make_wire(lm)
+    wire.save(tmp_path)
+    once = Wire.from_pretrained(str(tmp_path), lm)
+    once.save(tmp_path / "again")
+    twice = Wire.from_pretrained(str(tmp_path / "again"), lm)
+    assert once.id == twice.id == wire.id
+    a, b = once.encode(TEXTS[:1])[0], twice.encode(TEXTS[:1])[0]
+    assert torch.equal(a.keys, b.keys) and torch.equal(once.format, twice.format)
+
+
+def test_damaged_wires_are_refused(tmp_path):
+    lm = tiny_lm("llama")
+    make_wire(lm).save(tmp_path)
+    weights = tmp_path / "wire.safetensors"
+    good = weights.read_bytes()
+    for bad in (good[:-10], good[:200] + bytes([good[200] ^ 1]) + good[201:]):
+        weights.write_bytes(bad)
+        with pytest.raises(WireError, match="truncated or altered"):
+            Wire.from_pretrained(str(tmp_path), lm)
+    weights.write_bytes(good)
+    with pytest.raises(WireError, match="was trained for tiny-llama llama-3x32"):
+        Wire.from_pretrained(str(tmp_path), tiny_lm("gpt2"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 9}))
+    with pytest.raises(WireError, match="wire format 9; expected 1"):
+        Wire.from_pretrained(str(tmp_path), lm)
+    with pytest.raises(WireError, match="is no wire"):
+        Wire.from_pretrained(str(tmp_path / "nowhere"), lm)
+    with pytest.raises(WireError, match="ratio is 0"):
+        WireConfig("x", ratio=0)
+
+
+def test_message_bytes_are_what_they_say(lm):
+    wire = make_wire(lm)
+    message = wire.send(TEXTS[:1])[0]
+    data = message.to_bytes()
+    layers, heads, slots, width = message.latents.keys.shape
+    assert data[:4] == b"LWIR" and data[4:6] == b"\x01\x00" and data[6:14] == wire.id
+    assert len(data) == 30 + len(lm.name) + 2 * 2 * layers * heads * slots * width
+    back = Message.from_bytes(data)
+    assert back.reader == lm.name and back.latents.span == message.latents.span
+    assert torch.equal(back.latents.keys, message.latents.keys.detach().half().float())
+    other = make_wire(lm, ratio=2, trained=False)
+    with pytest.raises(MessageError, match="message of wire"):
+        other.receive([back])
+
+
+def test_a_mutated_message_is_read_or_refused_in_one_line():
+    data = make_wire(tiny_lm("llama")).send(TEXTS[:1])[0].to_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2000):
+        mutated = bytearray(data[: int(torch.randint(len(data) + 1, (), generator=generator))])
+        if torch.rand((), generator=generator) < 0.5:
+            mutated = bytearray(data)
+        for place in torch.randint(0, min(len(data), 60), (3,), generator=generator).tolist():
+            if place < len(mutated):
+                mutated[place] ^= int(torch.randint(1, 256, (), generator=generator))
+        try:
+            read = Message.from_bytes(bytes(mutated))
+        except MessageError as error:
+            assert "\n" not in str(error)
+        else:
+            assert read.latents.keys.numel() * 4 < len(mutated)
