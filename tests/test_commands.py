@@ -61,7 +61,7 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert status == 0, err
     result = json.loads((tmp_path / "o.json").read_text())
     assert result == json.loads((folder / "results.json").read_text())
-    names = "text wire truncated_tokens closed_book zero_latents foreign_latents".split()
+    names = ["text", "wire", "truncated_tokens", "closed_book", "zero_latents", "foreign_latents"]
     assert list(result["rows"]) == names
     for row in result["rows"].values():
         assert {"em", "f1", "f1_low", "f1_high", "nll", "first1", "first5"} <= set(row)
@@ -88,9 +88,7 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
 def test_bad_data(content, message, wire, tmp_path, monkeypatch, capsys):
     data, result = write(tmp_path / "d.jsonl", content), tmp_path / "o.json"
     result.write_text("precious")
-    status, _, err = run(
-        monkeypatch, capsys, "eval", wire, "--data", data, "--json", str(result)
-    )
+    status, _, err = run(monkeypatch, capsys, "eval", wire, "--data", data, "--json", str(result))
     assert status == 2 and message in err and err.count("\n") == 1
     assert result.read_text() == "precious"
 
@@ -129,9 +127,7 @@ def test_training_refuses_another_runs_folder_before_any_compute(tmp_path, monke
         (("--out", str(tmp_path / "run")), "holds a run with another config"),
         (("--out", str(tmp_path / "new")), "2 passages; expected at least 104"),
     ]:
-        status, _, err = run(
-            monkeypatch, capsys, "train", "smollm2-4x", "--data", data, *arguments
-        )
+        status, _, err = run(monkeypatch, capsys, "train", "smollm2-4x", "--data", data, *arguments)
         assert status == 2 and message in err
     assert not (tmp_path / "new").exists()
 

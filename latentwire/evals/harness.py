@@ -87,7 +87,7 @@ def _answers(
     prompt = _last_column(lm, question_prompt(lm, [q.question for q in questions], prefix))
     targets, mask = pad_right([answer_ids(lm, q.answers[0]) for q in questions])
     logits = lm.logits(prompt, targets, mask)
-    log_probs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0] * mask
+    log_probs = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0] * mask
     rank = (logits[:, 0] > logits[:, 0].gather(-1, targets[:, :1])).sum(-1)
     out = lm.decode(prompt, Greedy(), ANSWER_TOKENS, stop_strings=("\n",))
     for i, q in enumerate(questions):

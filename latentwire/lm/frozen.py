@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from latentwire.lm.cache import as_cache, attention_mask, grown
 from latentwire.lm.families import family_of, softcap
@@ -78,7 +79,11 @@ class FrozenLM:
         """
         folder = locate(name)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        bar = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # loading takes a second, and its bar hides our output
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        if bar:
+            logging.enable_progress_bar()
         return cls(model.to(device), AutoTokenizer.from_pretrained(folder), name)
 
     # -- what the model is ------------------------------------------------------------------
@@ -275,6 +280,12 @@ class FrozenLM:
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+        last = int(prompt.next_position.max()) + max_new_tokens
+        if last > self.window:
+            raise ValueError(
+                f"prompt and {max_new_tokens} new tokens take {last} positions; {self.name} has a "
+                f"window of {self.window}"
+            )
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
         alive = torch.ones(len(prompt.mask), dtype=torch.bool, device=self.device)
         ids, masks, log_probs, embeds = [], [], [], []

@@ -199,12 +199,13 @@ def _row(lm: FrozenLM, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
     for segment in segments:
         if isinstance(segment, Span):
             n, width = len(segment.embeds), segment.width
-            embeds.append(segment.embeds)
+            embeds.append(segment.embeds.to(lm.dtype))
             centre = (torch.arange(n, device=lm.device) + 0.5) * (width / max(n, 1))
             positions.append(start + centre.long())
         else:
             width = len(segment)
-            embeds.append(segment if segment.is_floating_point() else lm.embed(segment))
+            soft = segment.is_floating_point()
+            embeds.append(segment.to(lm.dtype) if soft else lm.embed(segment))
             positions.append(start + torch.arange(width, device=lm.device))
         start += width
     return torch.cat(embeds), torch.cat(positions)

@@ -150,7 +150,7 @@ def train_slots(wire: Wire, passages: Sequence[Passage], recipe: WireRecipe, out
             teacher = wire.lm.logits(_prompt(wire, batch, states.prefix), targets, mask)
         latents = wire.prefix(wire.compress(prompt, states))
         student = wire.lm.logits(_prompt(wire, batch, latents), targets, mask)
-        log_probs = student.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        log_probs = student.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
         ce, kl = answer_loss(log_probs, mask), distillation(teacher, student, mask)
         return ce + kl, {"ce": ce.item(), "kl": kl.item()}
 

@@ -16,6 +16,6 @@ def distillation(
 ) -> Float[Tensor, ""]:
     """KL(teacher || student) of next-token distributions, in nats per real target token
     (Hinton et al. 2015, arXiv 1503.02531). Gradients flow to the student alone."""
-    target = teacher.detach().log_softmax(-1)
-    divergence = (target.exp() * (target - student.log_softmax(-1))).sum(-1)
+    target = teacher.detach().float().log_softmax(-1)
+    divergence = (target.exp() * (target - student.float().log_softmax(-1))).sum(-1)
     return (divergence * mask).sum() / mask.sum()

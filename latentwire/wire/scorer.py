@@ -63,5 +63,6 @@ class RidgeFit:
 
 
 def normed(inputs: Tensor) -> Tensor:
-    """States at root mean square 1, so that no layer's scale matters."""
+    """States in float32 at root mean square 1, so that no layer's scale matters."""
+    inputs = inputs.float()
     return inputs * torch.rsqrt(inputs.square().mean(-1, keepdim=True) + 1e-6)

@@ -42,7 +42,7 @@ class Slots(nn.Module):
         features = torch.cat(_kept_and_segment(normed(inputs), kept), -1)
         hidden = torch.nn.functional.gelu(torch.einsum("lhmx,lxr->lhmr", features, self.down))
         delta_k, delta_v = torch.einsum("lhmr,lhrc->lhmc", hidden, self.up).chunk(2, -1)
-        k, v = _take(keys, kept), _take(values, kept)
+        k, v = _take(keys.float(), kept), _take(values.float(), kept)
         turned = positions[kept]
         moved = [
             rotate(lm.model, layer, d[None], p[None])[0]

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The agreement checks on both models of the zoo; what they printed last is in doctor.txt.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+for model in smollm2-135m gemma3-270m; do
+  echo "$model"
+  latentwire doctor "$model"
+done | tee reproduce/doctor.txt

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Trains the shipped wire. Needs a JSONL file of SQuAD v1.1 training rows, or the hub:
+#   reproduce/wire-smollm2-4x/train.sh squad_train.jsonl
+# On 2 CPU cores: about 85 minutes. Interrupt it and start it again as you like.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+latentwire train smollm2-4x --data "${1:-hub:rajpurkar/squad}"
+cp runs/smollm2-4x/metrics.jsonl reproduce/wire-smollm2-4x/metrics.jsonl
+mkdir -p latentwire/data/wire
+cp runs/smollm2-4x/wire/* latentwire/data/wire/

@@ -1,0 +1,46 @@
+"""The real reader and the shipped wire, as a user has them: fetched where they are not here yet."""
+
+import pytest
+import torch
+
+from latentwire.evals.harness import evaluate, summarise
+from latentwire.lm import FrozenLM, Prompt
+from latentwire.lm.doctor import CHECKS
+from latentwire.recipes.evaluation import ALMANAC, conditions
+from latentwire.tasks.qa import by_context, load_questions
+from latentwire.wire.wire import Wire
+
+
+@pytest.fixture(scope="module")
+def wire() -> Wire:
+    # The tests of tiny models run on one thread; here there is work for all.
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield Wire.from_pretrained("default")
+    torch.set_num_threads(before)
+
+
+def test_the_reader_passes_the_doctor(wire):
+    for name, (check, kinds, tolerance) in CHECKS.items():
+        assert check(wire.lm, kinds[-1], True) <= tolerance, name
+
+
+def test_chat_prompts_are_the_tokenizers_own(wire):
+    lm: FrozenLM = wire.lm
+    theirs = lm.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Name 12 rivers."}], add_generation_prompt=True
+    )["input_ids"]
+    expected = lm.embed(torch.tensor([theirs]))
+    assert torch.equal(Prompt.from_chat(lm, ["Name 12 rivers."]).embeds, expected)
+
+
+def test_the_shipped_wire_reads_paragraphs_it_has_never_seen(wire):
+    passages = by_context(load_questions(ALMANAC, 30))
+    names = ("text", "wire", "closed_book", "foreign_latents")
+    rows = {k: v for k, v in conditions(wire, passages).items() if k in names}
+    answers = [a for batch in evaluate(wire.lm, wire.format, passages, rows) for a in batch]
+    scores = {k: summarise([a for a in answers if a.condition == k]) for k in names}
+    assert scores["wire"]["f1"] > scores["closed_book"]["f1_high"]
+    assert scores["wire"]["f1"] > scores["foreign_latents"]["f1_high"]
+    assert scores["wire"]["nll"] < scores["closed_book"]["nll"] - 0.3
+    assert scores["text"]["f1"] > 0.3
