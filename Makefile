@@ -23,9 +23,9 @@ types: install
 
 install: $(VENV)/done
 
-# torch first and by itself: the constraint names the CPU build, and a plain install would bring CUDA.
+# torch first and by itself, so that the pinned build is there before anything asks for another.
 $(VENV)/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,hub]"
 	touch $@

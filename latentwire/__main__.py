@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -44,11 +45,11 @@ def ask(
     def answer(prefix) -> str:
         return answers(lm, [question], with_format(lm, loaded.format, prefix))[0]
 
-    out.print(answer(loaded.receive(messages)), markup=False, highlight=False)
+    print(answer(loaded.receive(messages)))
     tokens, latents = len(lm.ids(text)), len(messages[0].latents)
     out.print(f"[dim]{lm.name} read {tokens} tokens as {latents} latents[/dim]", highlight=False)
     if full_text:
-        out.print(f"full text: {answer(baselines.full_text(lm)([text]))}", markup=False)
+        print(f"full text: {answer(baselines.full_text(lm)([text]))}")
 
 
 def evaluate(
@@ -66,8 +67,10 @@ def evaluate(
             given.
         limit: Only the first so many questions.
         json_out: Write the result as JSON to this file.
-        run: Run folder for results.json, predictions.jsonl and report.html.
+        run: Run folder for results.json, predictions.jsonl and report.html; one that was
+            interrupted is gone on with.
     """
+    from latentwire.files import write_whole
     from latentwire.recipes.evaluation import ALMANAC, evaluate_wire
     from latentwire.report.page import write_report
     from latentwire.report.tables import results_table, verdict
@@ -75,21 +78,23 @@ def evaluate(
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
+    if json_out is not None and not json_out.absolute().parent.is_dir():
+        raise ValueError(f"--json {json_out}: there is no folder {json_out.absolute().parent}")
     result = evaluate_wire(Wire.from_pretrained(wire), data or ALMANAC, limit, run)
     out.print(results_table(result))
     for line in verdict(result):
         out.print(f"- {line}", markup=False, highlight=False)
     if json_out is not None:
-        json_out.write_text(json.dumps(result, indent=1))
+        write_whole(json_out, json.dumps(result, indent=1))
     if run is not None:
-        out.print(f"report: {write_report(run)}", highlight=False)
+        print(f"report: {write_report(run)}")
 
 
 def fetch(name: Positional[str]) -> None:
     """Bring a model to this machine: smollm2-135m, gemma3-270m, or a Hugging Face id."""
     from latentwire.lm.zoo import locate
 
-    out.print(str(locate(name)), highlight=False)
+    print(locate(name))
 
 
 def doctor(model: Positional[str]) -> int:
@@ -119,7 +124,7 @@ def report(run: Positional[Path]) -> None:
     """Write RUN/report.html from what a run folder holds."""
     from latentwire.report.page import write_report
 
-    out.print(str(write_report(run)), highlight=False)
+    print(write_report(run))
 
 
 def train(arguments: list[str]) -> None:
@@ -128,7 +133,7 @@ def train(arguments: list[str]) -> None:
 
     made = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}
     recipe = tyro.extras.overridable_config_cli(made, args=arguments, prog="latentwire train")
-    out.print(f"trained: {train_wire(recipe) / 'wire'}", highlight=False)
+    print(f"trained: {train_wire(recipe) / 'wire'}")
 
 
 COMMANDS = {"ask": ask, "eval": evaluate, "fetch": fetch, "doctor": doctor, "report": report}
@@ -137,6 +142,7 @@ COMMANDS = {"ask": ask, "eval": evaluate, "fetch": fetch, "doctor": doctor, "rep
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit status 2."""
     arguments = sys.argv[1:]
+    warnings.formatwarning = lambda message, *_, **__: f"latentwire: {message}\n"
     try:
         if arguments[:1] == ["train"]:
             train(arguments[1:])
@@ -144,8 +150,9 @@ def main() -> None:
         with_train = {**COMMANDS, "train": train}
         status = tyro.extras.subcommand_cli_from_dict(with_train, args=arguments, prog="latentwire")
         raise SystemExit(status or 0)
-    except ValueError as error:
-        print(f"latentwire: {error}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError) as error:
+        # Some messages come from libraries and have many lines; a user's mistake costs one.
+        print("latentwire:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

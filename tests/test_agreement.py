@@ -180,9 +180,9 @@ def test_decode_stops_at_stop_ids_and_strings(lm):
     assert stopped.ids[0].tolist() == free.ids[0, : first + 1].tolist()
     assert stopped.mask.all() and stopped.texts[0] == lm.tokenizer.decode(free.ids[0, :first])
     text = free.texts[0]
-    if len(text) > 2:
-        cut = lm.decode(prompt, Greedy(), 10, stop_ids=(), stop_strings=(text[1:3],))
-        assert cut.texts[0] == text[: text.index(text[1:3])]
+    assert len(text) > 2
+    cut = lm.decode(prompt, Greedy(), 10, stop_ids=(), stop_strings=(text[1:3],))
+    assert cut.texts[0] == text[: text.index(text[1:3])]
 
 
 class _Recording:

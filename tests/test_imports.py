@@ -9,13 +9,13 @@ import pytest
 import latentwire
 
 ALLOWED = {
-    "lm": {"lm"},
-    "tasks": {"lm", "tasks"},
-    "wire": {"lm", "tasks", "wire"},
-    "train": {"lm", "tasks", "train"},
-    "evals": {"lm", "tasks", "evals"},
-    "report": {"report"},
-    "recipes": {"lm", "tasks", "wire", "train", "evals", "recipes"},
+    "lm": {"lm", "files"},
+    "tasks": {"lm", "tasks", "files"},
+    "wire": {"lm", "tasks", "wire", "files"},
+    "train": {"lm", "tasks", "train", "files"},
+    "evals": {"lm", "tasks", "evals", "files"},
+    "report": {"report", "files"},
+    "recipes": {"lm", "tasks", "wire", "train", "evals", "recipes", "files"},
 }
 ROOT = Path(latentwire.__file__).parent
 

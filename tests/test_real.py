@@ -30,7 +30,7 @@ def test_chat_prompts_are_the_tokenizers_own(wire):
     theirs = lm.tokenizer.apply_chat_template(
         [{"role": "user", "content": "Name 12 rivers."}], add_generation_prompt=True
     )["input_ids"]
-    expected = lm.embed(torch.tensor([theirs]))
+    expected = lm.embed(torch.tensor([theirs]).to(lm.device))
     assert torch.equal(Prompt.from_chat(lm, ["Name 12 rivers."]).embeds, expected)
 
 

@@ -164,6 +164,7 @@ def test_message_bytes_are_what_they_say(lm):
     layers, heads, slots, width = message.latents.keys.shape
     assert data[:4] == b"LWIR" and data[4:6] == b"\x01\x00" and data[6:14] == wire.id
     assert len(data) == 30 + len(lm.name) + 2 * 2 * layers * heads * slots * width
+    assert len(data) == wire.message_bytes(len(lm.ids(TEXTS[0])))
     back = Message.from_bytes(data)
     assert back.reader == lm.name and back.latents.span == message.latents.span
     assert torch.equal(back.latents.keys, message.latents.keys.detach().half().float())

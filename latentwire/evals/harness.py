@@ -17,10 +17,17 @@ from torch import Tensor
 from latentwire.evals.baselines import Condition
 from latentwire.evals.metrics import bootstrap, exact_match, f1
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
-from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt, with_format
+from latentwire.tasks.qa import (
+    ANSWER_TOKENS,
+    Passage,
+    Question,
+    answer_ids,
+    question_prompt,
+    with_format,
+)
 
-ANSWER_TOKENS = 20
-"""Longest answer, in tokens, in every condition."""
+BATCH = 6
+"""Passages that are answered together."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,10 @@ def evaluate(
     format_tokens: Tensor | None,
     passages: Sequence[Passage],
     conditions: Mapping[str, Condition],
-    batch: int = 6,
 ) -> Iterator[list[Answer]]:
     """Answers of all conditions, a batch of passages at a time."""
-    for start in range(0, len(passages), batch):
-        part = passages[start : start + batch]
+    for start in range(0, len(passages), BATCH):
+        part = passages[start : start + BATCH]
         questions = [q for p in part for q in p.questions]
         owner = torch.tensor([i for i, p in enumerate(part) for _ in p.questions]).to(lm.device)
         done = []

@@ -24,13 +24,15 @@ class Family:
     """Attribute of the body that holds the list of blocks."""
     rotary: bool = True
     """Whether keys are rotated by their position (RoPE)."""
+    rotary_by_type: bool = False
+    """Whether layer types rotate by different bases (Gemma 3)."""
 
 
 FAMILIES = {
     "llama": Family("model", "layers"),
     "qwen2": Family("model", "layers"),
     "qwen3": Family("model", "layers"),
-    "gemma3_text": Family("model", "layers"),
+    "gemma3_text": Family("model", "layers", rotary_by_type=True),
     "gpt2": Family("transformer", "h", rotary=False),
 }
 
@@ -72,9 +74,7 @@ def rotate(
         return keys
     b, h, n, e = keys.shape
     body = getattr(model, family.body)
-    types = getattr(model.config, "layer_types", None)
-    # Gemma 3 has two bases, one for each layer type, and asks which one is meant.
-    layer_type = (types[layer],) if sliding_windows(model.config) and types else ()
+    layer_type = (model.config.layer_types[layer],) if family.rotary_by_type else ()
     cos, sin = body.rotary_emb(keys, positions.reshape(b * h, n), *layer_type)
     cos, sin = cos.view(b, h, n, e), sin.view(b, h, n, e)
     first, second = keys.chunk(2, dim=-1)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,7 +29,7 @@ from latentwire.lm.families import family_of, softcap
 from latentwire.lm.hooks import Reached, hooked, replacing, tensor_of
 from latentwire.lm.picks import Pick
 from latentwire.lm.prompt import Frame, KVPrefix, Prompt
-from latentwire.lm.zoo import locate
+from latentwire.lm.zoo import ZooError, locate
 
 Caching = Literal["kv", "none", "checkpoint"]
 
@@ -81,10 +82,15 @@ class FrozenLM:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         bar = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # loading takes a second, and its bar hides our output
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        if bar:
-            logging.enable_progress_bar()
-        return cls(model.to(device), AutoTokenizer.from_pretrained(folder), name)
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ZooError(f"{folder} cannot be loaded as a causal LM: {error}") from error
+        finally:
+            if bar:
+                logging.enable_progress_bar()
+        return cls(model.to(device), tokenizer, name)
 
     # -- what the model is ------------------------------------------------------------------
 
@@ -118,7 +124,7 @@ class FrozenLM:
 
     def ids(self, text: str) -> Int[Tensor, " n"]:
         """Token ids of a piece of text, without any special token added."""
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     @cached_property
@@ -280,12 +286,7 @@ class FrozenLM:
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
-        last = int(prompt.next_position.max()) + max_new_tokens
-        if last > self.window:
-            raise ValueError(
-                f"prompt and {max_new_tokens} new tokens take {last} positions; {self.name} has a "
-                f"window of {self.window}"
-            )
+        self._check_window(int(prompt.next_position.max()) + max_new_tokens)
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
         alive = torch.ones(len(prompt.mask), dtype=torch.bool, device=self.device)
         ids, masks, log_probs, embeds = [], [], [], []
@@ -343,6 +344,7 @@ class FrozenLM:
 
     def _forward(self, prompt: Prompt, keep_cache: bool = False) -> tuple[Tensor, KVPrefix | None]:
         """Final states [b, t, d] and, on request, the grown cache. Every path ends here."""
+        self._check_window(int(prompt.positions.max()) + 1)
         cache = as_cache(prompt.prefix) if keep_cache or prompt.prefix is not None else None
         with self._patched(prompt), self._adapted():
             output = self.body(
@@ -407,6 +409,12 @@ class FrozenLM:
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < len(self.blocks):
             raise ValueError(f"layer {layer} of {self.name}; expected 0..{len(self.blocks) - 1}")
+
+    def _check_window(self, used: int) -> None:
+        if used > self.window:
+            raise ValueError(
+                f"input takes {used} positions; {self.name} has a window of {self.window}"
+            )
 
     def _texts(self, ids: Tensor, mask: Tensor, stops: Sequence[int]) -> list[str]:
         kept = [

@@ -121,11 +121,6 @@ class Prompt:
         embeds = torch.stack([_pad_left(e, width) for e, _ in made])
         positions = torch.stack([_pad_left(p, width) for _, p in made])
         length = torch.tensor(lengths, device=device)[:, None]
-        used = positions.max().item() + (prefix.next_position.max().item() if prefix else 0) + 1
-        if used > lm.window:
-            raise ValueError(
-                f"prompt takes {used} positions; {lm.name} has a window of {lm.window}"
-            )
         mask = torch.arange(width, device=device)[None] >= width - length
         if prefix is not None:
             positions = torch.where(mask, positions + prefix.next_position[:, None], 0)

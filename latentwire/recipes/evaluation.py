@@ -16,10 +16,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from latentwire.evals.baselines import Condition, closed_book, full_text, truncated
-from latentwire.evals.harness import Answer, evaluate, summarise
+from latentwire.evals.harness import BATCH, Answer, evaluate, summarise
+from latentwire.files import write_whole
 from latentwire.lm import KVPrefix
 from latentwire.tasks.qa import Passage, by_context, load_questions, question_prompt, with_format
 from latentwire.wire.message import Message
@@ -27,6 +29,7 @@ from latentwire.wire.wire import Wire
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
 """The reading set that the package ships."""
+PREDICTIONS = "predictions.jsonl"
 TIMED = 8
 """Passages on which times and cache sizes are measured."""
 
@@ -59,48 +62,87 @@ def evaluate_wire(
 ) -> dict:
     """Score all conditions on the first `limit` questions of `data`; the whole result as one dict.
 
-    out: a run folder that gets results.json and predictions.jsonl. Raises DataError for fewer than
-    two passages, since another example's latents need another example.
+    out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
+    interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
+    since another example's latents need another example, and ValueError for a folder that holds
+    another run.
     """
     passages = by_context(load_questions(data, limit, least=2))
     rows = conditions(wire, passages)
-    answers: list[Answer] = []
-    batches = evaluate(wire.lm, wire.format, passages, rows)
-    total = -(-len(passages) // 6)
-    for batch in track(batches, description="answering", total=total):
-        answers += batch
-    scores = {name: summarise([a for a in answers if a.condition == name]) for name in rows}
-    result = {
+    setting = {
         "wire": wire.id.hex(),
         "reader": wire.config.reader,
         "data": Path(data).name,
+        "limit": limit,
+        "ratio": wire.config.ratio,
+    }
+    answers = [] if out is None else _resumed(out, setting)
+    done = {a.context for a in answers}
+    left = [p for p in passages if p.context not in done]
+    batches = evaluate(wire.lm, wire.format, left, rows)
+    total, console = -(-len(left) // BATCH), Console(stderr=True)
+    for batch in track(batches, description="answering", total=total, console=console):
+        answers += batch
+        if out is not None:
+            with (out / PREDICTIONS).open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in batch)
+    scores = {name: summarise([a for a in answers if a.condition == name]) for name in rows}
+    result = {
+        **setting,
         "n": sum(a.condition == "wire" for a in answers),
         "passages": len(passages),
-        "ratio": wire.config.ratio,
         "rows": scores,
-        "retention": scores["wire"]["f1"] / max(scores["text"]["f1"], 1e-9),
-        **costs(wire, passages),
+        "retention": scores["wire"]["f1"] / scores["text"]["f1"] if scores["text"]["f1"] else None,
+        **sizes(wire, passages),
+        **costs(wire, passages[:TIMED]),
     }
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(asdict(a), ensure_ascii=False) for a in answers]
-        (out / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (out / "results.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_whole(out / "results.json", json.dumps(result, indent=1))
     return result
+
+
+def _resumed(out: Path, setting: dict) -> list[Answer]:
+    """Answers of whole batches that an earlier run of the same evaluation left in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    config, predictions = out / "config.json", out / PREDICTIONS
+    if config.exists() and json.loads(config.read_text()) != setting:
+        raise ValueError(f"{out} holds another run; give another --run or remove it")
+    write_whole(config, json.dumps(setting, indent=1))
+    if not predictions.exists():
+        return []
+    whole = [n for n in predictions.read_text(encoding="utf-8").split("\n")[:-1] if n]
+    answers = [Answer(**json.loads(line)) for line in whole]
+    conditions_of: dict[str, set[str]] = {}
+    for a in answers:
+        conditions_of.setdefault(a.context, set()).add(a.condition)
+    most = max(map(len, conditions_of.values()), default=0)
+    kept = [a for a in answers if len(conditions_of[a.context]) == most]
+    lines = [json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in kept]
+    write_whole(predictions, "".join(lines))
+    return kept
+
+
+def sizes(wire: Wire, passages: Sequence[Passage]) -> dict[str, float]:
+    """Means over all passages: tokens in, latents out, bytes of the message and of the text."""
+    tokens = [len(wire.lm.ids(p.context)) for p in passages]
+    return {
+        "tokens_in": statistics.mean(tokens),
+        "latents_out": statistics.mean(map(wire.count, tokens)),
+        "message_bytes": statistics.mean(map(wire.message_bytes, tokens)),
+        "text_bytes": statistics.mean(len(p.context.encode()) for p in passages),
+    }
 
 
 @torch.no_grad()
 def costs(wire: Wire, passages: Sequence[Passage]) -> dict[str, float]:
-    """Means over the first passages: tokens in and latents out, bytes of message and text; and as
-    ratios of wire to text, measured in turn in this process: time to first token with the message
-    at hand, the same with encoding counted, and KV-cache bytes."""
-    sample = passages[:TIMED]
+    """Ratios of wire to text, measured in turn in this process: median time to first token with the
+    message at hand, the same with encoding counted, and KV-cache bytes."""
     text = full_text(wire.lm)
-    messages = wire.send([p.context for p in sample])
-    read = [text([p.context]) for p in sample]
+    messages = wire.send([p.context for p in passages])
+    read = [text([p.context]) for p in passages]
     received = [wire.receive([m]) for m in messages]
     seconds: dict[str, list[float]] = {"text": [], "wire": [], "encode": []}
-    for passage, message in list(zip(sample, messages, strict=True)) * 2:
+    for passage, message in list(zip(passages, messages, strict=True)) * 2:
         forms = {
             "text": text,
             "wire": lambda _, m=message: wire.prefix([m.latents]),
@@ -109,15 +151,10 @@ def costs(wire: Wire, passages: Sequence[Passage]) -> dict[str, float]:
         for name, form in forms.items():
             seconds[name].append(_first_token(wire, passage, form))
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    n = len(sample)
     return {
-        "tokens_in": sum(len(wire.lm.ids(p.context)) for p in sample) / n,
-        "latents_out": sum(len(m.latents) for m in messages) / n,
         "ttft_ratio": median["wire"] / median["text"],
         "encode_ttft_ratio": median["encode"] / median["text"],
         "kv_ratio": sum(p.nbytes() for p in received) / sum(p.nbytes() for p in read),
-        "message_bytes": sum(len(m.to_bytes()) for m in messages) / n,
-        "text_bytes": sum(len(p.context.encode()) for p in sample) / n,
     }
 
 

@@ -19,10 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States, pad_right
 from latentwire.tasks.qa import (
     Passage,
@@ -67,6 +69,11 @@ class WireRecipe:
     seed: int = 0
     """Of the order of the data."""
 
+    def __post_init__(self) -> None:
+        for name in ("scorer_passages", "passages", "questions", "held_out"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+
 
 def smollm2_4x() -> WireRecipe:
     """smollm2-135m reads a quarter of the tokens: the shipped wire."""
@@ -92,7 +99,7 @@ def train_wire(recipe: WireRecipe) -> Path:
     Raises ValueError for a run folder that holds another run, before any compute.
     """
     out = recipe.out or Path("runs") / recipe.name
-    config = json.dumps(asdict(recipe), indent=1, default=str)
+    config = json.dumps({**asdict(recipe), "out": None}, indent=1)
     saved = out / "config.json"
     if saved.exists() and saved.read_text() != config:
         raise ValueError(f"{out} holds a run with another config; give another --out or remove it")
@@ -100,7 +107,7 @@ def train_wire(recipe: WireRecipe) -> Path:
     passages = by_context(load_questions(recipe.data, least=least))
     passages = passages[: len(passages) - recipe.held_out]
     out.mkdir(parents=True, exist_ok=True)
-    saved.write_text(config)
+    write_whole(saved, config)
     wire = Wire(FrozenLM.from_pretrained(recipe.wire.reader), recipe.wire)
     train_format(wire, passages, recipe, out)
     fit_scorer(wire, passages[: recipe.scorer_passages], out)
@@ -132,11 +139,11 @@ def fit_scorer(wire: Wire, passages: Sequence[Passage], out: Path) -> None:
         return
     layers, width, heads = wire.scorer.weight.shape
     fit = RidgeFit(layers, width, heads)
-    for passage in track(passages, description="scorer"):
+    for passage in track(passages, description="scorer", console=Console(stderr=True)):
         _, states = _read(wire, [passage])
         fit.add(states.inputs[:, 0], _attention(wire, passage, states.prefix))
     fit.solve(wire.scorer)
-    save_file(wire.scorer.state_dict(), path)
+    write_whole(path, save(wire.scorer.state_dict()))
 
 
 def train_slots(wire: Wire, passages: Sequence[Passage], recipe: WireRecipe, out: Path) -> None:

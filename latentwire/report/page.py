@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from latentwire.files import write_whole
 from latentwire.report.plots import f1_plot, training_plot
 from latentwire.report.tables import (
     COLUMNS,
@@ -99,9 +100,7 @@ def write_report(run: Path) -> Path:
     if absent:
         body.append(f'<p class="note">Not in this run folder, or empty: {", ".join(absent)}.</p>')
     path = run / "report.html"
-    part = path.with_name(path.name + ".part")
-    part.write_text(_page(run, body), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, _page(run, body))
     return path
 
 

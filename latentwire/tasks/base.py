@@ -15,7 +15,7 @@ class DataError(ValueError):
 def read_text(path: Path) -> str:
     """A UTF-8 text file's contents; raises DataError where it is missing, empty or not UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -31,7 +31,7 @@ def read_text(path: Path) -> str:
 
 def read_jsonl(path: Path, fields: dict[str, type]) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL file that have these fields; raises DataError naming the first bad line."""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

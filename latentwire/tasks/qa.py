@@ -56,14 +56,15 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
 
 
 def load_questions(source: str, limit: int | None = None, least: int = 1) -> list[Question]:
-    """Questions of a JSONL file, or of a data set on the Hugging Face hub ("hub:rajpurkar/squad",
-    its train split; needs `pip install latentwire[hub]`). Raises DataError for fewer than `least`
-    passages."""
+    """Questions of a JSONL file, or of a data set on the Hugging Face hub: hub:NAME or
+    hub:NAME#SPLIT ("hub:rajpurkar/squad#validation"; the train split if none is named; needs
+    `pip install latentwire[hub]`). Raises DataError for fewer than `least` passages."""
     rows = _read_hub(source[4:], limit) if source.startswith("hub:") else None
     rows = read_questions(Path(source), limit) if rows is None else rows
     passages = len({row.context for row in rows})
     if passages < least:
-        raise DataError(f"{source}: {passages} passages; expected at least {least}")
+        asked = "" if limit is None else f" in the first {limit} questions"
+        raise DataError(f"{source}: {passages} passages{asked}; expected at least {least}")
     return rows
 
 
@@ -73,9 +74,13 @@ def _read_hub(name: str, limit: int | None) -> list[Question]:
     except ImportError:
         raise DataError(f"hub:{name} needs datasets: pip install 'latentwire[hub]'") from None
     try:
-        rows = load_dataset(name, split="train" if limit is None else f"train[:{limit}]")
-    except Exception as error:  # datasets raises many kinds; a user needs the reason in one line
-        raise DataError(f"hub:{name}: {str(error).splitlines()[0]}") from None
+        path, _, split = name.partition("#")
+        rows = load_dataset(path, split=(split or "train") + (f"[:{limit}]" if limit else ""))
+        missing = {"id", "context", "question", "answers"} - set(rows.column_names)
+    except Exception as error:  # datasets raises many kinds; a user needs the reason
+        raise DataError(f"hub:{name}: {error}") from None
+    if missing:
+        raise DataError(f"hub:{name}: no column {sorted(missing)}; expected SQuAD's columns")
     return [
         Question(str(r["id"]), r["context"], r["question"], tuple(r["answers"]["text"]))
         for r in rows
@@ -104,6 +109,10 @@ def with_format(lm: FrozenLM, format_tokens: Tensor | None, prefix: KVPrefix) ->
     return lm.prefill(Prompt.of(lm, [[format_tokens]] * len(prefix.mask), prefix))
 
 
+ANSWER_TOKENS = 20
+"""Longest answer, in tokens."""
+
+
 def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) -> Prompt:
     """One row per question, each after its row of `prefix`, up to where the answer begins."""
     rows = [torch.cat([lm.ids("\n\n" + q.strip()), lm.frame.tail]) for q in questions]
@@ -111,7 +120,7 @@ def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) ->
 
 
 def answers(
-    lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix, max_new_tokens: int = 24
+    lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix, max_new_tokens: int = ANSWER_TOKENS
 ) -> list[str]:
     """Greedy answers to questions, one per row of `prefix`; a line break ends an answer."""
     prompt = question_prompt(lm, questions, prefix)

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
+
+from latentwire.files import write_whole
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 """loss(step) -> (scalar to minimise, figures to log)."""
@@ -44,14 +49,20 @@ class LoopConfig:
     save_every: int = 50
     """Steps between checkpoints."""
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+
 
 def train(
     stage: str, parameters: Mapping[str, Tensor], loss: Loss, config: LoopConfig, folder: Path
 ) -> None:
     """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors.
 
-    Ctrl-C writes a checkpoint before it is passed on. Raises CheckpointError where the checkpoint
-    has other tensors than `parameters`, FloatingPointError where the loss is not finite.
+    Ctrl-C ends the step, writes a checkpoint and is passed on. Raises CheckpointError where the
+    checkpoint has other tensors than `parameters`, FloatingPointError where loss or gradient is
+    not finite.
     """
     names, tensors = list(parameters), list(parameters.values())
     optimizer = torch.optim.AdamW(tensors, lr=config.lr, weight_decay=0.0)
@@ -59,27 +70,24 @@ def train(
     step = _load(path, names, tensors, optimizer) if path.exists() else 0
     folder.mkdir(parents=True, exist_ok=True)
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
-    bar = Progress(*map(_column, columns), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with bar, (folder / "metrics.jsonl").open("a") as log:
+    note, console = TextColumn("{task.fields[note]}"), Console(stderr=True)
+    bar = Progress(*map(_column, columns), TimeRemainingColumn(), note, console=console)
+    with bar, (folder / "metrics.jsonl").open("a") as log, _interrupt_held() as interrupted:
         task = bar.add_task(stage, total=config.steps, completed=step, note="")
-        try:
-            while step < config.steps:
-                began = time.perf_counter()
-                figures = _update(step, tensors, loss, optimizer, config)
-                step += 1
-                figures["seconds"] = time.perf_counter() - began
-                rounded = {k: round(v, 5) for k, v in figures.items()}
-                log.write(json.dumps({"stage": stage, "step": step, **rounded}) + "\n")
-                log.flush()
-                bar.update(task, completed=step, note=f"loss {figures['loss']:.3f}")
-                if step % config.save_every == 0 or step == config.steps:
-                    _save(path, names, tensors, optimizer, step)
-        except KeyboardInterrupt:
-            _save(path, names, tensors, optimizer, step)
-            bar.console.print(
-                f"stopped at step {step} of {stage}; the same command goes on from here"
-            )
-            raise
+        while step < config.steps:
+            began = time.perf_counter()
+            figures = _update(step, tensors, loss, optimizer, config)
+            step += 1
+            figures["seconds"] = time.perf_counter() - began
+            rounded = {k: round(v, 5) for k, v in figures.items()}
+            log.write(json.dumps({"stage": stage, "step": step, **rounded}) + "\n")
+            log.flush()
+            bar.update(task, completed=step, note=f"loss {figures['loss']:.3f}")
+            if step % config.save_every == 0 or step == config.steps or interrupted:
+                _save(path, names, tensors, optimizer, step)
+            if interrupted:
+                console.print(f"{stage} stopped at step {step}; the same command goes on from here")
+                raise KeyboardInterrupt
 
 
 def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
@@ -90,6 +98,24 @@ def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1000 + epoch))
         indices.append(int(order[place]))
     return indices
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[list[int]]:
+    """Ctrl-C waits for the end of the step, so that no checkpoint holds half an update; the list
+    fills when it comes. A second Ctrl-C acts at once, and then the last checkpoint counts."""
+    received: list[int] = []
+
+    def hold(signal_number, _frame):
+        if received:
+            raise KeyboardInterrupt
+        received.append(signal_number)
+
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _update(step, tensors, loss: Loss, optimizer, config: LoopConfig) -> dict[str, float]:
@@ -103,6 +129,8 @@ def _update(step, tensors, loss: Loss, optimizer, config: LoopConfig) -> dict[st
     optimizer.zero_grad()
     value.backward()
     norm = torch.nn.utils.clip_grad_norm_(tensors, config.clip)
+    if not torch.isfinite(norm):
+        raise FloatingPointError(f"gradient is {norm} at step {step}; the last checkpoint is good")
     optimizer.step()
     return {"loss": value.item(), "grad_norm": norm.item(), **figures}
 
@@ -125,9 +153,7 @@ def _save(path: Path, names, tensors, optimizer, step: int) -> None:
         for moment in ("exp_avg", "exp_avg_sq"):
             if tensor in optimizer.state:
                 state[f"{moment}/{name}"] = optimizer.state[tensor][moment].contiguous()
-    part = path.with_name(path.name + ".part")
-    save_file(state, part, metadata={"step": str(step)})
-    part.replace(path)
+    write_whole(path, save(state, metadata={"step": str(step)}))
 
 
 @torch.no_grad()

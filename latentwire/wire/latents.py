@@ -26,7 +26,7 @@ class Latents:
 
     def zeros(self) -> Latents:
         """The same slots with nothing in them: a control."""
-        return replace(self, keys=self.keys * 0, values=self.values * 0)
+        return replace(self, keys=torch.zeros_like(self.keys), values=torch.zeros_like(self.values))
 
 
 def as_prefix(head: KVPrefix, latents: Sequence[Latents]) -> KVPrefix:

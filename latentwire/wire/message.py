@@ -85,3 +85,8 @@ class Message:
             )
         keys, vals = torch.from_numpy(both).view(2, layers, heads, slots, width)
         return cls(wire_id, reader, Latents(keys, vals, span))
+
+
+def size_of(reader: str, values: int) -> int:
+    """Bytes of a message with so many values, keys and values together."""
+    return _HEADER.size + len(reader.encode()) + values * BITS // 8

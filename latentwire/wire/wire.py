@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -21,9 +22,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
 from latentwire.wire.latents import Latents, as_prefix
-from latentwire.wire.message import Message, MessageError
+from latentwire.wire.message import Message, MessageError, size_of
 from latentwire.wire.scorer import Scorer
 from latentwire.wire.slots import Slots
 
@@ -54,8 +56,9 @@ class WireConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self)[1:]:
-            if getattr(self, field.name) < 1:
-                raise WireError(f"{field.name} is {getattr(self, field.name)}; expected >= 1")
+            value = getattr(self, field.name)
+            if type(value) is not int or value < 1:
+                raise WireError(f"{field.name} is {value!r}; expected a whole number >= 1")
 
 
 class Wire(nn.Module):
@@ -82,6 +85,12 @@ class Wire(nn.Module):
     def count(self, tokens: int) -> int:
         """Latents that a context of so many tokens becomes."""
         return sum(math.ceil(n / self.config.ratio) for n in self._windows(tokens))
+
+    def message_bytes(self, tokens: int) -> int:
+        """Bytes of the message of a context of so many tokens."""
+        keys = self.head.keys[0]
+        slot = len(self.head.keys) * keys.shape[1] * keys.shape[3]
+        return size_of(self.config.reader, 2 * slot * self.count(tokens))
 
     def encode(self, contexts: Sequence[str], batch: int = 8) -> list[Latents]:
         """One Latents per text; `batch` windows run through the LM at a time.
@@ -128,6 +137,9 @@ class Wire(nn.Module):
                     f"message of wire {message.wire_id.hex()} for {message.reader}; "
                     f"this is wire {wire_id.hex()} for {self.config.reader}"
                 )
+            layers, heads, _, width = message.latents.keys.shape
+            if (layers, heads, width) != (len(self.head.keys), *self.head.keys[0].shape[1::2]):
+                raise MessageError("the message was altered: its shape is not this wire's")
         return self.prefix([m.latents for m in messages])
 
     def prefix(self, latents: Sequence[Latents]) -> KVPrefix:
@@ -142,10 +154,11 @@ class Wire(nn.Module):
             "format_version": FORMAT_VERSION,
             "sha256": hashlib.sha256(weights).hexdigest(),
             "architecture": _architecture(self.lm),
+            "reader_weights": _fingerprint(self.lm),
             **asdict(self.config),
         }
-        _write(folder / WEIGHTS, weights)
-        _write(folder / "config.json", json.dumps(record, indent=1).encode())
+        write_whole(folder / WEIGHTS, weights)
+        write_whole(folder / "config.json", json.dumps(record, indent=1))
 
     @classmethod
     def from_pretrained(cls, name: str, lm: FrozenLM | None = None) -> Wire:
@@ -175,8 +188,25 @@ class Wire(nn.Module):
                 f"{folder} was trained for {config.reader} {record['architecture']}; "
                 f"got {lm.name} {_architecture(lm)}"
             )
+        if _fingerprint(lm) != record["reader_weights"]:
+            # Another copy of the same model (a 4-bit one, the original) reads a little worse;
+            # another model of the same shape reads nothing.
+            if lm.name != config.reader:
+                raise WireError(
+                    f"{folder} was trained for {config.reader}; {lm.name} is another model"
+                )
+            warnings.warn(
+                f"{folder.name} was trained on another copy of {lm.name} (its weights differ); "
+                "expect somewhat lower scores",
+                stacklevel=2,
+            )
         wire = cls(lm, config)
-        wire.load_state_dict({k: v.float() for k, v in load(weights).items()}, strict=True)
+        try:
+            wire.load_state_dict({k: v.float() for k, v in load(weights).items()}, strict=True)
+        except RuntimeError:
+            raise WireError(
+                f"{folder}: config.json does not fit the weights; it was altered"
+            ) from None
         return wire.eval()
 
     def _weights(self) -> bytes:
@@ -257,7 +287,8 @@ def _read_config(folder: Path) -> dict:
         raise WireError(
             f"{folder} is no wire; expected a folder with config.json, or default"
         ) from None
-    if not isinstance(record, dict) or "sha256" not in record or "reader" not in record:
+    needed = {"sha256", "reader", "architecture", "reader_weights", "format_version"}
+    if not isinstance(record, dict) or not needed <= set(record):
         raise WireError(f"{folder}/config.json is not a wire's; expected the one that save wrote")
     if record.get("format_version") != FORMAT_VERSION:
         raise WireError(
@@ -266,7 +297,7 @@ def _read_config(folder: Path) -> dict:
     return record
 
 
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
+def _fingerprint(lm: FrozenLM) -> str:
+    """Of the reader's weights: the same for one copy of a model in any float type."""
+    some = lm.model.get_input_embeddings().weight[:64].detach().to("cpu", torch.bfloat16)
+    return hashlib.sha256(some.view(torch.int16).numpy().tobytes()).hexdigest()[:16]

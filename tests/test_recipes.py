@@ -1,0 +1,153 @@
+"""A whole training and a whole evaluation on a tiny model, against values worked out apart."""
+
+import json
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_lm
+
+from latentwire.evals.harness import evaluate, summarise
+from latentwire.lm import FrozenLM
+from latentwire.recipes import wire as recipes
+from latentwire.recipes.evaluation import conditions, evaluate_wire
+from latentwire.recipes.wire import WireRecipe, train_wire
+from latentwire.tasks.qa import Passage, Question, by_context, load_questions
+from latentwire.train.loop import LoopConfig
+from latentwire.wire.wire import Wire, WireConfig
+
+NAMES = ["Ada", "Emmy", "Sofia", "Mary", "Lise", "Rosa", "Vera", "Inge"]
+
+
+@pytest.fixture
+def lm(monkeypatch):
+    lm = tiny_lm("llama")
+    monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda cls, name: lm))
+    return lm
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+    rows = []
+    for i, name in enumerate(NAMES):
+        context = f"{name} was born in {1800 + i}."
+        rows.append({"question": "Who?", "answers": [name], "context": context, "id": f"{i}a"})
+        rows.append(
+            {"question": "When?", "answers": [str(1800 + i)], "context": context, "id": f"{i}b"}
+        )
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path)
+
+
+def recipe(data, out) -> WireRecipe:
+    return WireRecipe(
+        "tiny",
+        WireConfig("tiny-llama", ratio=2, window=64, rank=4, format_tokens=3),
+        data=data,
+        out=out,
+        format=LoopConfig(steps=3, lr=0.01, warmup=1, save_every=1),
+        scorer_passages=4,
+        slots=LoopConfig(steps=25, lr=0.02, warmup=2, save_every=5),
+        passages=2,
+        held_out=2,
+    )
+
+
+def test_training_lowers_the_distance_to_full_text_and_resumes_exactly(
+    lm, data, tmp_path, monkeypatch
+):
+    straight = train_wire(recipe(data, tmp_path / "a"))
+    log = [json.loads(line) for line in (straight / "metrics.jsonl").open()]
+    kl = [row["kl"] for row in log if row["stage"] == "slots"]
+    assert sum(kl[-5:]) < 0.9 * sum(kl[:5])
+
+    distillation, calls = recipes.distillation, []
+
+    def interrupting(*arguments):
+        calls.append(1)
+        if len(calls) == 8:
+            signal.raise_signal(signal.SIGINT)
+        return distillation(*arguments)
+
+    monkeypatch.setattr(recipes, "distillation", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        train_wire(recipe(data, tmp_path / "b"))
+    resumed = train_wire(recipe(data, tmp_path / "b"))
+    weights = "wire/wire.safetensors"
+    assert (straight / weights).read_bytes() == (resumed / weights).read_bytes()
+
+
+def test_attention_is_read_off_hugging_faces_own_maps(lm):
+    wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
+    passage = Passage("Ada was born.", (Question("1", "Ada was born.", "Who?", ("Ada",)),))
+    _, states = recipes._read(wire, [passage])
+    ours = recipes._attention(wire, passage, states.prefix)
+
+    head, text = lm.frame.head, lm.ids(passage.context)
+    again = lm.ids("\n\nRepeat the text above word for word.")
+    question = [lm.embed(lm.ids("\n\nWho?")), lm.embed(lm.frame.tail)]
+    answer = lm.embed(torch.cat([lm.ids(" Ada"), torch.tensor([lm.stop_ids[0]])]))
+    before = lm.embed(torch.cat([head, text]))
+    repeated = torch.cat([before, lm.embed(again), lm.embed(lm.frame.tail), lm.embed(text)])
+    asked = torch.cat([before, wire.format, *question, answer])
+    expected = 0
+    for sequence, skipped in ((repeated, 0), (asked, 3)):
+        # Queries are what follows the text and the format tokens; keys are the text's tokens.
+        first = len(before) + skipped
+        lm.model.set_attn_implementation("eager")
+        maps = lm.model(inputs_embeds=sequence[None], output_attentions=True).attentions
+        lm.model.set_attn_implementation("sdpa")
+        seen = torch.stack(maps)[:, 0, :, first:, len(head) : len(before)].amax(2)
+        expected = expected + seen.view(3, 2, 2, len(text)).amax(2)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_evaluation_scores_what_hugging_face_would(lm, data):
+    wire = Wire(lm, WireConfig("tiny-llama", ratio=1, window=64, rank=4, format_tokens=3))
+    passages = by_context(load_questions(data, 6))
+    rows = conditions(wire, passages)
+    answers = [a for b in evaluate(lm, wire.format, passages, rows) for a in b]
+    for question in (q for p in passages for q in p.questions):
+        answer = [*lm.ids(f" {question.answers[0]}").tolist(), lm.stop_ids[0]]
+        tail = torch.cat([lm.ids(f"\n\n{question.question}"), lm.frame.tail])
+        context = torch.cat([lm.frame.head, lm.ids(question.context)])
+        embeds = [lm.embed(context), wire.format, lm.embed(tail), lm.embed(torch.tensor(answer))]
+        logits = lm.model(inputs_embeds=torch.cat(embeds)[None]).logits[0]
+        predicting = logits[-len(answer) - 1 : -1].log_softmax(-1)
+        nll = -sum(predicting[i, token].item() for i, token in enumerate(answer))
+        of = {a.condition: a for a in answers if a.id == question.id}
+        assert of["text"].nll == pytest.approx(nll, abs=1e-3)
+        assert of["text"].tokens == len(answer)
+        assert of["text"].first5 == float(answer[0] in predicting[0].topk(5).indices.tolist())
+        # At ratio 1 and before training the wire is the text, but for half floats in its message.
+        assert of["wire"].nll == pytest.approx(nll, abs=0.05)
+        assert abs(of["closed_book"].nll - nll) > 1e-3
+        # The first passage's foreign latents are the second passage's.
+        assert of["foreign_latents"].nll != of["wire"].nll
+    text = summarise([a for a in answers if a.condition == "text"])
+    total = sum(a.nll for a in answers if a.condition == "text")
+    tokens = sum(a.tokens for a in answers if a.condition == "text")
+    assert text["nll"] == pytest.approx(total / tokens)
+
+
+def test_an_interrupted_evaluation_goes_on(lm, data, tmp_path, monkeypatch):
+    wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
+    whole = evaluate_wire(wire, data, out=tmp_path / "a")
+    evaluate_wire(wire, data, out=tmp_path / "b")
+    path = tmp_path / "b" / "predictions.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:50]) + lines[50][:20])
+    again = evaluate_wire(wire, data, out=tmp_path / "b")
+    assert again["rows"] == whole["rows"] and again["n"] == 16
+    with pytest.raises(ValueError, match="holds another run"):
+        evaluate_wire(wire, data, limit=4, out=tmp_path / "b")
+
+
+def test_contradictions_are_refused_at_once():
+    fine = recipe("x", None)
+    with pytest.raises(ValueError, match="questions is 0"):
+        replace(fine, questions=0)
+    with pytest.raises(ValueError, match="save_every is 0"):
+        replace(fine.format, save_every=0)
