@@ -147,9 +147,23 @@ def test_damaged_wires_are_refused(tmp_path):
     weights.write_bytes(good)
     with pytest.raises(WireError, match="was trained for tiny-llama llama-3x32"):
         Wire.from_pretrained(str(tmp_path), tiny_lm("gpt2"))
+    other = tiny_lm("llama")
+    other.model.get_input_embeddings().weight.data += 1
+    with pytest.warns(UserWarning, match="another copy of tiny-llama"):
+        Wire.from_pretrained(str(tmp_path), other)
+    other.name = "their-finetune"
+    with pytest.raises(WireError, match="was trained for tiny-llama; their-finetune is another"):
+        Wire.from_pretrained(str(tmp_path), other)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 9}))
     with pytest.raises(WireError, match="wire format 9; expected 1"):
+        Wire.from_pretrained(str(tmp_path), lm)
+    for change, message in [({"rank": 8}, "was altered"), ({"rank": "x"}, "rank is 'x'")]:
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(WireError, match=message):
+            Wire.from_pretrained(str(tmp_path), lm)
+    (tmp_path / "config.json").write_text(json.dumps({"reader": "x"}))
+    with pytest.raises(WireError, match="is not a wire's"):
         Wire.from_pretrained(str(tmp_path), lm)
     with pytest.raises(WireError, match="is no wire"):
         Wire.from_pretrained(str(tmp_path / "nowhere"), lm)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -24,37 +24,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
+from latentwire.lm.adapters import adapted, lora_parameters
 from latentwire.lm.cache import as_cache, attention_mask, grown
 from latentwire.lm.families import family_of, softcap
 from latentwire.lm.hooks import Reached, hooked, replacing, tensor_of
+from latentwire.lm.outputs import Decoded, States
 from latentwire.lm.picks import Pick
 from latentwire.lm.prompt import Frame, KVPrefix, Prompt
 from latentwire.lm.zoo import ZooError, locate
 
 Caching = Literal["kv", "none", "checkpoint"]
-
-
-@dataclass(frozen=True)
-class States:
-    """One full pass. inputs [l, b, t, d]: what enters each block; final [b, t, d]: after the last
-    norm; prefix: the cache of the prompt, its own prefix included."""
-
-    inputs: Float[Tensor, "l b t d"]
-    final: Float[Tensor, "b t d"]
-    prefix: KVPrefix
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Generated rows. ids [b, n] and mask [b, n], True up to and including the stop token;
-    log_probs [b, n] of the chosen tokens (0 where masked), differentiable as the pick is;
-    texts: decoded, without stop token or stop string; embeds [b, n, d] as fed back."""
-
-    ids: Int[Tensor, "b n"]
-    mask: Bool[Tensor, "b n"]
-    log_probs: Float[Tensor, "b n"]
-    embeds: Float[Tensor, "b n d"]
-    texts: list[str]
 
 
 class FrozenLM:
@@ -337,8 +316,7 @@ class FrozenLM:
 
     def adapter_parameters(self) -> dict[str, Tensor]:
         """The trainable tensors of this view's adapter, by name."""
-        mark = f".{self.adapter}."
-        return {n: p for n, p in self.model.named_parameters() if mark in n and "lora_" in n}
+        return lora_parameters(self.model, self.adapter)
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -346,7 +324,7 @@ class FrozenLM:
         """Final states [b, t, d] and, on request, the grown cache. Every path ends here."""
         self._check_window(int(prompt.positions.max()) + 1)
         cache = as_cache(prompt.prefix) if keep_cache or prompt.prefix is not None else None
-        with self._patched(prompt), self._adapted():
+        with self._patched(prompt), adapted(self.model, self.adapter):
             output = self.body(
                 inputs_embeds=prompt.embeds,
                 attention_mask=attention_mask(prompt, self.model.config),
@@ -381,30 +359,6 @@ class FrozenLM:
             hooks.append((self.blocks[patch.layer], replacing(patch)))
         with hooked(hooks):
             yield
-
-    @contextmanager
-    def _adapted(self) -> Iterator[None]:
-        """This view's adapter on and every other off, while the context is open."""
-        if not getattr(self.model, "_hf_peft_config_loaded", False):
-            yield
-            return
-        self._switch(self.adapter)
-        try:
-            yield
-        finally:
-            self._switch(None)
-
-    def _switch(self, adapter: str | None) -> None:
-        if adapter is None:
-            self.model.disable_adapters()
-        else:
-            self.model.set_adapter(adapter)
-            self.model.enable_adapters()
-        # peft also freezes what it switches off, and a frozen leaf drops the gradient of a graph
-        # that was built while it was on.
-        for name, parameter in self.model.named_parameters():
-            if "lora_" in name:
-                parameter.requires_grad_(True)
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < len(self.blocks):

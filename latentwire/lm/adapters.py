@@ -1,0 +1,41 @@
+"""LoRA adapters of a frozen model, switched for one call at a time (through peft)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+
+@contextmanager
+def adapted(model: Any, adapter: str | None) -> Iterator[None]:
+    """One adapter on (None: none) and every other off, while the context is open."""
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        yield
+        return
+    _switch(model, adapter)
+    try:
+        yield
+    finally:
+        _switch(model, None)
+
+
+def lora_parameters(model: Any, adapter: str | None) -> dict[str, Tensor]:
+    """The trainable tensors of one adapter, by name."""
+    mark = f".{adapter}."
+    return {n: p for n, p in model.named_parameters() if mark in n and "lora_" in n}
+
+
+def _switch(model: Any, adapter: str | None) -> None:
+    if adapter is None:
+        model.disable_adapters()
+    else:
+        model.set_adapter(adapter)
+        model.enable_adapters()
+    # peft also freezes what it switches off, and a frozen leaf drops the gradient of a graph that
+    # was built while it was on.
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_(True)

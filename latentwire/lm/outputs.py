@@ -1,0 +1,33 @@
+"""What the port gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from latentwire.lm.prompt import KVPrefix
+
+
+@dataclass(frozen=True)
+class States:
+    """One full pass. inputs [l, b, t, d]: what enters each block; final [b, t, d]: after the last
+    norm; prefix: the cache of the prompt, its own prefix included."""
+
+    inputs: Float[Tensor, "l b t d"]
+    final: Float[Tensor, "b t d"]
+    prefix: KVPrefix
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Generated rows. ids [b, n] and mask [b, n], True up to and including the stop token;
+    log_probs [b, n] of the chosen tokens (0 where masked), differentiable as the pick is;
+    texts: decoded, without stop token or stop string; embeds [b, n, d] as fed back."""
+
+    ids: Int[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"]
+    log_probs: Float[Tensor, "b n"]
+    embeds: Float[Tensor, "b n d"]
+    texts: list[str]
