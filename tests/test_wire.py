@@ -158,7 +158,7 @@ def test_damaged_wires_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 9}))
     with pytest.raises(WireError, match="wire format 9; expected 1"):
         Wire.from_pretrained(str(tmp_path), lm)
-    for change, message in [({"rank": 8}, "was altered"), ({"rank": "x"}, "rank is 'x'")]:
+    for change, message in [({"rank": 8}, "was altered"), ({"rank": 0}, "rank is 0")]:
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(WireError, match=message):
             Wire.from_pretrained(str(tmp_path), lm)

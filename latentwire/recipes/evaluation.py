@@ -23,7 +23,16 @@ from latentwire.evals.baselines import Condition, closed_book, full_text, trunca
 from latentwire.evals.harness import BATCH, Answer, evaluate, summarise
 from latentwire.files import write_whole
 from latentwire.lm import KVPrefix
-from latentwire.tasks.qa import Passage, by_context, load_questions, question_prompt, with_format
+from latentwire.tasks.base import DataError
+from latentwire.tasks.qa import (
+    ANSWER_TOKENS,
+    Passage,
+    answer_ids,
+    by_context,
+    load_questions,
+    question_prompt,
+    with_format,
+)
 from latentwire.wire.message import Message
 from latentwire.wire.wire import Wire
 
@@ -68,6 +77,7 @@ def evaluate_wire(
     another run.
     """
     passages = by_context(load_questions(data, limit, least=2))
+    _check_room(wire, passages)
     rows = conditions(wire, passages)
     setting = {
         "wire": wire.id.hex(),
@@ -101,6 +111,22 @@ def evaluate_wire(
     return result
 
 
+def _check_room(wire: Wire, passages: Sequence[Passage]) -> None:
+    """Every question must fit the reader's window with its full text, before any is answered."""
+    lm = wire.lm
+    around = len(wire.head) + len(wire.format) + len(lm.frame.tail)
+    for passage in passages:
+        context = len(lm.ids(passage.context))
+        for q in passage.questions:
+            answer = max(ANSWER_TOKENS, len(answer_ids(lm, q.answers[0])))
+            used = around + context + len(lm.ids("\n\n" + q.question)) + answer
+            if used > lm.window:
+                raise DataError(
+                    f"row {q.id!r} takes {used} positions, {context} of them its context; "
+                    f"{lm.name} has a window of {lm.window}"
+                )
+
+
 def _resumed(out: Path, setting: dict) -> list[Answer]:
     """Answers of whole batches that an earlier run of the same evaluation left in `out`."""
     out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +137,8 @@ def _resumed(out: Path, setting: dict) -> list[Answer]:
     if not predictions.exists():
         return []
     whole = [n for n in predictions.read_text(encoding="utf-8").split("\n")[:-1] if n]
-    answers = [Answer(**json.loads(line)) for line in whole]
+    records = [json.loads(line) for line in whole]
+    answers = [Answer(**{**r, "gold": tuple(r["gold"])}) for r in records]
     conditions_of: dict[str, set[str]] = {}
     for a in answers:
         conditions_of.setdefault(a.context, set()).add(a.condition)
@@ -126,10 +153,10 @@ def sizes(wire: Wire, passages: Sequence[Passage]) -> dict[str, float]:
     """Means over all passages: tokens in, latents out, bytes of the message and of the text."""
     tokens = [len(wire.lm.ids(p.context)) for p in passages]
     return {
-        "tokens_in": statistics.mean(tokens),
-        "latents_out": statistics.mean(map(wire.count, tokens)),
-        "message_bytes": statistics.mean(map(wire.message_bytes, tokens)),
-        "text_bytes": statistics.mean(len(p.context.encode()) for p in passages),
+        "tokens_in": statistics.fmean(tokens),
+        "latents_out": statistics.fmean(map(wire.count, tokens)),
+        "message_bytes": statistics.fmean(map(wire.message_bytes, tokens)),
+        "text_bytes": statistics.fmean(len(p.context.encode()) for p in passages),
     }
 
 
