@@ -138,7 +138,9 @@ def test_an_interrupted_evaluation_goes_on(lm, data, tmp_path, monkeypatch):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:50]) + lines[50][:20])
     again = evaluate_wire(wire, data, out=tmp_path / "b")
-    assert again["rows"] == whole["rows"] and again["n"] == 16
+    assert again["n"] == 16
+    for name, row in whole["rows"].items():
+        assert again["rows"][name] == pytest.approx(row, abs=1e-4)
     with pytest.raises(ValueError, match="holds another run"):
         evaluate_wire(wire, data, limit=4, out=tmp_path / "b")
 

@@ -8,10 +8,11 @@ are read here, once. A family is supported when it stands in FAMILIES and in the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def softcap(config) -> float | None:
 
 
 def rotate(
-    model: nn.Module, layer: int, keys: Float[Tensor, "b h n e"], positions: Int[Tensor, "b h n"]
+    model: Any, layer: int, keys: Float[Tensor, "b h n e"], positions: Int[Tensor, "b h n"]
 ) -> Float[Tensor, "b h n e"]:
     """Keys of one layer rotated to `positions`, as the model itself rotates them (RoPE,
     Su et al. 2021, arXiv 2104.09864); unchanged for a family without rotation."""

@@ -86,7 +86,7 @@ def evaluate_wire(
         "limit": limit,
         "ratio": wire.config.ratio,
     }
-    answers = [] if out is None else _resumed(out, setting)
+    answers = [] if out is None else _resumed(out, setting, set(rows))
     done = {a.context for a in answers}
     left = [p for p in passages if p.context not in done]
     batches = evaluate(wire.lm, wire.format, left, rows)
@@ -127,8 +127,8 @@ def _check_room(wire: Wire, passages: Sequence[Passage]) -> None:
                 )
 
 
-def _resumed(out: Path, setting: dict) -> list[Answer]:
-    """Answers of whole batches that an earlier run of the same evaluation left in `out`."""
+def _resumed(out: Path, setting: dict, conditions: set[str]) -> list[Answer]:
+    """What an earlier run of the same evaluation left in `out`: passages under all conditions."""
     out.mkdir(parents=True, exist_ok=True)
     config, predictions = out / "config.json", out / PREDICTIONS
     if config.exists() and json.loads(config.read_text()) != setting:
@@ -142,8 +142,7 @@ def _resumed(out: Path, setting: dict) -> list[Answer]:
     conditions_of: dict[str, set[str]] = {}
     for a in answers:
         conditions_of.setdefault(a.context, set()).add(a.condition)
-    most = max(map(len, conditions_of.values()), default=0)
-    kept = [a for a in answers if len(conditions_of[a.context]) == most]
+    kept = [a for a in answers if conditions_of[a.context] == conditions]
     lines = [json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in kept]
     write_whole(predictions, "".join(lines))
     return kept

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def _read_hub(name: str, limit: int | None) -> list[Question]:
         raise DataError(f"hub:{name} needs datasets: pip install 'latentwire[hub]'") from None
     try:
         path, _, split = name.partition("#")
-        rows = load_dataset(path, split=(split or "train") + (f"[:{limit}]" if limit else ""))
+        rows: Any = load_dataset(path, split=(split or "train") + (f"[:{limit}]" if limit else ""))
         missing = {"id", "context", "question", "answers"} - set(rows.column_names)
     except Exception as error:  # datasets raises many kinds; a user needs the reason
         raise DataError(f"hub:{name}: {error}") from None
