@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The agreement checks on both models of the zoo; what they printed last is in doctor.txt.
+# The agreement checks on both models of the zoo; writes what they print to doctor.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for model in smollm2-135m gemma3-270m; do
