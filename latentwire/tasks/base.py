@@ -1,11 +1,40 @@
-"""What every task shares: reading rows from a JSONL file, with errors that name the line."""
+"""What every task shares: what a problem is, and reading rows from a file with errors that name the
+line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem, as a model and a reward may see it.
+
+    What only grading may know (ARC's test outputs) is not in here: a task's `grade` holds it.
+    """
+
+    id: str
+    question: str
+    """The bare question, as a verifier quotes it."""
+    prompt: str
+    """The user turn that the model gets: the question in the task's format."""
+    gold: str | None = None
+    """The right answer where there is one. Read by the oracle reward `Exact` and by grading only."""
+    shown: Any = None
+    """What else a reward may see: ARC's training pairs."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems, and whether an answer's text solves one."""
+
+    name: str
+    problems: tuple[Problem, ...]
+    grade: Callable[[Problem, str], bool]
 
 
 class DataError(ValueError):
