@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -78,8 +78,8 @@ def evaluate(
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
-    if json_out is not None and not json_out.absolute().parent.is_dir():
-        raise ValueError(f"--json {json_out}: there is no folder {json_out.absolute().parent}")
+    if json_out is not None:
+        _check_folder(json_out)
     result = evaluate_wire(Wire.from_pretrained(wire), data or ALMANAC, limit, run)
     out.print(results_table(result))
     for line in verdict(result):
@@ -136,7 +136,71 @@ def train(arguments: list[str]) -> None:
     print(f"trained: {train_wire(recipe) / 'wire'}")
 
 
+def seek(arguments: list[str]) -> None:
+    """Improve answers at test time by searching a model's own hidden states, beside controls."""
+    from latentwire.files import write_whole
+    from latentwire.lm.frozen import FrozenLM
+    from latentwire.recipes.seek import SeekRecipe, run_seek, seek_prompt
+    from latentwire.report.page import write_report
+    from latentwire.report.seek import seek_table, verdict
+
+    def command(
+        model: Positional[str],
+        recipe: tyro.conf.OmitArgPrefixes[SeekRecipe],
+        prompt: str | None = None,
+        run: Path | None = None,
+        json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    ) -> None:
+        """Improve answers at test time by searching a model's own hidden states, beside controls.
+
+        Args:
+            model: Zoo name, Hugging Face id or local folder.
+            recipe: What to search, and how.
+            prompt: Search the answer to this one prompt, not a data set, and print the trace.
+            run: Run folder for predictions.jsonl, results.json and report.html; one that was
+                interrupted is gone on with.
+            json_out: Write the result as JSON to this file.
+        """
+        if json_out is not None:
+            _check_folder(json_out)
+        lm = FrozenLM.from_pretrained(model)
+        if prompt is not None:
+            _print_trace(seek_prompt(lm, recipe, prompt))
+            return
+        result = run_seek(lm, recipe, run)
+        out.print(seek_table(result))
+        for line in verdict(result):
+            out.print(f"- {line}", markup=False, highlight=False)
+        if json_out is not None:
+            write_whole(json_out, json.dumps(result, indent=1))
+        if run is not None:
+            print(f"report: {write_report(run)}")
+
+    tyro.cli(command, args=arguments, prog="latentwire seek")
+
+
+def _print_trace(found: Any) -> None:
+    """A search's steps, and the answer it came to."""
+    if found.note:
+        out.print(f"note: {found.note}", markup=False, highlight=False)
+    for s in found.trace:
+        reward = "failed" if s.reward is None else f"{s.reward:.3f}"
+        parts = ", ".join(f"{name} {value:g}" for name, value in s.parts.items())
+        line = f"step {s.step:2}: reward {reward}, {s.flipped} tokens flipped, {s.tokens} run over"
+        out.print(f"[dim]{line}[/dim] [dim]{parts}[/dim]", highlight=False)
+    if found.failure is not None:
+        raise ValueError(found.failure)
+    print(found.text)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--json {path}: there is no folder {path.absolute().parent}")
+
+
 COMMANDS = {"ask": ask, "eval": evaluate, "fetch": fetch, "doctor": doctor, "report": report}
+# These build their options from a recipe, whose import takes seconds that --help need not wait for.
+RECIPES = {"train": train, "seek": seek}
 
 
 def main() -> None:
@@ -144,11 +208,11 @@ def main() -> None:
     arguments = sys.argv[1:]
     warnings.formatwarning = lambda message, *_, **__: f"latentwire: {message}\n"
     try:
-        if arguments[:1] == ["train"]:
-            train(arguments[1:])
+        if arguments[:1] and arguments[0] in RECIPES:
+            RECIPES[arguments[0]](arguments[1:])
             return
-        with_train = {**COMMANDS, "train": train}
-        status = tyro.extras.subcommand_cli_from_dict(with_train, args=arguments, prog="latentwire")
+        every = {**COMMANDS, **RECIPES}
+        status = tyro.extras.subcommand_cli_from_dict(every, args=arguments, prog="latentwire")
         raise SystemExit(status or 0)
     except (ValueError, OSError, FloatingPointError) as error:
         # Some messages come from libraries and have many lines; a user's mistake costs one.

@@ -1,4 +1,4 @@
-"""The search: its gradient by hand, its tokens against Hugging Face, its rows against each other."""
+"""The search: its gradient by hand, its tokens against Hugging Face, a batch against its rows."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -131,7 +131,7 @@ def test_original_adds_the_published_epsilons(llama):
     policy = policy_of(llama, [5], [True], original=True)
     probs = (policy.z.detach() @ llama.model.get_output_embeddings().weight.T).softmax(-1)
     expected = -math.log(float(probs[0, 5]) + 1e-8 + 1e-10)
-    assert float(policy.loss([policy.tokens], [1.0])) == pytest.approx(expected, abs=1e-6)
+    assert policy.loss([policy.tokens], [1.0]).item() == pytest.approx(expected, abs=1e-6)
 
 
 # -- answers ------------------------------------------------------------------------------------

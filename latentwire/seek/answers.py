@@ -30,6 +30,8 @@ class Answers:
         self, lm: FrozenLM, prompts: Sequence[Int[Tensor, " _"]], temperature: float = 0.0
     ):
         self.lm, self.temperature = lm, temperature
+        self.nothing = prompts[0][:0]
+        """The head of an answer that has not begun."""
         self._last = [ids[-1:] for ids in prompts]
         with torch.no_grad():
             self._prefix = lm.prefill(Prompt.from_ids(lm, [ids[:-1] for ids in prompts]))

@@ -100,7 +100,8 @@ class Found:
     """What a search came to: the answer to give, its reward, and every answer on the way.
 
     span: the answer tokens that were searched. note: where that is not the region asked for.
-    failure: why the search could not start or go on; what it had until then is kept.
+    failure: why the search could not start or go on; what it had until then is kept. first: token
+    ids of the first answer.
     """
 
     problem: Problem
@@ -110,6 +111,7 @@ class Found:
     span: tuple[int, int] | None = None
     note: str = ""
     failure: str | None = None
+    first: Int[Tensor, " n"] | None = None
 
     @property
     def tokens(self) -> int:
@@ -165,20 +167,16 @@ class Seek:
         found = self._run([problems[i] for i in fit], [prompts[i] for i in fit]) if fit else []
         done = dict(zip(fit, found, strict=True))
         for i in set(range(len(problems))) - set(fit):
-            why = (
-                f"a prompt of {len(prompts[i])} tokens and {self.config.max_new_tokens} new ones "
-                f"do not fit {self.lm.name}'s window of {self.lm.window}"
-            )
-            done[i] = Found(problems[i], "", None, (), failure=why)
+            new = self.config.max_new_tokens
+            done[i] = no_room(self.lm, problems[i], len(prompts[i]), new)
         return [done[i] for i in range(len(problems))]
 
     def _run(self, problems: Sequence[Problem], prompts: Sequence[Tensor]) -> list[Found]:
         began, config = time.perf_counter(), self.config
         answers = Answers(self.lm, prompts, config.temperature)
         seeds = [seed_of(config.seed, p.id) for p in problems]
-        rows, nothing = range(len(problems)), [ids[:0] for ids in prompts]
-        budgets = [config.max_new_tokens] * len(problems)
-        firsts = answers.finish(rows, nothing, budgets, seeds)
+        rows, budgets = range(len(problems)), [config.max_new_tokens] * len(problems)
+        firsts = answers.finish(rows, [answers.nothing] * len(problems), budgets, seeds)
         spans = {row: self._span(firsts[row]) for row in rows}
         placed = {row: span for row, span in spans.items() if isinstance(span, Span)}
         heads = [firsts[row][: span.stop] for row, span in placed.items()]
@@ -313,8 +311,21 @@ class Seek:
                 best = s.current[-1]
             text, reward = best.text, best.rating.value
         return Found(
-            s.problem, text, reward, tuple(s.trace), (span.start, span.stop), span.note, s.failure
+            s.problem,
+            text,
+            reward,
+            tuple(s.trace),
+            (span.start, span.stop),
+            span.note,
+            s.failure,
+            s.first,
         )
+
+
+def no_room(lm: FrozenLM, problem: Problem, prompt: int, new: int) -> Found:
+    """What there is to say of a problem whose prompt and answer budget do not fit the window."""
+    why = f"a prompt of {prompt} tokens and {new} new ones do not fit {lm.name}'s window of "
+    return Found(problem, "", None, (), failure=f"{why}{lm.window}")
 
 
 def seed_of(*parts: object) -> int:
