@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -179,6 +179,42 @@ def seek(arguments: list[str]) -> None:
     tyro.cli(command, args=arguments, prog="latentwire seek")
 
 
+def bench(
+    what: Positional[Literal["seek"]],
+    model: str = "smollm2-135m",
+    lengths: tuple[int, ...] = (64, 256, 1024),
+    problems: int = 4,
+    steps: int = 2,
+    json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Time ours against a plain implementation of the same, in this process.
+
+    Args:
+        what: seek: the published loop without a cache, one problem and one verifier at a time.
+        model: Zoo name, Hugging Face id or local folder.
+        lengths: Answer lengths in tokens. The plain loop's time grows with their square.
+        problems: How many problems both search.
+        steps: Steps of each search.
+        json_out: Write the result as JSON to this file.
+    """
+    from latentwire.bench.seek import almanac_problems, bench_seek
+    from latentwire.files import write_whole
+    from latentwire.lm.frozen import FrozenLM
+
+    if json_out is not None:
+        _check_folder(json_out)
+    result = bench_seek(FrozenLM.from_pretrained(model), almanac_problems(problems), lengths, steps)
+    for length, row in result["lengths"].items():
+        memory = "" if row["memory_ratio"] is None else f", {row['memory_ratio']:.1f}x the memory"
+        print(
+            f"{length} tokens: the plain loop takes {row['time_ratio']:.1f}x the time, "
+            f"{row['forwards_ratio']:.1f}x the token-forwards{memory}; "
+            f"{'the same' if row['same_tokens'] else 'OTHER'} tokens"
+        )
+    if json_out is not None:
+        write_whole(json_out, json.dumps(result, indent=1))
+
+
 def _print_trace(found: Any) -> None:
     """A search's steps, and the answer it came to."""
     if found.note:
@@ -198,7 +234,14 @@ def _check_folder(path: Path) -> None:
         raise ValueError(f"--json {path}: there is no folder {path.absolute().parent}")
 
 
-COMMANDS = {"ask": ask, "eval": evaluate, "fetch": fetch, "doctor": doctor, "report": report}
+COMMANDS = {
+    "ask": ask,
+    "eval": evaluate,
+    "fetch": fetch,
+    "doctor": doctor,
+    "report": report,
+    "bench": bench,
+}
 # These build their options from a recipe, whose import takes seconds that --help need not wait for.
 RECIPES = {"train": train, "seek": seek}
 

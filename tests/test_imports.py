@@ -15,6 +15,7 @@ ALLOWED = {
     "seek": {"lm", "tasks", "seek", "files"},
     "train": {"lm", "tasks", "train", "files"},
     "evals": {"lm", "tasks", "evals", "files"},
+    "bench": {"bench", "lm", "tasks", "seek", "files"},
     "report": {"report", "files"},
     "recipes": {"lm", "tasks", "wire", "seek", "train", "evals", "recipes", "files"},
 }

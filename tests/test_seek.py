@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import CONFIGS, tiny_lm
 
+from latentwire.bench.seek import bench_seek
 from latentwire.lm import Decoded, FrozenLM
 from latentwire.seek.answers import Answers, prompt_ids
 from latentwire.seek.policy import Policy
@@ -461,3 +462,8 @@ def _attempt(text, ids=None):
     from latentwire.seek.rewards.base import Attempt
 
     return Attempt(PROBLEMS[0], torch.zeros(1, dtype=torch.long) if ids is None else ids, text)
+
+
+def test_the_published_loop_finds_the_same_tokens(llama):
+    ratios = bench_seek(llama, PROBLEMS[:2], (24,), 3)["lengths"]["24"]
+    assert ratios["same_tokens"] and ratios["forwards_ratio"] > 3

@@ -268,17 +268,16 @@ def best_of_n(
     left = sum(f.tokens for f in searched) - sum(
         s.tokens for steps in drawn.values() for s in steps
     )
-    round_ = 0
     while left > 0:
-        round_ += 1
-        live = [
-            i for i in going if max(s.reward for s in drawn[i] if s.reward is not None) <= threshold
-        ]
+        live = [i for i in going if max(map(_value, drawn[i])) <= threshold]
+        # Those with the fewest answers first; in the last round only as many as tokens are left.
+        live.sort(key=lambda i: len(drawn[i]))
+        typical = statistics.fmean(s.tokens for i in live for s in drawn[i]) if live else 1.0
+        live = live[: math.ceil(left / typical)]
         if not live:
             break
-        nothing = [answers.nothing] * len(live)
-        seeds = [seed_of(recipe.seed, searched[i].problem.id, "best of n", round_) for i in live]
-        budgets = [recipe.max_new_tokens] * len(live)
+        seeds = [seed_of(recipe.seed, searched[i].problem.id, "n", len(drawn[i])) for i in live]
+        nothing, budgets = [answers.nothing] * len(live), [recipe.max_new_tokens] * len(live)
         ids = answers.finish([row[i] for i in live], nothing, budgets, seeds)
         attempts = [
             Attempt(searched[i].problem, new, lm.text(new))
@@ -288,15 +287,19 @@ def best_of_n(
             cost = len(attempt.ids) + rating.tokens
             left -= cost
             value = None if rating.failure else rating.value
-            drawn[i].append(Step(round_, value, rating.parts, 0, attempt.text, 0.0, cost))
+            step = Step(len(drawn[i]), value, rating.parts, 0, attempt.text, 0.0, cost)
+            drawn[i].append(step)
     return [_best(searched[i], drawn[i]) for i in range(len(searched))]
 
 
+def _value(step: Step) -> float:
+    return -math.inf if step.reward is None else step.reward
+
+
 def _best(searched: Found, drawn: Sequence[Step]) -> Found:
-    rated = [s for s in drawn if s.reward is not None]
-    if not rated:
+    if all(s.reward is None for s in drawn):
         return searched
-    best = max(rated, key=lambda s: s.reward or 0.0)
+    best = max(drawn, key=_value)
     return Found(searched.problem, best.text, best.reward, tuple(drawn))
 
 

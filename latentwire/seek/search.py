@@ -13,8 +13,8 @@ its own optimizer, so a problem's search does not depend on its batch.
 
 from __future__ import annotations
 
+import hashlib
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -252,9 +252,11 @@ class Seek:
             (s.row, *action.tolist()): (s, action)
             for s in live
             for action in actions[s.row]
-            if tuple(action.tolist()) not in s.seen
+            # The published code answers again from a span that it had before.
+            if self._original or tuple(action.tolist()) not in s.seen
         }
-        ids = self._finish(answers, list(fresh.values()))
+        wanted = list(fresh.values())
+        ids = self._finish(answers, wanted) if step else [s.first for s, _ in wanted]
         attempts = [
             Attempt(s.problem, row, self.lm.text(row))
             for (s, _), row in zip(fresh.values(), ids, strict=True)
@@ -282,15 +284,13 @@ class Seek:
         self, answers: Answers, wanted: Sequence[tuple[_Search, Tensor]]
     ) -> list[Int[Tensor, " _"]]:
         """Whole answers from spans: everything before the span as it was, everything after it
-        generated. The first answer's own span has its answer already."""
+        generated."""
         new = self.config.max_new_tokens
         heads, budgets = [], []
         for s, action in wanted:
             head = torch.cat([s.first[: s.policy.span.start], action])
             stops = torch.isin(head, self._stops).nonzero()
-            if torch.equal(action, s.policy.tokens):
-                head, budget = s.first, 0
-            elif self._original:
+            if self._original:
                 budget = new + 1
             elif len(stops):
                 head, budget = head[: int(stops[0]) + 1], 0
@@ -330,4 +330,4 @@ def no_room(lm: FrozenLM, problem: Problem, prompt: int, new: int) -> Found:
 
 def seed_of(*parts: object) -> int:
     """A seed from what it is for, the same in every process."""
-    return zlib.crc32(repr(parts).encode())
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")

@@ -5,5 +5,6 @@
 set -euo pipefail
 data=$(realpath "${1:?a JSONL file of SQuAD dev rows}")
 cd "$(dirname "$0")/../.."
+PATH="$PWD/.venv/bin:$PATH"
 latentwire eval default --data "$data" --limit 500 \
   --json reproduce/wire-smollm2-4x/squad_dev.json --run runs/squad_dev

@@ -5,6 +5,7 @@
 set -euo pipefail
 data=$([ $# -eq 0 ] && echo hub:rajpurkar/squad || realpath "$1")
 cd "$(dirname "$0")/../.."
+PATH="$PWD/.venv/bin:$PATH"
 latentwire train smollm2-4x --data "$data"
 cp runs/smollm2-4x/metrics.jsonl reproduce/wire-smollm2-4x/metrics.jsonl
 mkdir -p latentwire/data/wire

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from latentwire.lm import FrozenLM, Greedy, Prompt
 from latentwire.seek.rewards.base import Attempt, Rating, failed
@@ -43,14 +45,10 @@ class SelfVerify:
 
     @torch.no_grad()
     def __call__(self, attempts: Sequence[Attempt]) -> list[Rating]:
-        lm, frame = self.lm, self.lm.frame
-        shown = [_shown(a) for a in attempts]
-        rows = [torch.cat([frame.head, lm.ids(text)]) for text in shown]
-        checks = [
-            torch.cat([lm.ids(f"\n\n{question} Reply with Yes or No only."), frame.tail])
-            for _, question in CHECKS.values()
-        ]
-        longest = max(map(len, checks)) + VERDICT_TOKENS
+        lm = self.lm
+        laid = [layout(lm, a.problem.question, a.text) for a in attempts]
+        rows, checks = [shown for shown, _ in laid], laid[0][1] if laid else []
+        longest = max(map(len, checks), default=0) + VERDICT_TOKENS
         fit = [i for i, row in enumerate(rows) if len(row) + longest <= lm.window]
         ratings = [
             failed(f"problem and solution take {len(row)} tokens; {lm.name} has {lm.window}")
@@ -64,7 +62,8 @@ class SelfVerify:
             for i in fit:
                 replies = {name: next(said) for name in CHECKS}
                 ran = len(rows[i]) + sum(map(len, checks)) + sum(n for _, n in replies.values())
-                ratings[i] = _rating({name: text for name, (text, _) in replies.items()}, ran)
+                value, parts = weigh({name: text for name, (text, _) in replies.items()})
+                ratings[i] = Rating(value, parts, ran)
         return ratings
 
 
@@ -76,13 +75,22 @@ def verdict(reply: str) -> bool | None:
     return found[1].lower() == "yes"
 
 
-def _shown(attempt: Attempt) -> str:
-    return f"Problem:\n{attempt.problem.question}\n\nProposed solution:\n{attempt.text}"
+def layout(
+    lm: FrozenLM, question: str, solution: str
+) -> tuple[Int[Tensor, " n"], list[Int[Tensor, " _"]]]:
+    """Ids of what all checks share, and of each check up to where its reply begins."""
+    shown = f"Problem:\n{question}\n\nProposed solution:\n{solution}"
+    checks = [
+        torch.cat([lm.ids(f"\n\n{asked} Reply with Yes or No only."), lm.frame.tail])
+        for _, asked in CHECKS.values()
+    ]
+    return torch.cat([lm.frame.head, lm.ids(shown)]), checks
 
 
-def _rating(replies: dict[str, str], tokens: int) -> Rating:
+def weigh(replies: dict[str, str]) -> tuple[float, dict[str, float]]:
+    """The reward of four replies, and its parts."""
     verdicts = {name: verdict(reply) for name, reply in replies.items()}
     lost = sum(CHECKS[name][0] for name, passed in verdicts.items() if not passed)
     parts = {name: float(passed is True) for name, passed in verdicts.items()}
     parts["abstained"] = float(sum(passed is None for passed in verdicts.values()))
-    return Rating(-lost / sum(weight for weight, _ in CHECKS.values()), parts, tokens)
+    return -lost / sum(weight for weight, _ in CHECKS.values()), parts

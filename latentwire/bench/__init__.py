@@ -1,0 +1,1 @@
+"""Benchmarks: ours against a plain implementation of the same thing, in one process."""

@@ -1,0 +1,64 @@
+"""What a piece of work costs: seconds, positions that the model ran over, peak memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from latentwire.lm import FrozenLM
+
+
+@dataclass
+class Cost:
+    """seconds of wall time; forwards: positions that the model's body ran over, padding included;
+    memory: peak bytes above where the work began (GPU memory, or resident memory on Linux), None
+    where that cannot be measured."""
+
+    seconds: float = 0.0
+    forwards: int = 0
+    memory: int | None = None
+
+
+@contextmanager
+def measured(lm: FrozenLM) -> Iterator[Cost]:
+    """The cost of what runs inside; complete when the context exits."""
+    cost, cuda = Cost(), lm.device.type == "cuda"
+
+    def count(_module, args, kwargs):
+        entered = kwargs.get("inputs_embeds", kwargs.get("input_ids", args[0] if args else None))
+        cost.forwards += entered.shape[0] * entered.shape[1]
+
+    handle = lm.body.register_forward_pre_hook(count, with_kwargs=True)
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    before, began = _memory(cuda, start=True), time.perf_counter()
+    try:
+        yield cost
+        if cuda:
+            torch.cuda.synchronize()
+    finally:
+        handle.remove()
+    cost.seconds = time.perf_counter() - began
+    peak = _memory(cuda, start=False)
+    cost.memory = None if before is None or peak is None else max(0, peak - before)
+
+
+def _memory(cuda: bool, start: bool) -> int | None:
+    """Bytes in use at the start, or the peak since."""
+    if cuda:
+        return torch.cuda.memory_allocated() if start else torch.cuda.max_memory_allocated()
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        if start:
+            reset.write_text("5")  # the kernel's "reset the peak"
+        wanted = "VmRSS:" if start else "VmHWM:"
+        line = next(row for row in status.read_text().splitlines() if row.startswith(wanted))
+        return 1024 * int(line.split()[1])
+    except OSError:
+        return None
