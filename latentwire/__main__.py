@@ -1,7 +1,5 @@
 """The commands. Each is a typed function, and its docstring is the help."""
 
-from __future__ import annotations
-
 import json
 import sys
 import warnings
