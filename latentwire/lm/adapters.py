@@ -8,6 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
+from latentwire.lm.families import family_of
+
+
+def lora_config(config: Any, rank: int, blocks: int) -> Any:
+    """LoRA of one rank on every linear map of a model's first blocks, at scale 1 (Hu et al. 2021,
+    arXiv 2106.09685). config: the Hugging Face model's."""
+    from peft import LoraConfig  # here: it takes a second to import, and few need it
+
+    family = family_of(config)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(family.linear),
+        layers_to_transform=list(range(blocks)),
+        fan_in_fan_out=family.transposed,
+    )
+
 
 @contextmanager
 def adapted(model: Any, adapter: str | None) -> Iterator[None]:
