@@ -6,7 +6,7 @@ salience(lens, vector, "a river in France")      # [("a", 0.01), ("river", 0.4),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -17,22 +17,29 @@ from latentwire.lens.lens import Lens
 from latentwire.lens.objectives import scaled_mse
 from latentwire.lm import FrozenLM, Patch, Prompt
 
+Swap = Callable[[Tensor | None], Tensor]
+"""vectors [b * k, d], or None for the model as it is -> next-token logits [b * k, v]."""
 
-def swapped(
-    lm: FrozenLM,
-    layer: int,
-    prefixes: Sequence[Int[Tensor, " _"]],
-    vectors: Float[Tensor, "b d"] | None,
-) -> Float[Tensor, "b v"]:
-    """Next-token logits after each prefix, with `vectors` in place of the output of block `layer`
-    at its last token; None changes nothing. Differentiable."""
-    patches = []
-    if vectors is not None:
-        vectors = checked(vectors, lm)
-        last = torch.tensor([[len(ids) - 1] for ids in prefixes], device=lm.device)
-        patches = [Patch(layer, last, vectors[:, None])]
-    prompt = Prompt.from_ids(lm, list(prefixes), patches=patches)
-    return lm.head(lm.final(prompt)[:, -1])
+
+def swapping(lm: FrozenLM, layer: int, prefixes: Sequence[Int[Tensor, " _"]], k: int = 1) -> Swap:
+    """What the LM predicts after each prefix when the output of block `layer` at its last token is
+    replaced, k times each; all swaps share one pass over the tokens before. Differentiable."""
+    tails, before = list(prefixes), None
+    if min(len(ids) for ids in prefixes) > 1:
+        with torch.no_grad():
+            before = lm.prefill(Prompt.from_ids(lm, [ids[:-1] for ids in prefixes])).repeat(k)
+        tails = [ids[-1:] for ids in prefixes]
+    tails = [ids for ids in tails for _ in range(k)]
+    last = torch.tensor([[len(ids) - 1] for ids in tails], device=lm.device)
+
+    def logits(vectors: Tensor | None) -> Tensor:
+        patches = []
+        if vectors is not None:
+            patches = [Patch(layer, last, checked(vectors, lm)[:, None])]
+        prompt = Prompt.from_ids(lm, tails, before, patches)
+        return lm.head(lm.final(prompt)[:, -1])
+
+    return logits
 
 
 @torch.no_grad()
@@ -41,9 +48,8 @@ def edited(
 ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
     """The most probable next tokens after `prefix`, as the model is and with the activation of its
     last token replaced by what the encoder makes of an explanation that somebody edited."""
-    layer = lens.config.layer
-    before = swapped(lens.lm, layer, [prefix], None)[0]
-    after = swapped(lens.lm, layer, [prefix], lens.reconstruct([explanation]))[0]
+    swap = swapping(lens.lm, lens.config.layer, [prefix])
+    before, after = swap(None)[0], swap(lens.reconstruct([explanation]))[0]
     return _top(lens.lm, before, most), _top(lens.lm, after, most)
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
+from warnings import catch_warnings, simplefilter
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -350,7 +351,9 @@ class FrozenLM:
 
     def add_lora(self, adapter: str, config: Any) -> FrozenLM:
         """Add a trainable LoRA adapter (a peft.LoraConfig) and return the view that runs it."""
-        self.model.add_adapter(config, adapter_name=adapter)
+        with catch_warnings():
+            simplefilter("ignore")  # peft warns that a second adapter makes two
+            self.model.add_adapter(config, adapter_name=adapter)
         self.model.eval()
         return self.with_adapter(adapter)
 

@@ -38,7 +38,7 @@ from latentwire.lens.activations import (
 from latentwire.lens.checks import LensError
 from latentwire.lens.decoder import Decoder, DecoderConfig, words
 from latentwire.lens.encoder import EncoderConfig
-from latentwire.lens.interventions import swapped
+from latentwire.lens.interventions import swapping
 from latentwire.lens.lens import Lens, LensConfig
 from latentwire.lens.objectives import (
     entropy_floor,
@@ -54,7 +54,6 @@ from latentwire.lm import FrozenLM, Prompt, Sampled, StraightThroughGumbel, pad_
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, shuffled, train
 from latentwire.train.schedules import Schedule
-
 
 OFF, FULL, SLIGHT = Schedule(0.0), Schedule(1.0), Schedule(0.02)
 
@@ -245,8 +244,8 @@ def joint_losses(
 ) -> dict[str, Tensor]:
     """The objectives of one step, each a mean over rows; those of weight 0 throughout are left out.
 
-    With GRPO the decoder learns from `policy`, `reference`, `fluency` and `entropy`, and the encoder
-    from `mse` and `kl`; with Gumbel both learn from all of these but the first two.
+    With GRPO the decoder learns from `policy`, `reference`, `fluency` and `entropy`, and the
+    encoder from `mse` and `kl`; with Gumbel both learn from all of these but the first two.
     """
     decoder, weights, grpo = lens.decoder, recipe.weights, recipe.refine == "grpo"
     samples = recipe.group if grpo else 1
@@ -265,10 +264,10 @@ def joint_losses(
     parts = {"mse": errors.mean()}
     kls = None
     if _on(weights.kl) or (grpo and recipe.reward == "kl"):
-        prefixes = [p for p in batch.prefixes() for _ in range(samples)]
+        swap = swapping(lens.lm, lens.config.layer, batch.prefixes(), samples)
         with torch.no_grad():
-            original = swapped(lens.lm, lens.config.layer, prefixes, None)
-        kls = next_token_kl(original, swapped(lens.lm, lens.config.layer, prefixes, made))
+            original = swap(None)
+        kls = next_token_kl(original, swap(made))
         parts["kl"] = kls.mean()
     if grpo or _on(weights.entropy):
         scored = decoder.score(batch.vectors, said.ids, said.mask, recipe.temperature)
@@ -336,7 +335,7 @@ def _measured(lm: FrozenLM, texts: Sequence[Text], recipe: LensRecipe, out: Path
 
 
 def _seeds(batch: Activations, recipe: LensRecipe, step: int, samples: int) -> list[int]:
-    """One seed for each explanation, by where its activation stands: the same whatever the batch."""
+    """One seed for each explanation, by where its activation stands, whatever the batch."""
     return [
         hash((recipe.seed, step, text.number, position, sample)) & 0xFFFFFFFF
         for text, position in zip(batch.texts, batch.positions, strict=True)
