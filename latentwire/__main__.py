@@ -136,6 +136,98 @@ def train(arguments: list[str]) -> None:
     print(f"trained: {train_wire(recipe) / 'wire'}")
 
 
+def lens_explain(
+    lens: Positional[str],
+    text: Positional[str],
+    token: int | None = None,
+    every: Annotated[bool, tyro.conf.arg(name="all")] = False,
+    k: int = 1,
+) -> None:
+    """Say in words what a model's activations hold, token by token; the last token if neither
+    --token nor --all is given.
+
+    Args:
+        lens: A lens's folder, or default, the shipped one.
+        text: What the model reads.
+        token: Only this token, counted from 0.
+        every: All tokens.
+        k: Draw so many explanations of each and show the best.
+    """
+    from latentwire.lens.checks import LensError
+    from latentwire.lens.lens import Lens
+    from latentwire.recipes.lens_explain import explain_text
+
+    if every and token is not None:
+        raise LensError(f"--token {token} and --all; expected one of them")
+    loaded = Lens.from_pretrained(lens)
+    chosen = None if every else [len(loaded.lm.ids(text)) - 1 if token is None else token]
+    rows = explain_text(loaded, text, chosen, k)
+    print(f"{'':>5}{'token':14} {'explained':>9} {'KL':>6}  explanation")
+    for row in rows:
+        best = row.explanations[0]
+        said = best.text.replace("\n", " / ")
+        print(f"{row.index:>4} {row.token!r:14} {1 - best.error:9.2f} {row.kl:6.2f}  {said}")
+
+
+def lens_eval(
+    lens: Positional[str],
+    text: tuple[Path, ...],
+    limit: int = 200,
+    positions: int = 1,
+    samples: int = 1,
+    seed: int = 0,
+    json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Score a lens on the activations of a text, beside controls that say nothing of them.
+
+    Args:
+        lens: A lens's folder, or default, the shipped one.
+        text: UTF-8 text files that it was not trained on, a document per block.
+        limit: Only so many documents, chosen at random.
+        positions: Activations of each, chosen at random.
+        samples: Score the best of so many drawn explanations; 1 for the greedy one.
+        seed: Of all choices.
+        json_out: Write the result as JSON to this file.
+    """
+    from latentwire.files import write_whole
+    from latentwire.lens.lens import Lens
+    from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens
+
+    if json_out is not None and not json_out.absolute().parent.is_dir():
+        raise ValueError(f"--json {json_out}: there is no folder {json_out.absolute().parent}")
+    config = LensEvaluation(limit, positions, samples, seed=seed)
+    result = evaluate_lens(Lens.from_pretrained(lens), text, config)
+    rows = {"lens": result, **result["controls"], **result["references"]}
+    print(f"{'':20} {'FVE (95% interval)':>24} {'cosine':>7} {'KL':>6} {'recovered':>9}")
+    for name, row in rows.items():
+        fve = f"{row['fve']:.3f} ({row['fve_low']:.3f} to {row['fve_high']:.3f})"
+        figures = f"{row['cosine']:7.3f} {row['kl']:6.2f} {row['loss_recovered']:9.2f}"
+        print(f"{name.replace('_', ' '):20} {fve:>24} {figures}")
+    above = "above" if result["beats_every_control"] else "NOT above"
+    print(f"The lens's FVE is {above} the interval of every control ({result['n']} activations).")
+    if json_out is not None:
+        write_whole(json_out, json.dumps(result, indent=1))
+
+
+def lens_train(arguments: list[str]) -> None:
+    """Train a recipe for a lens; every field of it can be overridden on the command line."""
+    from latentwire.recipes.lens import RECIPES, train_lens
+
+    made = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}
+    prog = "latentwire lens train"
+    recipe = tyro.extras.overridable_config_cli(made, args=arguments, prog=prog)
+    print(f"trained: {train_lens(recipe) / 'lens'}")
+
+
+def lens(arguments: list[str]) -> None:
+    """Activations in words: `latentwire lens explain`, `lens train`, `lens eval`."""
+    if arguments[:1] == ["train"]:
+        lens_train(arguments[1:])
+        return
+    commands = {"explain": lens_explain, "eval": lens_eval, "train": lens_train}
+    tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="latentwire lens")
+
+
 COMMANDS = {"ask": ask, "eval": evaluate, "fetch": fetch, "doctor": doctor, "report": report}
 
 
@@ -144,11 +236,13 @@ def main() -> None:
     arguments = sys.argv[1:]
     warnings.formatwarning = lambda message, *_, **__: f"latentwire: {message}\n"
     try:
-        if arguments[:1] == ["train"]:
-            train(arguments[1:])
+        own = {"train": train, "lens": lens}  # these parse what follows their name themselves
+        if arguments[:1] and arguments[0] in own:
+            own[arguments[0]](arguments[1:])
             return
-        with_train = {**COMMANDS, "train": train}
-        status = tyro.extras.subcommand_cli_from_dict(with_train, args=arguments, prog="latentwire")
+        status = tyro.extras.subcommand_cli_from_dict(
+            {**COMMANDS, **own}, args=arguments, prog="latentwire"
+        )
         raise SystemExit(status or 0)
     except (ValueError, OSError, FloatingPointError) as error:
         # Some messages come from libraries and have many lines; a user's mistake costs one.

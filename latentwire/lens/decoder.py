@@ -6,7 +6,7 @@ decoder.generate(vectors, Sampled(seeded_noise(range(4))), samples=4).texts
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -107,15 +107,26 @@ class Decoder(nn.Module):
         temperature: float = 1.0,
     ) -> Scored:
         """Log-probabilities and entropies of given explanations, c / b for each activation."""
-        prompt = self.prompt(vectors).repeat(len(ids) // len(vectors))
-        return self.lm.scored(prompt, ids, mask, temperature)
+        return self.lm.scored(self._shared(vectors, len(ids)), ids, mask, temperature)
 
     def logits(
         self, vectors: Float[Tensor, "b d"], ids: Int[Tensor, "c n"], mask: Bool[Tensor, "c n"]
     ) -> Float[Tensor, "c n v"]:
         """Logits that predict each token of given explanations, c / b for each activation."""
-        prompt = self.prompt(vectors).repeat(len(ids) // len(vectors))
-        return self.lm.logits(prompt, ids, mask)
+        return self.lm.logits(self._shared(vectors, len(ids)), ids, mask)
+
+    def _shared(self, vectors: Tensor, rows: int) -> Prompt:
+        """The prompt for `rows` explanations, which share one pass over all but its last token."""
+        prompt, times = self.prompt(vectors), rows // len(vectors)
+        if times == 1 or len(self.after) == 0:
+            return prompt.repeat(times)
+        start, end = (
+            Prompt(prompt.embeds[:, part], prompt.mask[:, part], prompt.positions[:, part])
+            for part in (slice(None, -1), slice(-1, None))
+        )
+        return replace(end, prefix=self.lm.prefill(replace(start, patches=prompt.patches))).repeat(
+            times
+        )
 
 
 def template_ids(lm: FrozenLM, template: str) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ class Schedule:
     """Value at the first step."""
     end: float | None = None
     """Value after the last; the start's if None."""
-    over: float = 0
+    over: float = 0.0
     """How long the way takes."""
     unit: Literal["steps", "epochs"] = "steps"
     """What `over` is measured in."""
