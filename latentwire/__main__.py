@@ -165,7 +165,7 @@ def lens_explain(
     print(f"{'':>5}{'token':14} {'explained':>9} {'KL':>6}  explanation")
     for row in rows:
         best = row.explanations[0]
-        said = best.text.replace("\n", " / ")
+        said = "".join(c if c.isprintable() else "·" for c in best.text.replace("\n", " / "))
         print(f"{row.index:>4} {row.token!r:14} {1 - best.error:9.2f} {row.kl:6.2f}  {said}")
 
 

@@ -159,7 +159,7 @@ def test_dumped_activations_are_the_streamed_ones(lens, tmp_path):
         (t.number, p) for b in streamed for t, p in zip(b.texts, b.positions, strict=True)
     ]
     for other in ((2, texts), (1, texts[1:])):
-        with pytest.raises(LensError, match="was dumped with .*: dump anew"):
+        with pytest.raises(LensError, match=r"was dumped with .*: dump anew"):
             list(dumped(lens.lm, *other, tmp_path))
 
 
@@ -213,12 +213,12 @@ def test_a_lens_of_another_model_or_altered(lens, tmp_path):
     other = tiny_lm("llama")
     other.model.get_input_embeddings().weight.data[5] += 1
     other.name = "another"
-    with pytest.raises(LensError, match="with model_weights .*; another has"):
+    with pytest.raises(LensError, match=r"with model_weights .*; another has"):
         Lens.from_pretrained(str(tmp_path / "lens"), other)
     other.name = "tiny-llama"
     with pytest.warns(UserWarning, match="another copy of tiny-llama"):
         Lens.from_pretrained(str(tmp_path / "lens"), other)
-    with pytest.raises(LensError, match="is no lens; expected a folder with config.json"):
+    with pytest.raises(LensError, match=r"is no lens; expected a folder with config.json"):
         Lens.from_pretrained(str(tmp_path / "none"), lens.lm)
 
     def altered(name, change):
