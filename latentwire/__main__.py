@@ -142,6 +142,7 @@ def lens_explain(
     token: int | None = None,
     every: Annotated[bool, tyro.conf.arg(name="all")] = False,
     k: int = 1,
+    html: Path | None = None,
 ) -> None:
     """Say in words what a model's activations hold, token by token; the last token if neither
     --token nor --all is given.
@@ -152,13 +153,17 @@ def lens_explain(
         token: Only this token, counted from 0.
         every: All tokens.
         k: Draw so many explanations of each and show the best.
+        html: Also write a page on which a person points at tokens, with all k explanations.
     """
     from latentwire.lens.checks import LensError
     from latentwire.lens.lens import Lens
     from latentwire.recipes.lens_explain import explain_text
+    from latentwire.report.lens_page import write_lens_page
 
     if every and token is not None:
         raise LensError(f"--token {token} and --all; expected one of them")
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ValueError(f"--html {html}: there is no folder {html.absolute().parent}")
     loaded = Lens.from_pretrained(lens)
     chosen = None if every else [len(loaded.lm.ids(text)) - 1 if token is None else token]
     rows = explain_text(loaded, text, chosen, k)
@@ -167,6 +172,9 @@ def lens_explain(
         best = row.explanations[0]
         said = "".join(c if c.isprintable() else "·" for c in best.text.replace("\n", " / "))
         print(f"{row.index:>4} {row.token!r:14} {1 - best.error:9.2f} {row.kl:6.2f}  {said}")
+    if html is not None:
+        facts = {"model": loaded.config.model, "layer": loaded.config.layer, "explanations": k}
+        write_lens_page(html, facts, [row.record() for row in rows])
 
 
 def lens_eval(

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from latentwire.lm.adapters import adapted, lora_parameters
+from latentwire.lm.adapters import adapted, lora_parameters, switch
 from latentwire.lm.cache import as_cache, attention_mask, grown
 from latentwire.lm.families import family_of, softcap
 from latentwire.lm.hooks import Reached, hooked, replacing, tensor_of
@@ -305,6 +305,19 @@ class FrozenLM:
             raise ValueError(f"{short} is {min(max_new_tokens, samples)}; expected at least 1")
         self._check_window(int(prompt.next_position.max()) + max_new_tokens)
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
+        with adapted(self.model, self.adapter):
+            return self._decode(prompt, pick, max_new_tokens, stops, stop_strings, caching, samples)
+
+    def _decode(
+        self,
+        prompt: Prompt,
+        pick: Pick,
+        max_new_tokens: int,
+        stops: Sequence[int],
+        stop_strings: Sequence[str],
+        caching: Caching,
+        samples: int,
+    ) -> Decoded:
         alive = torch.ones(len(prompt.mask) * samples, dtype=torch.bool, device=self.device)
         ids, masks, log_probs, embeds = [], [], [], []
         for step in range(max_new_tokens):
@@ -354,6 +367,7 @@ class FrozenLM:
         with catch_warnings():
             simplefilter("ignore")  # peft warns that a second adapter makes two
             self.model.add_adapter(config, adapter_name=adapter)
+        switch(self.model, None)  # peft leaves a new adapter on
         self.model.eval()
         return self.with_adapter(adapter)
 

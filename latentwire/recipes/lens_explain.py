@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,6 +34,11 @@ class TokenExplained:
     """Best reconstruction first."""
     kl: float
     """Nats that the model's next-token distribution moves when the best one is swapped in."""
+
+    def record(self) -> dict[str, Any]:
+        """The row as a page or a file takes it: words and numbers only."""
+        said = [{"text": e.text, "explained": 1 - e.error} for e in self.explanations]
+        return {"index": self.index, "token": self.token, "kl": self.kl, "explanations": said}
 
 
 @torch.no_grad()
