@@ -174,7 +174,9 @@ def lens_explain(
         print(f"{row.index:>4} {row.token!r:14} {1 - best.error:9.2f} {row.kl:6.2f}  {said}")
     if html is not None:
         facts = {"model": loaded.config.model, "layer": loaded.config.layer, "explanations": k}
-        write_lens_page(html, facts, [row.record() for row in rows])
+        ids, decode = loaded.lm.ids(text), loaded.lm.tokenizer.decode
+        around = decode(ids[: rows[0].index]), decode(ids[rows[-1].index + 1 :])
+        write_lens_page(html, facts, [row.record() for row in rows], around)
 
 
 def lens_eval(

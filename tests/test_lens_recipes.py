@@ -252,8 +252,26 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
 def test_commands(text, trained, tmp_path, monkeypatch, capsys):
     status, out, _ = run(monkeypatch, capsys, "explain", trained, "The sea.", "--token", "3")
     assert status == 0 and len(out.splitlines()) == 2 and out.splitlines()[1].startswith("   3 ' '")
-    status, out, _ = run(monkeypatch, capsys, "explain", trained, "The sea.", "--all", "--k", "2")
+    page = tmp_path / "page.html"
+    status, out, _ = run(
+        monkeypatch,
+        capsys,
+        "explain",
+        trained,
+        "</b> sea",
+        "--all",
+        "--k",
+        "2",
+        "--html",
+        str(page),
+    )
     assert status == 0 and len(out.splitlines()) == 8
+    html = page.read_text()
+    assert '<div id="text">&lt;<button' in html and html.count("<button") == 7
+    data = html.split('id="rows">')[1].split("</script>")[0]
+    assert "</" not in data
+    rows = json.loads(data)
+    assert [r["token"] for r in rows] == list("/b> sea") and len(rows[0]["explanations"]) == 2
     result = str(tmp_path / "o.json")
     status, out, _ = run(
         monkeypatch, capsys, "eval", trained, "--text", str(text), "--limit", "5", "--json", result
@@ -269,6 +287,10 @@ def test_mistakes_are_one_line(text, trained, tmp_path, monkeypatch, capsys):
         (("explain", trained, "The sea.", "--token", "1", "--all"), "expected one of them"),
         (("explain", trained, ""), "the text is empty"),
         (("explain", trained, "a", "--k", "0"), "k is 0; expected at least 1"),
+        (
+            ("explain", trained, "a", "--html", str(tmp_path / "no" / "p.html")),
+            "there is no folder",
+        ),
         (("explain", str(tmp_path / "none"), "a"), "is no lens; expected a folder"),
         (("eval", trained, "--text", str(tmp_path / "none.txt")), "no such file"),
         (("eval", trained, "--text", str(tmp_path / "one.txt")), "one usable document"),

@@ -70,9 +70,13 @@ if (buttons.length) show(buttons.length - 1);
 
 
 def write_lens_page(
-    path: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    path: Path,
+    facts: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    around: tuple[str, str] = ("", ""),
 ) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page, whole or not at all. around: text before and after the explained tokens."""
+    before, after = map(escape, around)
     about = ", ".join(f"{name} {escape(str(value))}" for name, value in facts.items())
     tokens = "".join(_token(row) for row in rows)
     # "</" would end the script element whatever the JSON around it.
@@ -92,7 +96,7 @@ def write_lens_page(
 <p class="note">{about}. Point at a token, or walk with Tab; a click holds it. The darker a token,
 the more of its activation's variance the explanation's reconstruction has; 1 is all of it, the
 mean activation has 0.</p>
-<div id="text">{tokens}</div>
+<div id="text">{before}{tokens}{after}</div>
 <section id="said" aria-live="polite"></section>
 <script type="application/json" id="rows">{data}</script>
 <script>{SCRIPT}</script>
