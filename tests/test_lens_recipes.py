@@ -184,6 +184,19 @@ def test_two_processes_give_the_gradients_of_one(text, tmp_path):
             assert (shared[name] - gradient).norm().item() <= allowed, name
 
 
+def test_held_out_documents_are_kept_apart(text, tmp_path, monkeypatch):
+    seen: list[str] = []
+    tokenize = recipes.tokenized
+
+    def keeping(lm, documents, window, skip):
+        seen.extend(documents)
+        return tokenize(lm, documents, window, skip)
+
+    monkeypatch.setattr(recipes, "tokenized", keeping)
+    held_out = read_documents([train_lens(recipe(text, tmp_path / "a")) / "held_out.txt"])
+    assert len(held_out) >= 6 and sorted(seen + held_out) == sorted(DOCUMENTS)
+
+
 @pytest.fixture
 def trained(text, tmp_path):
     return str(train_lens(recipe(text, tmp_path / "run")) / "lens")

@@ -161,7 +161,7 @@ class LensRecipe:
 
 def smollm2() -> LensRecipe:
     """smollm2-135m, the middle of its 30 blocks: the shipped lens."""
-    decoder = DecoderConfig(layers=4, lora=8, max_new_tokens=16)
+    decoder = DecoderConfig(layers=16, lora=8, max_new_tokens=16)
     encoder = EncoderConfig(lora=8)
     return LensRecipe("lens-smollm2", LensConfig("smollm2-135m", 15, decoder, encoder))
 
@@ -170,7 +170,8 @@ RECIPES = {"smollm2": smollm2}
 
 
 def train_lens(recipe: LensRecipe) -> Path:
-    """Run both stages, or what is left of them; the run folder, whose lens/ is the trained lens.
+    """Run both stages, or what is left of them; the run folder, whose lens/ is the trained lens and
+    whose held_out.txt has the documents that it has not seen.
 
     Raises ValueError for a run folder that holds another run, before any compute.
     """
@@ -182,13 +183,14 @@ def train_lens(recipe: LensRecipe) -> Path:
         raise ValueError(f"{out} holds a run with another config; give another --out or remove it")
     if not recipe.text:
         raise LensError("no text to train on; expected --text FILE...")
-    documents, _ = split(read_documents(recipe.text), recipe.data.held_out)
+    documents, held_out = split(read_documents(recipe.text), recipe.data.held_out)
     lm = FrozenLM.from_pretrained(recipe.lens.model)
     texts = tokenized(lm, documents, recipe.data.window, recipe.data.skip)
     first = parallel.rank() == 0
     if first:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(saved, config)
+        write_whole(out / "held_out.txt", "\n\n".join(held_out) + "\n")
     lens = Lens(lm, recipe.lens, _measured(lm, texts, recipe, out))
     train_warm(lens, texts, recipe, out)
     if recipe.refine != "none":
