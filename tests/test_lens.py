@@ -132,6 +132,7 @@ def test_first_tokens_and_padding_are_left_out(lens):
     assert [lens.lm.tokenizer.decode(i) for i in batch.after(2)[3:5]] == ["e", ""]
     few = draw(texts, 2, seed=3)
     assert few == draw(texts, 2, seed=3) and few != draw(texts, 2, seed=4)
+    assert [len(p) for _, p in draw(texts, None, 0, followed=True)] == [4, 7]
     assert few[1:] == draw(texts[1:], 2, seed=3)  # whatever else is drawn
 
 

@@ -131,11 +131,14 @@ def tokenized(lm: FrozenLM, documents: Sequence[str], window: int, skip: int) ->
     return texts
 
 
-def draw(texts: Sequence[Text], count: int | None, seed: int) -> list[Place]:
-    """`count` random positions of each text (None: all), in order; the same for the same seed."""
+def draw(
+    texts: Sequence[Text], count: int | None, seed: int, followed: bool = False
+) -> list[Place]:
+    """`count` random positions of each text (None: all), in order; the same for the same seed.
+    followed: only such that a token follows."""
     places: list[Place] = []
     for text in texts:
-        usable = list(text.usable)
+        usable = list(text.usable)[: -1 if followed else None]
         if count is not None and count < len(usable):
             generator = torch.Generator().manual_seed((seed << 24) + text.number)
             chosen = torch.randperm(len(usable), generator=generator)[:count]

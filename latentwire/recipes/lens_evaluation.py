@@ -66,11 +66,12 @@ def evaluate_lens(lens: Lens, text: Sequence[Path], config: LensEvaluation | Non
     """
     config = config or LensEvaluation()
     texts = tokenized(lens.lm, read_documents(text), config.window, config.skip)
+    texts = [t for t in texts if len(t.usable) > 1]  # the next token is needed for its loss
     if len(texts) < 2:
         raise LensError("the text has one usable document; expected at least 2 between blank lines")
     count = min(config.documents, len(texts))
     chosen = [texts[i] for i in sorted(shuffled(len(texts), config.seed, 0, count))]
-    places = draw(chosen, config.positions, config.seed)
+    places = draw(chosen, config.positions, config.seed, followed=True)
     starts = range(0, len(places), BATCH)
     parts = [at(lens.lm, lens.config.layer, places[i : i + BATCH]) for i in starts]
     batch = Activations(
@@ -179,7 +180,7 @@ def _effects(
     lens: Lens, batch: Activations, rows: dict[str, Tensor]
 ) -> dict[str, tuple[float, float]]:
     """Of each row, and of the original: mean KL after the swap, and mean loss on the true next
-    token where the text goes on."""
+    token."""
     kls: dict[str, list[Tensor]] = {name: [] for name in ("original", *rows)}
     losses: dict[str, list[Tensor]] = {name: [] for name in kls}
     for start in track(
@@ -189,19 +190,13 @@ def _effects(
         part = batch.pick(index)
         swap = swapping(lens.lm, lens.config.layer, part.prefixes())
         original = swap(None)
-        following = part.after(1)
-        goes_on = [i for i, ids in enumerate(following) if len(ids)]
+        targets = torch.cat(part.after(1))[:, None]
         for name in kls:
             logits = original if name == "original" else swap(rows[name][list(index)])
             kls[name].append(next_token_kl(original, logits))
-            if goes_on:
-                targets = torch.cat([following[i] for i in goes_on])
-                log_probs = logits[goes_on].float().log_softmax(-1)
-                losses[name].append(-log_probs.gather(1, targets[:, None])[:, 0])
-    nan = float("nan")
+            losses[name].append(-logits.float().log_softmax(-1).gather(1, targets)[:, 0])
     return {
-        n: (torch.cat(k).mean().item(), torch.cat(losses[n]).mean().item() if losses[n] else nan)
-        for n, k in kls.items()
+        n: (torch.cat(k).mean().item(), torch.cat(losses[n]).mean().item()) for n, k in kls.items()
     }
 
 
