@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -238,7 +238,42 @@ def lens(arguments: list[str]) -> None:
     tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="latentwire lens")
 
 
-COMMANDS = {"ask": ask, "eval": evaluate, "fetch": fetch, "doctor": doctor, "report": report}
+def bench(
+    part: Positional[Literal["lens"]],
+    tokens: tuple[int, ...] = (16, 64, 128),
+    json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Measure what a lens costs on smollm2-135m: differentiable generation and scoring.
+
+    Args:
+        part: lens.
+        tokens: Lengths of generation.
+        json_out: Write the result as JSON to this file.
+    """
+    from latentwire.files import write_whole
+    from latentwire.recipes.lens_bench import bench_lens
+
+    result = bench_lens(tokens=tokens)
+    rows = [(f"{n}, {c} tokens", r) for c, m in result["generation"].items() for n, r in m.items()]
+    rows.append(("scoring / full logits", result["scoring"]))
+    print(f"{'':28} {'seconds':>9} {'MB':>8} {'time':>6} {'memory':>7}")
+    for name, row in rows:
+        seconds, size, *ratios = row.values()
+        shown = [f"{x:.2f}" if x is not None else "-" for x in (seconds, *ratios)]
+        used = "too many" if size is None else f"{size / 1e6:.0f}"
+        print(f"{name:28} {shown[0]:>9} {used:>8} {shown[1]:>6} {shown[2]:>7}")
+    if json_out is not None:
+        write_whole(json_out, json.dumps(result, indent=1))
+
+
+COMMANDS = {
+    "ask": ask,
+    "bench": bench,
+    "eval": evaluate,
+    "fetch": fetch,
+    "doctor": doctor,
+    "report": report,
+}
 
 
 def main() -> None:

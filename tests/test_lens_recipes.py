@@ -12,13 +12,14 @@ import torch.multiprocessing as mp
 from tiny import tiny_lm
 
 from latentwire.__main__ import main
-from latentwire.lens.activations import at, read_documents, tokenized
+from latentwire.lens.activations import at, draw, read_documents, tokenized
 from latentwire.lens.checks import LensError
 from latentwire.lens.decoder import DecoderConfig
 from latentwire.lens.encoder import EncoderConfig
 from latentwire.lens.lens import Lens, LensConfig
 from latentwire.lm import FrozenLM
 from latentwire.recipes import lens as recipes
+from latentwire.recipes import lens_bench
 from latentwire.recipes.lens import Data, LensRecipe, Rates, Weights, smollm2, train_lens
 from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens, reconstructions
 from latentwire.train import parallel
@@ -218,6 +219,48 @@ def test_evaluation_is_beside_its_controls(text, trained):
     assert len(result["examples"]) == 10 and json.dumps(result)
 
 
+def test_scores_are_what_hugging_face_gives(text, trained):
+    """FVE, cosine, KL and loss recovered of the lens, with hooks of our own on the model."""
+    lens = Lens.from_pretrained(trained)
+    result = evaluate_lens(lens, [text], LensEvaluation(documents=30, positions=3))
+    texts = tokenized(lens.lm, DOCUMENTS, 128, 4)
+    errors, distances, cosines, kls, losses_of = [], [], [], [], {"no": [], "own": [], "mean": []}
+    for document, positions in draw(texts, 3, 0, followed=True):
+        for position in positions:
+            ids = document.ids[None, : position + 1]
+            theirs = lens.lm.model(ids, output_hidden_states=True)
+            vector = theirs.hidden_states[2][0, -1]
+            made = lens.explain(vector[None])[0][0].vector
+            errors.append((made - vector).square().sum())
+            distances.append((lens.mean - vector).square().sum())
+            cosines.append(made @ vector / made.norm() / vector.norm())
+            log_probs = {"no": theirs.logits[0, -1].log_softmax(-1)}
+            for name, swapped in (("own", made), ("mean", lens.mean)):
+
+                def overwrite(_module, _args, output, swapped=swapped):
+                    hidden = output[0] if isinstance(output, tuple) else output
+                    hidden[:, -1] = swapped
+                    return output
+
+                hook = lens.lm.blocks[1].register_forward_hook(overwrite)
+                log_probs[name] = lens.lm.model(ids).logits[0, -1].log_softmax(-1)
+                hook.remove()
+            kls.append((log_probs["no"].exp() * (log_probs["no"] - log_probs["own"])).sum())
+            for name, values in log_probs.items():
+                losses_of[name].append(-values[document.ids[position + 1]])
+    mean_loss = {name: sum(v) / len(v) for name, v in losses_of.items()}
+    recovered = (mean_loss["mean"] - mean_loss["own"]) / (mean_loss["mean"] - mean_loss["no"])
+    expected = {
+        "fve": 1 - sum(errors) / sum(distances),
+        "cosine": sum(cosines) / len(cosines),
+        "kl": sum(kls) / len(kls),
+        "loss_recovered": recovered,
+    }
+    assert len(kls) == result["n"] == 90
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value.item(), rel=1e-2, abs=1e-4), name
+
+
 def test_controls_are_what_their_names_say(text, trained):
     lens = Lens.from_pretrained(trained)
     texts = tokenized(lens.lm, ["Number 0 is a river.", "Number 14 is a river."], 32, 4)
@@ -319,6 +362,24 @@ def test_mistakes_are_one_line(text, trained, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         status, _, err = run(monkeypatch, capsys, *arguments)
         assert status == 2 and message in err and err.count("\n") == 1, (arguments, err)
+
+
+def test_bench_compares_costs(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(lens_bench, "_apart", lens_bench.cost)  # in this process, on a tiny model
+    monkeypatch.setattr(lens_bench, "PROMPT", 100)
+    path = tmp_path / "o.json"
+    monkeypatch.setattr(
+        sys, "argv", ["latentwire", "bench", "lens", "--tokens", "4", "--json", str(path)]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0 and "cached, 4 tokens" in capsys.readouterr().out
+    result = json.loads(path.read_text())
+    cached, whole = result["generation"]["4"]["cached"], result["generation"]["4"]["uncached"]
+    assert cached["time_ratio"] == pytest.approx(cached["seconds"] / whole["seconds"])
+    assert "memory_ratio" in result["scoring"]
+    short = lens_bench._compared(None, (1.0, 2.0))
+    assert set(short) == set(cached) and set(short.values()) == {None}
 
 
 def test_contradictions_are_refused_at_once():
