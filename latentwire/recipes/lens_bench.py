@@ -63,7 +63,8 @@ def _limited(model: str, case: str, tokens: int, batch: int) -> Cost:
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + free * 4 // 5,) * 2)
+    most = used + free * 4 // 5
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     return cost(model, case, tokens, batch)
 
 
