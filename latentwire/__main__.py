@@ -6,7 +6,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -78,8 +78,8 @@ def evaluate(
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
-    if json_out is not None and not json_out.absolute().parent.is_dir():
-        raise ValueError(f"--json {json_out}: there is no folder {json_out.absolute().parent}")
+    if json_out is not None:
+        _check_folder(json_out)
     result = evaluate_wire(Wire.from_pretrained(wire), data or ALMANAC, limit, run)
     out.print(results_table(result))
     for line in verdict(result):
@@ -134,6 +134,68 @@ def train(arguments: list[str]) -> None:
     made = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}
     recipe = tyro.extras.overridable_config_cli(made, args=arguments, prog="latentwire train")
     print(f"trained: {train_wire(recipe) / 'wire'}")
+
+
+def seek(arguments: list[str]) -> None:
+    """Improve answers at test time by searching a model's own hidden states, beside controls."""
+    from latentwire.files import write_whole
+    from latentwire.lm.frozen import FrozenLM
+    from latentwire.recipes.seek import SeekRecipe, run_seek, seek_prompt
+    from latentwire.report.page import write_report
+    from latentwire.report.seek import seek_table, verdict
+
+    def command(
+        model: Positional[str],
+        recipe: tyro.conf.OmitArgPrefixes[SeekRecipe],
+        prompt: str | None = None,
+        run: Path | None = None,
+        json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    ) -> None:
+        """Improve answers at test time by searching a model's own hidden states, beside controls.
+
+        Args:
+            model: Zoo name, Hugging Face id or local folder.
+            recipe: What to search, and how.
+            prompt: Search the answer to this one prompt, not a data set, and print the trace.
+            run: Run folder for predictions.jsonl, results.json and report.html; one that was
+                interrupted is gone on with.
+            json_out: Write the result as JSON to this file.
+        """
+        if json_out is not None:
+            _check_folder(json_out)
+        lm = FrozenLM.from_pretrained(model)
+        if prompt is not None:
+            _print_trace(seek_prompt(lm, recipe, prompt))
+            return
+        result = run_seek(lm, recipe, run)
+        out.print(seek_table(result))
+        for line in verdict(result):
+            out.print(f"- {line}", markup=False, highlight=False)
+        if json_out is not None:
+            write_whole(json_out, json.dumps(result, indent=1))
+        if run is not None:
+            print(f"report: {write_report(run)}")
+
+    tyro.cli(command, args=arguments, prog="latentwire seek")
+
+
+def _print_trace(found: Any) -> None:
+    """A search's steps, and the answer it came to."""
+    if found.note:
+        out.print(f"note: {found.note}", markup=False, highlight=False)
+    for s in found.trace:
+        reward = "failed" if s.reward is None else f"{s.reward:.3f}"
+        parts = ", ".join(f"{name} {value:g}" for name, value in s.parts.items())
+        line = f"step {s.step:2}: reward {reward}, {s.flipped} tokens flipped, {s.tokens} run over"
+        out.print(f"[dim]{line}[/dim] [dim]{parts}[/dim]", highlight=False)
+    if found.failure is not None:
+        raise ValueError(found.failure)
+    print(found.text)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--json {path}: there is no folder {path.absolute().parent}")
 
 
 def lens_explain(
@@ -203,8 +265,8 @@ def lens_eval(
     from latentwire.lens.lens import Lens
     from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens
 
-    if json_out is not None and not json_out.absolute().parent.is_dir():
-        raise ValueError(f"--json {json_out}: there is no folder {json_out.absolute().parent}")
+    if json_out is not None:
+        _check_folder(json_out)
     config = LensEvaluation(limit, positions, samples, seed=seed)
     result = evaluate_lens(Lens.from_pretrained(lens), text, config)
     rows = {"lens": result, **result["controls"], **result["references"]}
@@ -274,6 +336,9 @@ COMMANDS = {
     "doctor": doctor,
     "report": report,
 }
+# These parse what follows their name themselves, mostly from a recipe, whose import takes seconds
+# that --help need not wait for.
+RECIPES = {"train": train, "seek": seek, "lens": lens}
 
 
 def main() -> None:
@@ -281,13 +346,11 @@ def main() -> None:
     arguments = sys.argv[1:]
     warnings.formatwarning = lambda message, *_, **__: f"latentwire: {message}\n"
     try:
-        own = {"train": train, "lens": lens}  # these parse what follows their name themselves
-        if arguments[:1] and arguments[0] in own:
-            own[arguments[0]](arguments[1:])
+        if arguments[:1] and arguments[0] in RECIPES:
+            RECIPES[arguments[0]](arguments[1:])
             return
-        status = tyro.extras.subcommand_cli_from_dict(
-            {**COMMANDS, **own}, args=arguments, prog="latentwire"
-        )
+        every = {**COMMANDS, **RECIPES}
+        status = tyro.extras.subcommand_cli_from_dict(every, args=arguments, prog="latentwire")
         raise SystemExit(status or 0)
     except (ValueError, OSError, FloatingPointError) as error:
         # Some messages come from libraries and have many lines; a user's mistake costs one.

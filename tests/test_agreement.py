@@ -197,3 +197,18 @@ class _Recording:
     def __call__(self, logits, step):
         self.seen.append(logits.detach())
         return self.pick(logits, step)
+
+
+def test_two_continuations_of_one_cache_do_not_see_each_other(lm):
+    """Without gradients a cache grows in place: the first to go on takes the room behind it."""
+    context = torch.cat([lm.bos, lm.ids(TEXTS[0])])
+    with torch.no_grad():
+        shared = lm.prefill(Prompt.from_ids(lm, [context]))
+        shared = lm.prefill(Prompt.from_ids(lm, [lm.ids("x")], shared))  # one that has room
+        ways = [lm.ids(text) for text in ("first", "second one", "3")]
+        grown = [lm.prefill(Prompt.from_ids(lm, [way], shared)) for way in ways]
+        ends = [lm.final(Prompt.from_ids(lm, [lm.ids("?")], cache))[0, -1] for cache in grown]
+    for way, end in zip(ways, ends, strict=True):
+        whole = torch.cat([context, lm.ids("x"), way, lm.ids("?")])
+        theirs = lm.model(whole[None]).logits[0, -1]
+        torch.testing.assert_close(lm.head(end), theirs, atol=1e-4, rtol=0)

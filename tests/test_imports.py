@@ -12,11 +12,12 @@ ALLOWED = {
     "lm": {"lm", "files"},
     "tasks": {"lm", "tasks", "files"},
     "wire": {"lm", "tasks", "wire", "files"},
+    "seek": {"lm", "tasks", "seek", "files"},
     "lens": {"lm", "tasks", "lens", "files"},
     "train": {"lm", "tasks", "train", "files"},
     "evals": {"lm", "tasks", "evals", "files"},
     "report": {"report", "files"},
-    "recipes": {"lm", "tasks", "wire", "lens", "train", "evals", "recipes", "files"},
+    "recipes": {"lm", "tasks", "wire", "seek", "lens", "train", "evals", "recipes", "files"},
 }
 ROOT = Path(latentwire.__file__).parent
 

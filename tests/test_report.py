@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from latentwire.report.folder import ReportError
 from latentwire.report.page import write_report
 from latentwire.report.plots import smoothed
-from latentwire.report.tables import ReportError, results_table, verdict
+from latentwire.report.tables import results_table, verdict
 
 F1 = {
     "text": 0.60,
@@ -165,16 +166,76 @@ def test_errors(tmp_path):
         write_report(tmp_path)
     with pytest.raises(ReportError, match=r"metrics\.jsonl, line 1"):
         write_report(fill(tmp_path, metrics_jsonl="{\n"))
-    with pytest.raises(ReportError, match="row 'wire' has no number for f1"):
+    with pytest.raises(ReportError, match=r"expected a number as rows\.wire\.f1, got nothing"):
         verdict({"rows": {"wire": {k: v for k, v in row(0.5).items() if k != "f1"}}})
 
 
-def test_the_terminal_has_the_same_rows():
-    console = Console(width=140)
+ANSWER = json.loads(answers().partition("\n")[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("results_json", "[1, 2]", "results.json: expected an object, got [1, 2]"),
+        ("results_json", '{"rows": []}', "results.json: expected an object as rows, got []"),
+        (
+            "results_json",
+            '{"rows": {"wire": {"em": true}}}',
+            "results.json: expected a number as rows.wire.em, got true",
+        ),
+        (
+            "results_json",
+            '{"kv_ratio": NaN}',
+            "results.json: expected a number as kv_ratio, got NaN",
+        ),
+        (
+            "results_json",
+            '{"kind": "lens"}',
+            "results.json: expected kind wire or seek, got 'lens'",
+        ),
+        ("config_json", "3", "config.json: expected an object, got 3"),
+        ("metrics_jsonl", "[]\n", "metrics.jsonl, line 1: expected an object, got []"),
+        (
+            "metrics_jsonl",
+            '{"stage": "slots", "step": 1, "loss": 2.0}\n{"stage": "slots", "step": 2}\n',
+            "metrics.jsonl, line 2: expected a number as loss, got nothing",
+        ),
+        (
+            "predictions_jsonl",
+            json.dumps({**ANSWER, "gold": "Bern"}) + "\n",
+            'predictions.jsonl, line 1: expected a list as gold, got "Bern"',
+        ),
+        ("predictions_jsonl", "null\n", "predictions.jsonl, line 1: expected an object, got null"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path, file, text, said):
+    run = fill(tmp_path, **{"results_json": json.dumps(RESULTS), file: text})
+    with pytest.raises(ReportError) as error:
+        write_report(run)
+    assert str(error.value) == f"{run}/{said}"
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"[" * 100_000])
+def test_a_file_that_is_no_json(tmp_path, text):
+    (tmp_path / "results.json").write_bytes(text)
+    with pytest.raises(ReportError, match=r"results\.json: expected"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.45, 1.0])
+def test_a_row_is_one_line_of_a_terminal(share):
+    full = dict.fromkeys(("em", "em_low", "em_high", "f1", "f1_low", "f1_high"), share)
+    full |= {"nll": 12.3, "first1": 1.0, "first5": 1.0}
+    console = Console(width=80)
     with console.capture() as captured:
-        console.print(results_table(RESULTS))
-    assert "another example's latents (control)" in captured.get()
-    assert "45.0 (42.0 to 48.0)" in captured.get()
+        console.print(results_table({**RESULTS, "rows": dict.fromkeys(F1, full)}))
+    _, _, *rows, caption = captured.get().splitlines()
+    names = ["full text", "wire", "truncated", "closed book", "zero latents", "foreign latents"]
+    assert len(rows) == len(names) and caption.startswith("Brackets")
+    spread = {0.45: "45.0 (45.0 to 45.0)", 1.0: "100 (100 to 100)"}[share]
+    for name, row in zip(names, rows, strict=True):
+        assert row.startswith(f"{name} ") and row.count(spread) == 2 and "12.30" in row
 
 
 def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():

@@ -12,16 +12,59 @@ from latentwire.lm.families import sliding_windows
 from latentwire.lm.prompt import KVPrefix, Prompt
 
 
+class Room:
+    """A buffer that keys or values [b, h, n, e] grow into, so that a decoding step does not copy
+    all that came before it. Columns up to `used` are somebody's and are never written again."""
+
+    def __init__(self, start: Tensor, more: int):
+        b, h, n, e = start.shape
+        self.buffer = start.new_empty(b, h, n + more + max(64, n // 2), e)
+        self.buffer[:, :, :n] = start
+        self.used = n
+
+    def continues(self, tensor: Tensor, more: int) -> bool:
+        """Whether `tensor` is all that is in here, and `more` columns fit behind it."""
+        ours = tensor.data_ptr() == self.buffer.data_ptr() and tensor.shape[2] == self.used
+        return ours and self.used + more <= self.buffer.shape[2]
+
+
+class GrowingLayer(DynamicLayer):
+    """Grows in place where no gradient is wanted, by concatenation where one is."""
+
+    rooms: tuple[Room, Room] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
+        if torch.is_grad_enabled():
+            self.rooms = None
+            return super().update(key_states, value_states, *args, **kwargs)
+        assert self.keys is not None and self.values is not None
+        key_room, value_room = self.rooms or (None, None)
+        self.keys, key_room = _appended(self.keys, key_states, key_room)
+        self.values, value_room = _appended(self.values, value_states, value_room)
+        self.rooms = (key_room, value_room)
+        return self.keys, self.values
+
+
+def _appended(tensor: Tensor, new: Tensor, room: Room | None) -> tuple[Tensor, Room]:
+    n, more = tensor.shape[2], new.shape[2]
+    if room is None or not room.continues(tensor, more):
+        room = Room(tensor, more)
+    room.buffer[:, :, n : n + more] = new
+    room.used = n + more
+    return room.buffer[:, :, : n + more], room
+
+
 def as_cache(prefix: KVPrefix | None) -> Any:
-    """A cache that starts as the prefix's own tensors. They are never written to: a DynamicLayer
-    grows by concatenation. Layers are full-length ones also where the model's attention is
-    windowed, because the window is in our mask."""
+    """A cache that starts as the prefix's own tensors, which are never written to. Layers are
+    full-length ones also where the model's attention is windowed, because the window is in our
+    mask."""
     cache = DynamicCache()
     if prefix is not None:
-        for keys, values in zip(prefix.keys, prefix.values, strict=True):
-            layer = DynamicLayer()
+        rooms = prefix.rooms or (None,) * len(prefix.keys)
+        for keys, values, room in zip(prefix.keys, prefix.values, rooms, strict=True):
+            layer = GrowingLayer()
             layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
+            layer.keys, layer.values, layer.rooms = keys, values, room
             cache.layers.append(layer)
     return cache
 
@@ -34,7 +77,9 @@ def grown(cache: Any, prompt: Prompt) -> KVPrefix:
         positions = torch.cat([prompt.prefix.positions, positions], 1)
     keys = tuple(layer.keys for layer in cache.layers)
     values = tuple(layer.values for layer in cache.layers)
-    return KVPrefix(keys, values, mask, positions, prompt.next_position)
+    # A cache that began empty has layers of Hugging Face's own class.
+    rooms = tuple(getattr(layer, "rooms", None) for layer in cache.layers)
+    return KVPrefix(keys, values, mask, positions, prompt.next_position, rooms)
 
 
 def attention_mask(prompt: Prompt, config: Any) -> Tensor | dict[str, Tensor]:

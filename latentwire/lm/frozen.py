@@ -120,6 +120,10 @@ class FrozenLM:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
+    def text(self, ids: Int[Tensor, " n"]) -> str:
+        """The text of token ids, special tokens left out."""
+        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+
     @cached_property
     def bos(self) -> Int[Tensor, " n"]:
         """What the tokenizer puts before a text: one BOS id, or nothing."""

@@ -78,16 +78,20 @@ class StraightThroughGumbel:
         return Choice(ids, hard + soft - soft.detach())
 
 
-def seeded_noise(seeds: Sequence[int]) -> Noise:
+def seeded_noise(seeds: Sequence[int], starts: Sequence[int] | None = None) -> Noise:
     """Gumbel noise that depends on (row's seed, step) alone: a row draws the same noise whether it
-    stands alone or in a batch, and however its steps are computed."""
+    stands alone or in a batch, and however its steps are computed.
+
+    starts: how many steps each row has behind it already, when it goes on from the middle.
+    """
+    starts = [0] * len(seeds) if starts is None else starts
 
     def noise(step: int, logits: Tensor) -> Tensor:
         if len(seeds) != len(logits):
             raise ValueError(f"noise was made for {len(seeds)} rows, the batch has {len(logits)}")
         draws = []
-        for seed in seeds:
-            generator = torch.Generator().manual_seed((seed << 20) + step)
+        for seed, start in zip(seeds, starts, strict=True):
+            generator = torch.Generator().manual_seed((seed << 20) + start + step)
             uniform = torch.rand(logits.shape[-1], generator=generator).clamp_(1e-20, 1 - 1e-7)
             draws.append(-(-uniform.log()).log())
         return torch.stack(draws).to(logits.device)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -61,6 +61,8 @@ class KVPrefix:
     mask: Bool[Tensor, "b p"]
     positions: Int[Tensor, "b p"]
     next_position: Int[Tensor, " b"]
+    rooms: tuple[Any, ...] | None = field(default=None, repr=False)
+    """Where keys and values may grow in place (lm/cache.py); the value does not depend on it."""
 
     def __len__(self) -> int:
         return self.mask.shape[1]

@@ -23,6 +23,7 @@ from latentwire.evals.baselines import Condition, closed_book, full_text, trunca
 from latentwire.evals.harness import BATCH, Answer, evaluate, summarise
 from latentwire.files import write_whole
 from latentwire.lm import KVPrefix
+from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.tasks.base import DataError
 from latentwire.tasks.qa import (
     ANSWER_TOKENS,
@@ -38,7 +39,6 @@ from latentwire.wire.wire import Wire
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
 """The reading set that the package ships."""
-PREDICTIONS = "predictions.jsonl"
 TIMED = 8
 """Passages on which times and cache sizes are measured."""
 
@@ -94,8 +94,7 @@ def evaluate_wire(
     for batch in track(batches, description="answering", total=total, console=console):
         answers += batch
         if out is not None:
-            with (out / PREDICTIONS).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in batch)
+            append(out, [asdict(a) for a in batch])
     scores = {name: summarise([a for a in answers if a.condition == name]) for name in rows}
     result = {
         **setting,
@@ -129,22 +128,12 @@ def _check_room(wire: Wire, passages: Sequence[Passage]) -> None:
 
 def _resumed(out: Path, setting: dict, conditions: set[str]) -> list[Answer]:
     """What an earlier run of the same evaluation left in `out`: passages under all conditions."""
-    out.mkdir(parents=True, exist_ok=True)
-    config, predictions = out / "config.json", out / PREDICTIONS
-    if config.exists() and json.loads(config.read_text()) != setting:
-        raise ValueError(f"{out} holds another run; give another --run or remove it")
-    write_whole(config, json.dumps(setting, indent=1))
-    if not predictions.exists():
-        return []
-    whole = [n for n in predictions.read_text(encoding="utf-8").split("\n")[:-1] if n]
-    records = [json.loads(line) for line in whole]
-    answers = [Answer(**{**r, "gold": tuple(r["gold"])}) for r in records]
+    answers = [Answer(**{**r, "gold": tuple(r["gold"])}) for r in open_run(out, setting)]
     conditions_of: dict[str, set[str]] = {}
     for a in answers:
         conditions_of.setdefault(a.context, set()).add(a.condition)
     kept = [a for a in answers if conditions_of[a.context] == conditions]
-    lines = [json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in kept]
-    write_whole(predictions, "".join(lines))
+    rewrite(out, [asdict(a) for a in kept])
     return kept
 
 

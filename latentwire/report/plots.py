@@ -1,17 +1,10 @@
-"""The report's plots, as SVG text that stands inside an HTML page.
+"""The plots of a wire's report.
 
-Colours are CSS variables of the page, so that one drawing serves light, dark and print. Text stays
-text: it can be searched, and it is set in the reader's own font. Figures are narrow, because on a
-telephone they are scaled down and their text with them.
-
-    html = f1_plot(results) + training_plot(metrics)
+html = f1_plot(results) + training_plot(metrics)
 """
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,35 +12,19 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from latentwire.report.drawing import (
+    ACCENT,
+    CONTROL,
+    INK,
+    MUTED,
+    SOFT,
+    STYLE,
+    WIDTH,
+    end_label,
+    frame,
+    svg_of,
+)
 from latentwire.report.tables import CONTROLS, conditions, name
-
-WIDTH = 4.2
-"""Inches, 72 SVG units each."""
-
-# Matplotlib knows no CSS variables: it draws with these colours, and each is replaced afterwards.
-INK, MUTED, ACCENT, SOFT, LINE, CONTROL = (f"#00000{i}" for i in range(1, 7))
-VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    ACCENT: "--accent",
-    SOFT: "--soft",
-    LINE: "--line",
-    CONTROL: "--control",
-}
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 8.5,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": LINE,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-}
 
 
 def f1_plot(results: dict[str, Any]) -> str:
@@ -57,7 +34,7 @@ def f1_plot(results: dict[str, Any]) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.42 * len(rows) + 0.5), layout="constrained")
         axes = figure.subplots()
-        _frame(axes, "x")
+        frame(axes, "x")
         if "wire" in rows:
             axes.axvspan(100 * rows["wire"]["f1_low"], 100 * rows["wire"]["f1_high"], color=SOFT)
         for place, (key, row) in enumerate(rows.items()):
@@ -68,7 +45,7 @@ def f1_plot(results: dict[str, Any]) -> str:
         axes.set_yticks([])
         axes.set_xlabel("F1, % (line: 95% interval; band: the wire's)")
         said = "; ".join(f"{name(k)} {100 * row['f1']:.1f}%" for k, row in rows.items())
-        return _svg(figure, "f1", f"F1 by condition: {said}")
+        return svg_of(figure, "f1", f"F1 by condition: {said}")
 
 
 def training_plot(metrics: Sequence[dict[str, Any]]) -> str:
@@ -80,26 +57,17 @@ def training_plot(metrics: Sequence[dict[str, Any]]) -> str:
         for axes, (stage, losses) in zip(panels, stages.items(), strict=True):
             steps, values = list(losses), list(losses.values())
             smooth = smoothed(values)
-            _frame(axes, "y")
+            frame(axes, "y")
             axes.plot(steps, values, color=CONTROL, linewidth=0.5)
             axes.plot(steps, smooth, color=ACCENT, linewidth=1.8)
-            axes.annotate(
-                f"{smooth[-1]:.2f}",
-                (steps[-1], smooth[-1]),
-                (4, 0),
-                textcoords="offset points",
-                va="center",
-                color=ACCENT,
-                weight="bold",
-                annotation_clip=False,
-            )
+            end_label(axes, steps[-1], smooth[-1], f"{smooth[-1]:.2f}", ACCENT)
             axes.set_title(f"{stage}: loss", loc="left", fontsize=9, weight="bold")
             axes.set_xlim(0, steps[-1] * 1.1)
         panels[-1].set_xlabel("step")
         said = "; ".join(
             f"{s} ends at {smoothed(list(v.values()))[-1]:.2f}" for s, v in stages.items()
         )
-        return _svg(figure, "training", f"Training loss: {said}")
+        return svg_of(figure, "training", f"Training loss: {said}")
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -146,27 +114,3 @@ def _f1_line(axes: Axes, place: int, key: str, row: dict[str, float]) -> None:
         color=text,
         weight=weight,
     )
-
-
-def _frame(axes: Axes, grid: str) -> None:
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
-    axes.grid(axis="x" if grid == "x" else "y", linewidth=0.6)
-
-
-def _svg(figure: Figure, prefix: str, label: str) -> str:
-    """The figure as one <svg> element: no prologue, no address, ids unique in the page."""
-    drawn = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": prefix}):
-        figure.savefig(drawn, format="svg", transparent=True, metadata=nothing)
-    svg = drawn.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # Inside HTML both namespaces are implied.
-    svg = re.sub(r'\s(xmlns(:xlink)?|width|height|version)="[^"]*"', "", svg.partition(">")[0]) + (
-        ">" + svg.partition(">")[2]
-    )
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)

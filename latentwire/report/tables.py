@@ -9,10 +9,13 @@ intervals, never from means alone, and it names what the wire fails to beat.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
+
+from latentwire.report.folder import expect
 
 NAMES = {
     "text": "full text",
@@ -24,25 +27,33 @@ NAMES = {
 }
 """Conditions as people call them, in the order in which they are shown."""
 
+SHORT = {
+    "truncated_tokens": "truncated",
+    "closed_book": "closed book",
+    "zero_latents": "zero latents",
+    "foreign_latents": "foreign latents",
+}
+"""Those that take too much of a terminal's 80 columns."""
+
 CONTROLS = ("closed_book", "zero_latents", "foreign_latents")
 """What a wire that reads its latents must beat."""
 
 COLUMNS = ("condition", "EM, %", "F1, %", "NLL", "first token, %", "in top 5, %")
 FIGURES = ("em", "em_low", "em_high", "f1", "f1_low", "f1_high", "nll", "first1", "first5")
 
-
-class ReportError(ValueError):
-    """A run folder does not hold what a report needs."""
+RATIOS = ("retention", "kv_ratio", "ttft_ratio", "encode_ttft_ratio")
+SIZES = ("tokens_in", "latents_out", "text_bytes", "message_bytes")
+RESULTS = {
+    "rows?": {"*": dict.fromkeys(FIGURES, float)},
+    **{f"{key}?": float for key in RATIOS + SIZES},
+}
+"""What results.json must hold, as `folder.expect` takes it."""
 
 
 def conditions(results: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Rows of the results in the order of NAMES, then any others. Raises ReportError where a row
     lacks a figure."""
-    rows = results.get("rows", {})
-    for key, row in rows.items():
-        missing = [f for f in FIGURES if not isinstance(row.get(f), int | float)]
-        if missing:
-            raise ReportError(f"results: row {key!r} has no number for {', '.join(missing)}")
+    rows = expect(results, RESULTS, "results").get("rows") or {}
     order = [*(k for k in NAMES if k in rows), *(k for k in rows if k not in NAMES)]
     return {k: rows[k] for k in order}
 
@@ -72,14 +83,30 @@ def verdict(results: dict[str, Any]) -> list[str]:
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """The rows for a terminal."""
-    caption = "95% intervals in brackets; NLL in nats per token"
-    table = Table(caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for i, column in enumerate(COLUMNS):
-        # On 80 columns the names wrap, not the intervals.
-        table.add_column(column, justify="right" if i else "left", no_wrap=i in (1, 2))
-    for key, cells in zip(conditions(results), result_rows(results), strict=True):
-        table.add_row(*cells, style="bold" if key == "wire" else "dim" if key in CONTROLS else None)
+    """The rows for a terminal of 80 columns."""
+    rows = conditions(results)
+    table = terminal_table(
+        ("condition", "EM, %", "F1, %", "NLL", "first", "top 5"),
+        "Brackets: 95% interval. NLL in nats. first, top 5: first token, %",
+    )
+    for key, (_, *cells) in zip(rows, result_rows(results), strict=True):
+        style = "bold" if key == "wire" else "dim" if key in CONTROLS else None
+        table.add_row(SHORT.get(key, name(key)), *cells, style=style)
+    return table
+
+
+def terminal_table(columns: Sequence[str], caption: str) -> Table:
+    """An empty table of names and numbers, each row on one line."""
+    table = Table(
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        caption_justify="left",
+    )
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
     return table
 
 
@@ -87,7 +114,7 @@ def result_rows(results: dict[str, Any]) -> list[list[str]]:
     """Cells under COLUMNS, one row a condition."""
     return [
         [name(key), interval(row, "em"), interval(row, "f1"), f"{row['nll']:.2f}"]
-        + [f"{100 * row[f]:.1f}" for f in ("first1", "first5")]
+        + [percent(row[f]) for f in ("first1", "first5")]
         for key, row in conditions(results).items()
     ]
 
@@ -114,10 +141,15 @@ def size_rows(results: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def percent(share: float) -> str:
+    """A share as percent: 48.1, and 100 for all."""
+    return f"{100 * share:.1f}".replace("100.0", "100")
+
+
 def interval(row: dict[str, float], figure: str, unit: str = "") -> str:
     """A share as percent with its 95% interval: 48.1 (44.0 to 52.3)."""
-    mean, low, high = (100 * row[figure + end] for end in ("", "_low", "_high"))
-    return f"{mean:.1f}{unit} ({low:.1f} to {high:.1f})"
+    mean, low, high = (percent(row[figure + end]) for end in ("", "_low", "_high"))
+    return f"{mean}{unit} ({low} to {high})"
 
 
 def _unbeaten(rows: dict[str, dict[str, float]]) -> list[str]:

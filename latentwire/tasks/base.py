@@ -23,7 +23,7 @@ class Problem:
     prompt: str
     """The user turn that the model gets: the question in the task's format."""
     gold: str | None = None
-    """The right answer where there is one. Read by the oracle reward `Exact` and by grading only."""
+    """The right answer where there is one; only grading and the oracle reward `Exact` read it."""
     shown: Any = None
     """What else a reward may see: ARC's training pairs."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
@@ -38,6 +38,7 @@ class Rating:
     failure: str | None = None
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Rates a batch of attempts, one Rating for each, in order. `low` and `high` bound the value:
     at `high` an answer cannot be better."""

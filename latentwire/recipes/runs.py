@@ -1,0 +1,43 @@
+"""A run folder of records, one JSON line each: begun, gone on with, never mixed with another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentwire.files import write_whole
+
+PREDICTIONS = "predictions.jsonl"
+
+
+def open_run(out: Path, setting: dict) -> list[dict]:
+    """Make `out` the folder of the run that `setting` describes; the whole records that an earlier
+    session left there. Raises ValueError for a folder that holds another run."""
+    out.mkdir(parents=True, exist_ok=True)
+    config, predictions = out / "config.json", out / PREDICTIONS
+    if config.exists() and json.loads(config.read_text()) != setting:
+        raise ValueError(f"{out} holds another run; give another --run or remove it")
+    write_whole(config, json.dumps(setting, indent=1))
+    if not predictions.exists():
+        return []
+    # What follows the last line end is a record that was cut off.
+    lines = predictions.read_text(encoding="utf-8").split("\n")[:-1]
+    records = [json.loads(line) for line in lines if line]
+    rewrite(out, records)
+    return records
+
+
+def rewrite(out: Path, records: Sequence[dict]) -> None:
+    """Only these records, in place of all."""
+    write_whole(out / PREDICTIONS, "".join(_line(r) for r in records))
+
+
+def append(out: Path, records: Sequence[dict]) -> None:
+    """More records at the end."""
+    with (out / PREDICTIONS).open("a", encoding="utf-8") as file:
+        file.writelines(_line(r) for r in records)
+
+
+def _line(record: dict) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"

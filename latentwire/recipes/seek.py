@@ -1,0 +1,383 @@
+"""A run of seek: every problem searched, and beside it the controls that a claim needs.
+
+    latentwire seek smollm2-135m --data gsm8k --reward exact --limit 100 --run runs/gsm8k-exact
+
+Arms, all with the same model, prompt, answer budget and reward:
+
+- greedy: the first answer.
+- seek: the search.
+- random_sign: the search with the sign of each update tossed; what is left of the gain when the
+  direction means nothing is the gain of merely trying other answers.
+- best_of_n: the greedy answer and samples, the best by the same reward, stopping where the search
+  would stop; a batch draws until it has spent as many tokens as the search.
+- pass_at_k: whether any of those is right, which no reward but an oracle can know.
+
+The first answers are also rated a second time without any update ("reroll"): a reward that changes
+its mind would raise scores by being asked again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from latentwire.evals.metrics import bootstrap
+from latentwire.files import write_whole
+from latentwire.lm import FrozenLM
+from latentwire.recipes.runs import append, open_run
+from latentwire.seek.answers import Answers, prompt_ids
+from latentwire.seek.region import Fraction, Section
+from latentwire.seek.rewards.base import Attempt, Reward, rate
+from latentwire.seek.rewards.confidence import Confidence
+from latentwire.seek.rewards.exact import Exact
+from latentwire.seek.rewards.program import Program
+from latentwire.seek.rewards.self_verify import SelfVerify
+from latentwire.seek.search import Found, Seek, SeekConfig, Step, seed_of
+from latentwire.seek.thoughts import Thoughts, ThoughtsConfig
+from latentwire.tasks.arc import load_arc
+from latentwire.tasks.base import Problem, Task
+from latentwire.tasks.maths import Form, load_maths
+
+REWARDS: dict[str, Callable[[FrozenLM, Task], Reward]] = {
+    "self": lambda lm, task: SelfVerify(lm),
+    "exact": lambda lm, task: Exact(task.grade),
+    "program": lambda lm, task: Program(),
+    "confidence": lambda lm, task: Confidence(lm),
+}
+
+
+@dataclass(frozen=True)
+class SeekRecipe:
+    """A search over the problems of one task."""
+
+    data: str = "gsm8k"
+    """gsm8k, math500 or aime (from the hub), a FILE.jsonl with rows {"question", "answer"}, or
+    arc:FILE_OR_FOLDER."""
+    reward: Literal["self", "exact", "program", "confidence"] = "self"
+    """self: the model checks itself; exact: knows the gold answer, an oracle; program: runs the
+    answer's program on ARC's training pairs; confidence: probabilities of the answer."""
+    strategy: Literal["states", "thoughts"] = "states"
+    """states: hidden states of the answer (LatentSeek); thoughts: soft tokens before it (LTPO)."""
+    steps: int = 10
+    """Steps of a search, at most."""
+    k: float = 0.2
+    """Share of the answer that is searched, from its start, 300 tokens at most."""
+    section: str | None = None
+    """Search the part of the answer that this pattern finds instead, its first group if it has
+    one."""
+    lr: float = 0.03
+    """Step size on the states."""
+    samples: int = 0
+    """Sampled spans per step instead of the most probable one."""
+    baseline: bool = False
+    """Weigh samples by their advantage over the first answer."""
+    compat: Literal["ours", "original"] = "ours"
+    """original: the published code's behaviour, its last answer included."""
+    form: Form = "boxed"
+    """How a maths problem asks for its answer: in \\boxed{} or as JSON."""
+    max_new_tokens: int = 1024
+    """Answer budget in tokens."""
+    temperature: float = 0.7
+    """Of best-of-N's samples; the search itself starts greedily."""
+    batch: int = 8
+    """Problems searched together."""
+    limit: int | None = None
+    """Only the first so many problems."""
+    seed: int = 0
+    """Of everything sampled."""
+
+    def __post_init__(self):
+        if self.batch < 1 or (self.limit is not None and self.limit < 1):
+            raise ValueError(f"batch {self.batch}, limit {self.limit}; expected at least 1")
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature is {self.temperature}; expected more than 0 (of samples)"
+            )
+        arc = self.data.startswith("arc:")
+        if (self.reward == "program" and not arc) or (self.reward == "exact" and arc):
+            raise ValueError(
+                f"reward {self.reward} with data {self.data}; expected program with arc:..., and "
+                "exact with problems that have a gold answer"
+            )
+
+    def search(self) -> SeekConfig:
+        """The search that this describes."""
+        region = Section(self.section) if self.section else Fraction(self.k)
+        return SeekConfig(
+            region=region,
+            steps=self.steps,
+            lr=self.lr,
+            max_new_tokens=self.max_new_tokens,
+            samples=self.samples,
+            baseline=self.baseline,
+            compat=self.compat,
+            seed=self.seed,
+        )
+
+    def searcher(self, lm: FrozenLM, reward: Reward) -> Callable[[Sequence[Problem]], list[Found]]:
+        """What answers a batch of problems."""
+        if self.strategy == "states":
+            return Seek(lm, reward, self.search())
+        return Thoughts(
+            lm,
+            reward,
+            ThoughtsConfig(steps=self.steps, max_new_tokens=self.max_new_tokens, seed=self.seed),
+        )
+
+
+def load_task(recipe: SeekRecipe) -> Task:
+    """The problems of a recipe. Raises DataError for a source without any."""
+    if recipe.data.startswith("arc:"):
+        return load_arc(Path(recipe.data[4:]), recipe.limit)
+    return load_maths(recipe.data, recipe.limit, recipe.form)
+
+
+def run_seek(lm: FrozenLM, recipe: SeekRecipe, out: Path | None = None) -> dict[str, Any]:
+    """Search all problems under all arms; the whole result as one dict.
+
+    out: a run folder that gets config.json and predictions.jsonl, one record a problem, batch by
+    batch, so that an interrupted run goes on. Raises ValueError for a folder of another run.
+    """
+    task = load_task(recipe)
+    setting = {"kind": "seek", "model": lm.name, "task": task.name, **asdict(recipe)}
+    records = [] if out is None else open_run(out, setting)
+    done = {r["id"] for r in records}
+    left = [p for p in task.problems if p.id not in done]
+    with _progress() as progress:
+        bar = progress.add_task("", total=len(task.problems), completed=len(done), said="")
+        for start in range(0, len(left), recipe.batch):
+            batch = _batch(lm, recipe, task, left[start : start + recipe.batch])
+            records += batch
+            if out is not None:
+                append(out, batch)
+            progress.update(bar, advance=len(batch), said=_said(records))
+    about = {key: setting[key] for key in ("kind", "model", "task", "reward")}
+    result = {**about, **_summary(records), "config": setting}
+    if out is not None:
+        write_whole(out / "results.json", json.dumps(result, indent=1))
+    return result
+
+
+def seek_prompt(lm: FrozenLM, recipe: SeekRecipe, prompt: str) -> Found:
+    """Search the answer to one prompt."""
+    reward = REWARDS[recipe.reward](lm, Task("prompt", (), lambda problem, text: False))
+    return recipe.searcher(lm, reward)([Problem("prompt", prompt, prompt)])[0]
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("searching"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+        console=Console(stderr=True),
+    )
+
+
+def _said(records: Sequence[dict]) -> str:
+    """Live accuracies and tokens, for the progress line."""
+    n = len(records)
+    right = {name: sum(_rights(r)[name] for r in records) / n for name in ("greedy", "seek")}
+    tokens = sum(step["tokens"] for r in records for step in r["arms"]["seek"]["trace"])
+    return f"greedy {right['greedy']:.1%}, seek {right['seek']:.1%}, {tokens / n:,.0f} tokens each"
+
+
+# -- one batch ------------------------------------------------------------------------------------
+
+
+def _batch(
+    lm: FrozenLM, recipe: SeekRecipe, task: Task, problems: Sequence[Problem]
+) -> list[dict[str, Any]]:
+    """Records of a batch of problems under all arms."""
+    reward = REWARDS[recipe.reward](lm, task)
+    found = recipe.searcher(lm, reward)(problems)
+    arms: dict[str, list[Found]] = {"seek": found}
+    if recipe.strategy == "states":
+        arms["random_sign"] = Seek(lm, reward, replace(recipe.search(), update="random_sign"))(
+            problems
+        )
+    arms["best_of_n"] = best_of_n(lm, reward, recipe, found)
+    again = _reroll(reward, found)
+    grade = cache(lambda problem, text: task.grade(problem, text))
+    return [
+        {
+            "id": problem.id,
+            "question": problem.question,
+            "gold": problem.gold,
+            "reroll": {"first": _first(found[i]), "again": again[i]},
+            "arms": {name: _record(row[i], grade) for name, row in arms.items()},
+        }
+        for i, problem in enumerate(problems)
+    ]
+
+
+def _record(found: Found, grade: Callable[[Problem, str], bool]) -> dict[str, Any]:
+    return {
+        "text": found.text,
+        "right": grade(found.problem, found.text),
+        "reward": found.reward,
+        "span": found.span,
+        "note": found.note,
+        "failure": found.failure,
+        "trace": [{**asdict(s), "right": grade(found.problem, s.text)} for s in found.trace],
+    }
+
+
+def _first(found: Found) -> float | None:
+    return found.trace[0].reward if found.trace else None
+
+
+def _reroll(reward: Reward, found: Sequence[Found]) -> list[float | None]:
+    """The first answers' rewards, asked for once more."""
+    rated = [i for i, f in enumerate(found) if _first(f) is not None]
+    attempts = [_first_attempt(found[i]) for i in rated]
+    ratings = dict(zip(rated, rate(reward, attempts), strict=True))
+    return [ratings[i].value if i in ratings else None for i in range(len(found))]
+
+
+def _first_attempt(found: Found) -> Attempt:
+    assert found.first is not None
+    return Attempt(found.problem, found.first, found.trace[0].text)
+
+
+def best_of_n(
+    lm: FrozenLM, reward: Reward, recipe: SeekRecipe, searched: Sequence[Found]
+) -> list[Found]:
+    """The same problems answered by samples, until the batch has spent what its search spent.
+
+    A problem begins with its greedy answer and stops drawing above the search's threshold. The
+    answer given is the first of those with the highest reward.
+    """
+    threshold = Seek(lm, reward, recipe.search()).threshold
+    drawn = {i: list(f.trace[:1]) for i, f in enumerate(searched)}
+    going = [i for i, f in enumerate(searched) if _first(f) is not None]
+    if not going:
+        return list(searched)
+    answers = Answers(lm, [prompt_ids(lm, searched[i].problem) for i in going], recipe.temperature)
+    row = {i: place for place, i in enumerate(going)}
+    left = sum(f.tokens for f in searched) - sum(
+        s.tokens for steps in drawn.values() for s in steps
+    )
+    round_ = 0
+    while left > 0:
+        round_ += 1
+        live = [
+            i for i in going if max(s.reward for s in drawn[i] if s.reward is not None) <= threshold
+        ]
+        if not live:
+            break
+        nothing = [answers.nothing] * len(live)
+        seeds = [seed_of(recipe.seed, searched[i].problem.id, "best of n", round_) for i in live]
+        budgets = [recipe.max_new_tokens] * len(live)
+        ids = answers.finish([row[i] for i in live], nothing, budgets, seeds)
+        attempts = [
+            Attempt(searched[i].problem, new, lm.text(new))
+            for i, new in zip(live, ids, strict=True)
+        ]
+        for i, attempt, rating in zip(live, attempts, rate(reward, attempts), strict=True):
+            cost = len(attempt.ids) + rating.tokens
+            left -= cost
+            value = None if rating.failure else rating.value
+            drawn[i].append(Step(round_, value, rating.parts, 0, attempt.text, 0.0, cost))
+    return [_best(searched[i], drawn[i]) for i in range(len(searched))]
+
+
+def _best(searched: Found, drawn: Sequence[Step]) -> Found:
+    rated = [s for s in drawn if s.reward is not None]
+    if not rated:
+        return searched
+    best = max(rated, key=lambda s: s.reward or 0.0)
+    return Found(searched.problem, best.text, best.reward, tuple(drawn))
+
+
+# -- all of it ------------------------------------------------------------------------------------
+
+
+def _rights(record: dict[str, Any]) -> dict[str, float]:
+    """Whether each arm's answer is right, 0.0 or 1.0."""
+    arms = record["arms"]
+    first = arms["seek"]["trace"][:1]
+    right = {"greedy": bool(first and first[0]["right"])}
+    right |= {name: arm["right"] for name, arm in arms.items()}
+    right["pass_at_k"] = any(step["right"] for step in arms["best_of_n"]["trace"])
+    return {name: float(value) for name, value in right.items()}
+
+
+def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    ids = [r["id"] for r in records]
+    rights = [_rights(r) for r in records]
+    arms: dict[str, dict[str, float]] = {}
+    for name in rights[0]:
+        scores = [right[name] for right in rights]
+        low, high = bootstrap(scores, ids)
+        mean = statistics.fmean(scores)
+        arms[name] = {"accuracy": mean, "low": low, "high": high}
+        arms[name]["tokens"] = statistics.fmean(_tokens(r, name) for r in records)
+    for name in ("best_of_n", "pass_at_k"):
+        draws = [len(r["arms"]["best_of_n"]["trace"]) for r in records]
+        arms[name]["samples"] = statistics.fmean(draws)
+    differences = {}
+    for name in [n for n in arms if n not in ("seek", "pass_at_k")]:
+        gains = [right["seek"] - right[name] for right in rights]
+        low, high = bootstrap(gains, ids)
+        differences[name] = {"mean": statistics.fmean(gains), "low": low, "high": high}
+    rerolled = [r["reroll"] for r in records if r["reroll"]["first"] is not None]
+    return {
+        "n": len(records),
+        "failures": sum(r["arms"]["seek"]["failure"] is not None for r in records),
+        "arms": arms,
+        "differences": differences,
+        "reroll": {
+            "changed": sum(r["first"] != r["again"] for r in rerolled),
+            "of": len(rerolled),
+        },
+        "flips": _flips(records),
+        "curves": {name: _curve(records, name) for name in records[0]["arms"]},
+    }
+
+
+def _tokens(record: dict[str, Any], name: str) -> float:
+    if name == "greedy":
+        return sum(step["tokens"] for step in record["arms"]["seek"]["trace"][:1])
+    trace = record["arms"]["best_of_n" if name == "pass_at_k" else name]["trace"]
+    return sum(step["tokens"] for step in trace)
+
+
+def _flips(records: Sequence[dict[str, Any]]) -> list[float]:
+    """Mean share of the span's tokens that differ from the first answer's, by step."""
+    shares: dict[int, list[float]] = {}
+    for arm in (r["arms"]["seek"] for r in records):
+        if arm["span"]:
+            length = arm["span"][1] - arm["span"][0]
+            for step in arm["trace"]:
+                shares.setdefault(step["step"], []).append(step["flipped"] / length)
+    return [statistics.fmean(shares[step]) for step in sorted(shares)]
+
+
+def _curve(records: Sequence[dict[str, Any]], name: str) -> list[dict[str, float]]:
+    """Accuracy of the best-rated answer so far against mean tokens spent, step by step."""
+    last = max((s["step"] for r in records for s in r["arms"][name]["trace"]), default=0)
+    points = []
+    for step in range(last + 1):
+        rights, tokens = [], []
+        for record in records:
+            so_far = [s for s in record["arms"][name]["trace"] if s["step"] <= step]
+            best = max(so_far, key=_reward, default=None)
+            rights.append(float(best is not None and best["right"]))
+            tokens.append(sum(s["tokens"] for s in so_far))
+        points.append({"tokens": statistics.fmean(tokens), "accuracy": statistics.fmean(rights)})
+    return points
+
+
+def _reward(step: dict[str, Any]) -> float:
+    return -math.inf if step["reward"] is None else step["reward"]

@@ -1,0 +1,145 @@
+"""What the page of a run of seek holds: verdict, scores, plots, changed answers and failures."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from latentwire.report.seek import COLUMNS, arm_rows, arms, helps, verdict
+from latentwire.report.seek_plots import accuracy_plot, flips_plot
+from latentwire.report.shell import drawn, html_table, verdict_section
+
+EXAMPLES = 10
+"""Problems shown with their answers."""
+
+SETTINGS = ("strategy", "steps", "k", "section", "lr", "samples", "compat", "temperature", "seed")
+"""What of the configuration stands under the title."""
+
+STEP = {
+    "step": int,
+    "reward?": float,
+    "parts?": {"*": float},
+    "flipped": int,
+    "text": str,
+    "tokens": int,
+    "right": bool,
+}
+SEARCH = {
+    "text": str,
+    "right": bool,
+    "reward?": float,
+    "note?": str,
+    "failure?": str,
+    "trace": [STEP],
+}
+RECORDS = {
+    "predictions.jsonl": {"id": (str, int), "question": str, "arms": {"seek": SEARCH}},
+}
+"""The files with one record a line, and what a record must hold."""
+
+
+def seek_sections(run: str, found: dict[str, Any]) -> list[str]:
+    """Sections of the page of a run of this name; found: the contents of its files by name."""
+    results, records = found["results.json"], found["predictions.jsonl"]
+    return [
+        _title(results),
+        _results(results),
+        _examples(records) if records else "",
+        _failures(records),
+    ]
+
+
+def _title(results: dict[str, Any]) -> str:
+    config = results.get("config") or {}
+    settings = [f"{k} {config[k]}" for k in SETTINGS if config.get(k) is not None]
+    about = ", ".join([f"reward {results['reward']}", *settings])
+    return f"""<h1>Seek on {escape(results["task"])}, {escape(results["model"])}</h1>
+<p class="note">{results["n"]} problems, {results["failures"]} failed; {escape(about)}</p>"""
+
+
+def _results(results: dict[str, Any]) -> str:
+    tone = {True: "good", False: "bad", None: ""}[helps(results)]
+    kinds = [
+        "main" if k == "seek" else "control" if k == "random_sign" else "" for k in arms(results)
+    ]
+    flips = flips_plot(results)
+    if flips:
+        flips = f"""<h2>How far the search goes</h2>
+{flips}
+<p class="note">Tokens of the searched span that differ from the first answer's; mean over the
+problems that are still searched at that step.</p>"""
+    return f"""{verdict_section(tone, verdict(results))}
+<h2>Scores</h2>
+{html_table(COLUMNS, arm_rows(results), kinds)}
+<p class="note">Brackets: 95% interval. Tokens: positions that LMs ran over, the reward's included,
+mean over problems. Seek minus it: points of accuracy, by paired bootstrap. Random sign: the same
+steps with the reward's sign tossed each time. Best of N: of N samples, the one that the reward
+likes best. pass@K: any of the K samples is right, which only the gold answer can tell.</p>
+<h2>Accuracy against tokens</h2>
+{accuracy_plot(results)}
+<p class="note">Lines: accuracy of the best-rated answer so far. Bars: 95% intervals.</p>
+{flips}"""
+
+
+def _examples(records: Sequence[dict[str, Any]]) -> str:
+    changed = {str(r["id"]): r for r in records if _changed(r["arms"]["seek"])}
+    ids = drawn(changed, EXAMPLES)
+    return f"""<h2>Changed answers</h2>
+<p class="note">In {len(changed)} of {len(records)} problems the final answer is not the first.
+{"Shown are" if ids else "None shown:"} {len(ids)}: the first of their ids, sorted and then shuffled
+with seed 0.</p>
+{"".join(_example(changed[i]) for i in ids)}"""
+
+
+def _changed(search: dict[str, Any]) -> bool:
+    return bool(search["trace"]) and search["trace"][0]["text"] != search["text"]
+
+
+def _example(record: dict[str, Any]) -> str:
+    search = record["arms"]["seek"]
+    first = search["trace"][0]
+    at = next((s["step"] for s in search["trace"] if s["text"] == search["text"]), None)
+    final = "final answer" if at is None else f"final answer (step {at})"
+    gold = record.get("gold")
+    if not isinstance(gold, str):
+        gold = "(none)" if gold is None else json.dumps(gold, ensure_ascii=False)
+    said = {"gold": escape(gold), "first answer": _outcome(first), final: _outcome(search)}
+    said |= {k: escape(search[k]) for k in ("note", "failure") if search.get(k)}
+    listed = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in said.items())
+    return f"""<article><h3 class="long">{escape(record["question"])}</h3><dl>{listed}</dl>
+<details><summary>answers, and rewards by step</summary>
+<h4>first answer</h4><p class="whole">{escape(first["text"])}</p>
+<h4>{final}</h4><p class="whole">{escape(search["text"])}</p>
+{_trace(search["trace"])}</details></article>"""
+
+
+def _outcome(answer: dict[str, Any]) -> str:
+    reward = f'<span class="score">reward {_reward(answer)}</span>'
+    if answer["right"]:
+        return f'<span class="right">&#10003; right</span> {reward}'
+    return f"wrong {reward}"
+
+
+def _trace(trace: Sequence[dict[str, Any]]) -> str:
+    parts = list(dict.fromkeys(part for step in trace for part in step.get("parts") or {}))
+    rows = [
+        [str(s["step"]), _reward(s)]
+        + [f"{s['parts'][p]:g}" if p in (s.get("parts") or {}) else "" for p in parts]
+        + [str(s["flipped"]), f"{s['tokens']:,}", "right" if s["right"] else "wrong"]
+        for s in trace
+    ]
+    return html_table(("step", "reward", *parts, "flipped", "tokens", "answer"), rows)
+
+
+def _reward(answer: dict[str, Any]) -> str:
+    return "failed" if answer.get("reward") is None else f"{answer['reward']:.2f}"
+
+
+def _failures(records: Sequence[dict[str, Any]]) -> str:
+    """Why searches failed, and how often."""
+    why = Counter(r["arms"]["seek"].get("failure") for r in records)
+    rows = [[str(reason), str(count)] for reason, count in why.most_common() if reason]
+    return f"<h2>Failures</h2>{html_table(('why', 'searches'), rows)}" if rows else ""

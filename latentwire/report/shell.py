@@ -1,0 +1,100 @@
+"""The HTML that every report shares: the page around it, its style sheet, tables, and the choice of
+examples."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+CSS = """
+:root { color-scheme: light; --bg: #fff; --ink: #1b1f24; --muted: #57606a; --line: #d5dae0;
+  --accent: #0b57d0; --soft: #e6effc; --control: #8a9099; --good: #116329; --bad: #a40e26 }
+@media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; --bg: #14171a;
+  --ink: #e6e8eb; --muted: #a3abb4; --line: #363c44; --accent: #86b4ff; --soft: #1d2b45;
+  --control: #8b929b; --good: #6fd08c; --bad: #ff8f9c } }
+* { box-sizing: border-box }
+body { max-width: 900px; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--bg);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem }
+h3 { font-size: 1rem; margin: 0 0 .4rem } h3.long { font-weight: 400 }
+h4 { font-size: .875rem; margin: .8rem 0 .2rem; color: var(--muted) }
+.note { color: var(--muted); font-size: .875rem; margin: .4rem 0 }
+.verdict { border-left: 4px solid var(--muted); padding: .1rem 0 .1rem 1rem; margin: 1.5rem 0 }
+.verdict.good { border-color: var(--good) } .verdict.bad { border-color: var(--bad) }
+.verdict p { margin: .5rem 0 } .verdict p:first-child { font-weight: 600; font-size: 1.1rem }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; white-space: nowrap;
+  font-variant-numeric: tabular-nums }
+th, td { padding: .35rem 0 .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right }
+th { font-weight: 600; color: var(--muted) }
+th:first-child, td:first-child { text-align: left; padding-left: 0 }
+@media (max-width: 700px) { td:first-child { white-space: normal; min-width: 8.5rem } }
+tr.main td { font-weight: 600; color: var(--accent) } tr.control td { color: var(--muted) }
+svg { display: block; width: 100%; max-width: 580px; height: auto; margin-top: 1rem }
+svg text { font-family: system-ui, sans-serif !important }
+article { border-top: 1px solid var(--line); padding: .9rem 0; break-inside: avoid }
+dl { display: grid; grid-template-columns: minmax(6.5rem, 11rem) 1fr; gap: .15rem .75rem; margin: 0;
+  font-size: .9rem }
+dt { color: var(--muted) } dd { margin: 0; min-width: 0; overflow-wrap: anywhere }
+.right { color: var(--good); font-weight: 600 } .score { color: var(--muted) }
+.right, .score { white-space: nowrap }
+details { font-size: .875rem; margin-top: .4rem } summary { color: var(--muted); cursor: pointer }
+pre { overflow-x: auto; font-size: .8rem }
+.whole { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0 .8rem }
+@media print { body { max-width: none; padding: 0; font-size: 11pt } h2 { break-after: avoid } }
+"""
+
+
+def whole_page(title: str, body: Sequence[str]) -> str:
+    """A page that needs nothing else."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}: latentwire report</title>
+<style>{CSS}</style>
+</head>
+<body>
+{"".join(body)}
+</body>
+</html>
+"""
+
+
+def verdict_section(tone: str, said: Sequence[str]) -> str:
+    """The verdict, one paragraph a sentence. tone: good, bad, or empty for neither."""
+    paragraphs = "".join(f"<p>{escape(s)}</p>" for s in said)
+    return f'<section class="verdict {tone}">{paragraphs}</section>'
+
+
+def html_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str] | None = None
+) -> str:
+    """A table of text cells. kinds: for each row main, control or nothing."""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    lines = [
+        f'<tr class="{kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for kind, row in zip(kinds or [""] * len(rows), rows, strict=True)
+    ]
+    # A wide table scrolls by itself; tabindex lets a keyboard do it.
+    return f"""<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead>
+<tbody>{"".join(lines)}</tbody></table></div>"""
+
+
+def config_section(config: dict[str, Any]) -> str:
+    """The run's config.json, folded away."""
+    text = escape(json.dumps(config, indent=2, ensure_ascii=False))
+    return f"""<h2>Configuration</h2>
+<details><summary>config.json</summary><pre>{text}</pre></details>"""
+
+
+def drawn(ids: Iterable[str], count: int) -> list[str]:
+    """So many of the ids, chosen by a seed, so that nobody can choose them by their look."""
+    shuffled = sorted(ids)
+    random.Random(0).shuffle(shuffled)
+    return shuffled[:count]

@@ -1,0 +1,333 @@
+"""LatentSeek: improve one answer at test time by policy gradient on the LM's own hidden states.
+
+    seek = Seek(lm, Exact(task.grade), SeekConfig(steps=10))
+    for found in seek(task.problems[:8]):
+        print(found.reward, found.text)
+
+The states z after the last norm that predict the tokens of a span are the parameters of a policy,
+softmax(head(z)). Each step moves z along -reward * sum log p(token | z) with Adam, reads the span's
+tokens off the moved z, and lets the LM finish the answer (Li et al. 2025, arXiv 2505.13308). The LM
+is never trained. A batch of problems runs together over one shared prefill, each with its own z and
+its own optimizer, so a problem's search does not depend on its batch.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from latentwire.lm import FrozenLM, Sampled, seeded_noise
+from latentwire.seek.answers import Answers, prompt_ids
+from latentwire.seek.policy import Policy
+from latentwire.seek.region import Fraction, Region, RegionError, Span
+from latentwire.seek.rewards.base import Attempt, Rating, Reward, rate
+from latentwire.tasks.base import Problem
+
+
+@dataclass(frozen=True)
+class SeekConfig:
+    """How to search. The defaults are the published ones, but for what `compat` undoes."""
+
+    region: Region = field(default_factory=Fraction)
+    """Which tokens of the answer are searched."""
+    steps: int = 10
+    """Steps, at most."""
+    lr: float = 0.03
+    """Adam's step size on z."""
+    threshold: float | None = None
+    """Stop above this reward; four fifths of the way up the reward's range if None."""
+    max_new_tokens: int = 1024
+    """Answer budget in tokens, exact."""
+    temperature: float = 0.0
+    """Of the answers and of the policy: 0 is greedy; more samples, with noise that a seed fixes."""
+    samples: int = 0
+    """Sampled spans per step, each with an answer of its own; 0: the span that z stands for."""
+    baseline: bool = False
+    """Weigh by the advantage over the first answer's reward; needs samples."""
+    clip: float | None = None
+    """Largest gradient norm of one problem's z."""
+    update: Literal["reward", "random_sign"] = "reward"
+    """random_sign is a control: the same steps with the reward's sign tossed each time."""
+    compat: Literal["ours", "original"] = "ours"
+    """original: as the published code behaves, for comparison. The last answer is returned, not the
+    best; z has the model's type; their epsilons; a stop token inside the span ends nothing; after
+    the span come up to max_new_tokens + 1 tokens."""
+    seed: int = 0
+    """Of everything sampled."""
+
+    def __post_init__(self):
+        for name, least in (("steps", 0), ("samples", 0), ("max_new_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        if not self.lr > 0 or (self.clip is not None and not self.clip > 0):
+            raise ValueError(f"lr {self.lr}, clip {self.clip}; expected more than 0")
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
+        if self.baseline and not self.samples:
+            raise ValueError(
+                "baseline with samples=0 never moves, since the first answer's advantage over "
+                "itself is 0; set samples or leave the baseline off"
+            )
+        if self.compat == "original" and (self.samples or self.temperature):
+            raise ValueError("compat='original' is greedy; leave samples and temperature at 0")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One answer of a search. step: 0 for the first answer; reward:
+    None where it failed; flipped: span tokens that differ from
+    the first answer's; seconds: its share of the batch's time; tokens: positions that LMs ran over
+    for it, the reward's included (0 where the same span was tried before)."""
+
+    step: int
+    reward: float | None
+    parts: dict[str, float]
+    flipped: int
+    text: str
+    seconds: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to: the answer to give, its reward, and every answer on the way.
+
+    span: the answer tokens that were searched. note: where that is not the region asked for.
+    failure: why the search could not start or go on; what it had until then is kept. first: token
+    ids of the first answer.
+    """
+
+    problem: Problem
+    text: str
+    reward: float | None
+    trace: tuple[Step, ...]
+    span: tuple[int, int] | None = None
+    note: str = ""
+    failure: str | None = None
+    first: Int[Tensor, " n"] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Positions that LMs ran over for this problem."""
+        return sum(step.tokens for step in self.trace)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The answer that a span's tokens lead to, rated. tokens: what making it took."""
+
+    action: Int[Tensor, " n"]
+    text: str
+    rating: Rating
+    tokens: int
+
+
+@dataclass
+class _Search:
+    """One problem while its search runs. row: its place in the batch. seen: answers by their span's
+    tokens, since the same span leads to the same answer again."""
+
+    row: int
+    problem: Problem
+    seed: int
+    prompt: Int[Tensor, " p"]
+    first: Int[Tensor, " n"]
+    policy: Policy
+    seen: dict[tuple[int, ...], _Answer] = field(default_factory=dict)
+    current: list[_Answer] = field(default_factory=list)
+    trace: list[Step] = field(default_factory=list)
+    failure: str | None = None
+
+
+class Seek:
+    """Searches answers to problems with one LM, one reward and one configuration."""
+
+    def __init__(self, lm: FrozenLM, reward: Reward, config: SeekConfig | None = None):
+        self.lm, self.reward, self.config = lm, reward, config or SeekConfig()
+        low, high, given = reward.low, reward.high, self.config.threshold
+        if given is not None and not low <= given <= high:
+            raise ValueError(f"threshold is {given}; expected {low} to {high}, the reward's range")
+        self.threshold = high - 0.2 * (high - low) if given is None else given
+        self._original = self.config.compat == "original"
+        self._stops = torch.tensor(lm.stop_ids, device=lm.device)
+
+    def __call__(self, problems: Sequence[Problem]) -> list[Found]:
+        """Search all problems as one batch. What goes wrong with one of them (a prompt that leaves
+        no room, an empty answer, a reward that fails) is recorded in its Found."""
+        prompts = [prompt_ids(self.lm, p) for p in problems]
+        longest = self.config.max_new_tokens * (2 if self._original else 1) + self._original
+        fit = [i for i, ids in enumerate(prompts) if len(ids) + longest <= self.lm.window]
+        found = self._run([problems[i] for i in fit], [prompts[i] for i in fit]) if fit else []
+        done = dict(zip(fit, found, strict=True))
+        for i in set(range(len(problems))) - set(fit):
+            new = self.config.max_new_tokens
+            done[i] = no_room(self.lm, problems[i], len(prompts[i]), new)
+        return [done[i] for i in range(len(problems))]
+
+    def _run(self, problems: Sequence[Problem], prompts: Sequence[Tensor]) -> list[Found]:
+        began, config = time.perf_counter(), self.config
+        answers = Answers(self.lm, prompts, config.temperature)
+        seeds = [seed_of(config.seed, p.id) for p in problems]
+        rows, budgets = range(len(problems)), [config.max_new_tokens] * len(problems)
+        firsts = answers.finish(rows, [answers.nothing] * len(problems), budgets, seeds)
+        spans = {row: self._span(firsts[row]) for row in rows}
+        placed = {row: span for row, span in spans.items() if isinstance(span, Span)}
+        heads = [firsts[row][: span.stop] for row, span in placed.items()]
+        states = answers.states(list(placed), heads) if placed else []
+        searches = {}
+        for (row, span), head, final in zip(placed.items(), heads, states, strict=True):
+            tokens = head[span.start :]
+            policy = Policy(
+                self.lm,
+                final[span.start :],
+                span,
+                tokens,
+                config.lr,
+                config.temperature or 1.0,
+                config.clip,
+                self._original,
+            )
+            searches[row] = _Search(
+                row, problems[row], seeds[row], prompts[row], firsts[row], policy
+            )
+        live, step = list(searches.values()), 0
+        actions = {s.row: [s.policy.tokens] for s in live}
+        while live:
+            self._try(answers, live, actions, step, began)
+            live = [s for s in live if step < config.steps and self._goes_on(s)]
+            began, step = time.perf_counter(), step + 1
+            actions = {s.row: self._move(answers, s, step) for s in live}
+        found = []
+        for row, problem in enumerate(problems):
+            if row in searches:
+                found.append(self._found(searches[row]))
+            else:
+                text, ran = self.lm.text(firsts[row]), len(prompts[row]) + len(firsts[row])
+                first = Step(0, None, {}, 0, text, 0.0, ran)
+                found.append(Found(problem, text, None, (first,), failure=str(spans[row])))
+        return found
+
+    def _span(self, ids: Tensor) -> Span | RegionError:
+        if not self.lm.text(ids).strip():
+            return RegionError("the first answer is empty; there is nothing to search")
+        try:
+            return self.config.region(self.lm, ids)
+        except RegionError as error:
+            return error
+
+    def _goes_on(self, s: _Search) -> bool:
+        return s.failure is None and max(a.rating.value for a in s.current) <= self.threshold
+
+    def _move(self, answers: Answers, s: _Search, step: int) -> list[Int[Tensor, " n"]]:
+        """One step on z by the current answers; the spans to try next."""
+        config, first = self.config, next(iter(s.seen.values())).rating.value
+        tossed = config.update == "random_sign" and seed_of(s.seed, "sign", step) % 2
+        advantages = [
+            (a.rating.value - (first if config.baseline else 0.0)) * (-1 if tossed else 1)
+            for a in s.current
+        ]
+        s.policy.update([a.action for a in s.current], advantages)
+        if not config.samples:
+            return [s.policy.choose(answers.pick([s.seed], [s.policy.span.start]))]
+        noises = [seeded_noise([seed_of(s.seed, "sample", step, i)]) for i in range(config.samples)]
+        return [s.policy.choose(Sampled(noise, s.policy.temperature)) for noise in noises]
+
+    def _try(
+        self,
+        answers: Answers,
+        live: Sequence[_Search],
+        actions: dict[int, list[Tensor]],
+        step: int,
+        began: float,
+    ) -> None:
+        """Answer from each span that is new, rate the answers, and write the traces."""
+        fresh = {
+            (s.row, *action.tolist()): (s, action)
+            for s in live
+            for action in actions[s.row]
+            if tuple(action.tolist()) not in s.seen
+        }
+        ids = self._finish(answers, list(fresh.values()))
+        attempts = [
+            Attempt(s.problem, row, self.lm.text(row))
+            for (s, _), row in zip(fresh.values(), ids, strict=True)
+        ]
+        for (s, action), attempt, rating in zip(
+            fresh.values(), attempts, rate(self.reward, attempts), strict=True
+        ):
+            # The first answer also takes its prompt, and the states of its span.
+            ran = len(s.prompt) + s.policy.span.stop if step == 0 else 1
+            answer = _Answer(action, attempt.text, rating, ran + len(attempt.ids) + rating.tokens)
+            s.seen[tuple(action.tolist())] = answer
+            s.failure = s.failure or rating.failure
+        seconds = (time.perf_counter() - began) / len(live)
+        for s in live:
+            s.current = [s.seen[tuple(action.tolist())] for action in actions[s.row]]
+            for answer in s.current:
+                cost = answer.tokens if fresh.pop((s.row, *answer.action.tolist()), None) else 0
+                flipped = int((answer.action != s.policy.tokens).sum())
+                value = None if answer.rating.failure else answer.rating.value
+                share = seconds / len(s.current)
+                parts = answer.rating.parts
+                s.trace.append(Step(step, value, parts, flipped, answer.text, share, cost))
+
+    def _finish(
+        self, answers: Answers, wanted: Sequence[tuple[_Search, Tensor]]
+    ) -> list[Int[Tensor, " _"]]:
+        """Whole answers from spans: everything before the span as it was, everything after it
+        generated. The first answer's own span has its answer already."""
+        new = self.config.max_new_tokens
+        heads, budgets = [], []
+        for s, action in wanted:
+            head = torch.cat([s.first[: s.policy.span.start], action])
+            stops = torch.isin(head, self._stops).nonzero()
+            if torch.equal(action, s.policy.tokens):
+                head, budget = s.first, 0
+            elif self._original:
+                budget = new + 1
+            elif len(stops):
+                head, budget = head[: int(stops[0]) + 1], 0
+            else:
+                budget = new - len(head)
+            heads.append(head)
+            budgets.append(budget)
+        rows, seeds = [s.row for s, _ in wanted], [s.seed for s, _ in wanted]
+        return answers.finish(rows, heads, budgets, seeds)
+
+    def _found(self, s: _Search) -> Found:
+        rated = [a for a in s.seen.values() if a.rating.failure is None]
+        span = s.policy.span
+        text, reward = s.trace[0].text, None
+        if rated:
+            best = max(rated, key=lambda a: a.rating.value)
+            if self._original and s.current[-1].rating.failure is None:
+                best = s.current[-1]
+            text, reward = best.text, best.rating.value
+        return Found(
+            s.problem,
+            text,
+            reward,
+            tuple(s.trace),
+            (span.start, span.stop),
+            span.note,
+            s.failure,
+            s.first,
+        )
+
+
+def no_room(lm: FrozenLM, problem: Problem, prompt: int, new: int) -> Found:
+    """What there is to say of a problem whose prompt and answer budget do not fit the window."""
+    why = f"a prompt of {prompt} tokens and {new} new ones do not fit {lm.name}'s window of "
+    return Found(problem, "", None, (), failure=f"{why}{lm.window}")
+
+
+def seed_of(*parts: object) -> int:
+    """A seed from what it is for, the same in every process."""
+    return zlib.crc32(repr(parts).encode())
