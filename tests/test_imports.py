@@ -13,11 +13,14 @@ ALLOWED = {
     "tasks": {"lm", "tasks", "files"},
     "wire": {"lm", "tasks", "wire", "files"},
     "seek": {"lm", "tasks", "seek", "files"},
+    "lens": {"lm", "tasks", "lens", "files"},
     "train": {"lm", "tasks", "train", "files"},
     "evals": {"lm", "tasks", "evals", "files"},
-    "bench": {"bench", "lm", "tasks", "seek", "files"},
+    "bench": {"bench", "lm", "tasks", "seek", "lens", "files"},
+    "commands": {"commands", "bench", "lm", "tasks", "wire", "seek", "lens", "evals", "recipes"}
+    | {"report", "files"},
     "report": {"report", "files"},
-    "recipes": {"lm", "tasks", "wire", "seek", "train", "evals", "recipes", "files"},
+    "recipes": {"lm", "tasks", "wire", "seek", "lens", "train", "evals", "recipes", "files"},
 }
 ROOT = Path(latentwire.__file__).parent
 

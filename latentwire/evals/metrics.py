@@ -39,13 +39,34 @@ def bootstrap(
 ) -> tuple[float, float]:
     """95% percentile interval of the mean (Efron 1979), over resamples of whole groups: questions
     on one passage share its luck, so passages are drawn and not questions."""
-    _, member = np.unique([str(g) for g in groups], return_inverse=True)
-    sums = np.bincount(member, weights=np.asarray(scores, dtype=float))
-    counts = np.bincount(member)
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (samples, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    totals = _resampled([scores, [1.0] * len(scores)], groups, samples, seed)
+    low, high = np.percentile(totals[0] / totals[1], [2.5, 97.5])
     return float(low), float(high)
+
+
+def explained(
+    errors: Sequence[float],
+    distances: Sequence[float],
+    groups: Sequence[object],
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Fraction of variance explained, 1 - SSE / SST, and its 95% interval over resamples of whole
+    groups. errors: squared error of each vector; distances: its squared distance to the *training*
+    mean (a mean of the vectors themselves would credit a constant that was never learned)."""
+    totals = _resampled([errors, distances], groups, samples, seed)
+    low, high = np.percentile(1 - totals[0] / totals[1], [2.5, 97.5])
+    return float(1 - np.sum(errors) / np.sum(distances)), float(low), float(high)
+
+
+def _resampled(
+    columns: Sequence[Sequence[float]], groups: Sequence[object], samples: int, seed: int
+) -> list[np.ndarray]:
+    """Sums of each column in `samples` resamples of the groups, drawn together."""
+    _, member = np.unique([str(g) for g in groups], return_inverse=True)
+    sums = [np.bincount(member, weights=np.asarray(c, dtype=float)) for c in columns]
+    drawn = np.random.default_rng(seed).integers(0, len(sums[0]), (samples, len(sums[0])))
+    return [s[drawn].sum(1) for s in sums]
 
 
 def _f1(words: list[str], gold: list[str]) -> float:

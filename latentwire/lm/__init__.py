@@ -1,7 +1,7 @@
 """The port: the only code that calls a Hugging Face model."""
 
 from latentwire.lm.frozen import FrozenLM
-from latentwire.lm.outputs import Decoded, States
+from latentwire.lm.outputs import Decoded, Scored, States
 from latentwire.lm.picks import Choice, Greedy, Pick, Sampled, StraightThroughGumbel, seeded_noise
 from latentwire.lm.prompt import Frame, KVPrefix, Patch, Prompt, Segment, Span, pad_right
 
@@ -16,6 +16,7 @@ __all__ = [
     "Pick",
     "Prompt",
     "Sampled",
+    "Scored",
     "Segment",
     "Span",
     "States",

@@ -8,18 +8,40 @@ from typing import Any
 
 from torch import Tensor
 
+from latentwire.lm.families import family_of
+
+_ON = "_latentwire_adapter"
+"""Attribute of a model that names the adapter that is on: switching walks through every module, and
+within a generation nothing has to be switched."""
+
+
+def lora_config(config: Any, rank: int, blocks: int) -> Any:
+    """LoRA of one rank on every linear map of a model's first blocks, at scale 1 (Hu et al. 2021,
+    arXiv 2106.09685). config: the Hugging Face model's."""
+    from peft import LoraConfig  # here: it takes a second to import, and few need it
+
+    family = family_of(config)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(family.linear),
+        layers_to_transform=list(range(blocks)),
+        fan_in_fan_out=family.transposed,
+    )
+
 
 @contextmanager
 def adapted(model: Any, adapter: str | None) -> Iterator[None]:
     """One adapter on (None: none) and every other off, while the context is open."""
-    if not getattr(model, "_hf_peft_config_loaded", False):
+    before = getattr(model, _ON, None)
+    if before == adapter:
         yield
         return
-    _switch(model, adapter)
+    switch(model, adapter)
     try:
         yield
     finally:
-        _switch(model, None)
+        switch(model, before)
 
 
 def lora_parameters(model: Any, adapter: str | None) -> dict[str, Tensor]:
@@ -28,7 +50,9 @@ def lora_parameters(model: Any, adapter: str | None) -> dict[str, Tensor]:
     return {n: p for n, p in model.named_parameters() if mark in n and "lora_" in n}
 
 
-def _switch(model: Any, adapter: str | None) -> None:
+def switch(model: Any, adapter: str | None) -> None:
+    """One adapter on and every other off, until the next switch."""
+    setattr(model, _ON, adapter)
     if adapter is None:
         model.disable_adapters()
     else:

@@ -23,6 +23,15 @@ class Family:
     """Attribute of the causal LM that holds the decoder without its head."""
     blocks: str
     """Attribute of the body that holds the list of blocks."""
+    norm: str = "norm"
+    """Attribute of the body that holds the norm after the last block."""
+    linear: tuple[str, ...] = (
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    )
+    """Names of the linear maps of a block."""
+    transposed: bool = False
+    """Whether those store their weights as [in, out]."""
     rotary: bool = True
     """Whether keys are rotated by their position (RoPE)."""
     rotary_by_type: bool = False
@@ -34,7 +43,14 @@ FAMILIES = {
     "qwen2": Family("model", "layers"),
     "qwen3": Family("model", "layers"),
     "gemma3_text": Family("model", "layers", rotary_by_type=True),
-    "gpt2": Family("transformer", "h", rotary=False),
+    "gpt2": Family(
+        "transformer",
+        "h",
+        norm="ln_f",
+        linear=("c_attn", "c_proj", "c_fc"),
+        transposed=True,
+        rotary=False,
+    ),
 }
 
 

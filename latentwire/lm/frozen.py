@@ -10,11 +10,13 @@ exists once, in `logits`; logits are computed only for the states whose predicti
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
+from warnings import catch_warnings, simplefilter
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,11 +26,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from latentwire.lm.adapters import adapted, lora_parameters
+from latentwire.lm.adapters import adapted, lora_parameters, switch
 from latentwire.lm.cache import as_cache, attention_mask, grown
 from latentwire.lm.families import family_of, softcap
 from latentwire.lm.hooks import Reached, hooked, replacing, tensor_of
-from latentwire.lm.outputs import Decoded, States
+from latentwire.lm.outputs import Decoded, Scored, States
 from latentwire.lm.picks import Pick
 from latentwire.lm.prompt import Frame, KVPrefix, Prompt
 from latentwire.lm.zoo import ZooError, locate
@@ -99,6 +101,18 @@ class FrozenLM:
         """Most positions that the model was made for, in tokens."""
         return self.model.config.max_position_embeddings
 
+    @property
+    def architecture(self) -> str:
+        """Family and sizes: what two copies of one model share."""
+        config = self.model.config
+        return f"{config.model_type}-{len(self.blocks)}x{self.width}-v{config.vocab_size}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights: the same for one copy of a model in any float type."""
+        some = self.model.get_input_embeddings().weight[:64].detach().to("cpu", torch.bfloat16)
+        return hashlib.sha256(some.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
     # -- text to ids ------------------------------------------------------------------------
 
     def ids(self, text: str) -> Int[Tensor, " n"]:
@@ -161,6 +175,11 @@ class FrozenLM:
         logits = self.model.get_output_embeddings()(final)
         cap = softcap(self.model.config)
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def logit_lens(self, states: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+        """Logits of states of any block, read as if they were the last's (nostalgebraist 2020,
+        "interpreting GPT: the logit lens")."""
+        return self.head(getattr(self.body, self._family.norm)(states.to(self.dtype)))
 
     def final(self, prompt: Prompt) -> Float[Tensor, "b t d"]:
         """States after the last norm: what the head reads."""
@@ -251,6 +270,21 @@ class FrozenLM:
         chosen = log_probs.gather(-1, targets[..., None])[..., 0]
         return chosen if mask is None else chosen.masked_fill(~mask, 0.0)
 
+    def scored(
+        self,
+        prompt: Prompt,
+        targets: Int[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None = None,
+        temperature: float = 1.0,
+    ) -> Scored:
+        """What `score` gives, with the entropy of each distribution beside it."""
+        log_probs = _log_softmax(self.logits(prompt, targets, mask), temperature)
+        chosen = log_probs.gather(-1, targets[..., None])[..., 0]
+        entropies = -(log_probs.exp() * log_probs).sum(-1)
+        if mask is None:
+            return Scored(chosen, entropies)
+        return Scored(chosen.masked_fill(~mask, 0.0), entropies.masked_fill(~mask, 0.0))
+
     def decode(
         self,
         prompt: Prompt,
@@ -259,6 +293,7 @@ class FrozenLM:
         stop_ids: Sequence[int] | None = None,
         stop_strings: Sequence[str] = (),
         caching: Caching = "kv",
+        samples: int = 1,
     ) -> Decoded:
         """The only generation loop: exactly `max_new_tokens` steps unless every row stops before.
 
@@ -266,15 +301,34 @@ class FrozenLM:
         first of `stop_strings` in its text. caching: "kv" feeds one token a step over a growing
         cache; "none" runs the whole sequence each step; "checkpoint" does that too, but keeps no
         activations for the backward pass. All three give the same tokens, states and gradients.
+        samples: continuations of each row, next to each other in the result; with "kv" they share
+        one pass over the prompt. The pick sees all of them as rows.
         """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+        if max_new_tokens < 1 or samples < 1:
+            short = "max_new_tokens" if max_new_tokens < 1 else "samples"
+            raise ValueError(f"{short} is {min(max_new_tokens, samples)}; expected at least 1")
         self._check_window(int(prompt.next_position.max()) + max_new_tokens)
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
-        alive = torch.ones(len(prompt.mask), dtype=torch.bool, device=self.device)
+        with adapted(self.model, self.adapter):
+            return self._decode(prompt, pick, max_new_tokens, stops, stop_strings, caching, samples)
+
+    def _decode(
+        self,
+        prompt: Prompt,
+        pick: Pick,
+        max_new_tokens: int,
+        stops: Sequence[int],
+        stop_strings: Sequence[str],
+        caching: Caching,
+        samples: int,
+    ) -> Decoded:
+        alive = torch.ones(len(prompt.mask) * samples, dtype=torch.bool, device=self.device)
         ids, masks, log_probs, embeds = [], [], [], []
         for step in range(max_new_tokens):
             final, prefix = self._step(prompt, caching)
+            if step == 0 and samples > 1:
+                final, prompt = final.repeat_interleave(samples, 0), prompt.repeat(samples)
+                prefix = None if prefix is None else prefix.repeat(samples)
             logits = self.head(final)
             choice = pick(logits, step)
             chosen = torch.where(alive, choice.ids, stops[0] if stops else 0)
@@ -314,7 +368,10 @@ class FrozenLM:
 
     def add_lora(self, adapter: str, config: Any) -> FrozenLM:
         """Add a trainable LoRA adapter (a peft.LoraConfig) and return the view that runs it."""
-        self.model.add_adapter(config, adapter_name=adapter)
+        with catch_warnings():
+            simplefilter("ignore")  # peft warns that a second adapter makes two
+            self.model.add_adapter(config, adapter_name=adapter)
+        switch(self.model, None)  # peft leaves a new adapter on
         self.model.eval()
         return self.with_adapter(adapter)
 

@@ -21,6 +21,15 @@ class States:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """Given tokens under the model. log_probs [b, n] of each, and entropies [b, n] of the
+    distribution it was drawn from, in nats; both 0 where masked, both differentiable."""
+
+    log_probs: Float[Tensor, "b n"]
+    entropies: Float[Tensor, "b n"]
+
+
+@dataclass(frozen=True)
 class Decoded:
     """Generated rows. ids [b, n] and mask [b, n], True up to and including the stop token;
     log_probs [b, n] of the chosen tokens (0 where masked), differentiable as the pick is;

@@ -156,6 +156,16 @@ class Prompt:
         """The position of what follows each row."""
         return self.positions[:, -1] + 1
 
+    def repeat(self, times: int) -> Prompt:
+        """Each row `times` times in a row, prefix and patches with it."""
+
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(times, 0)
+
+        prefix = None if self.prefix is None else self.prefix.repeat(times)
+        patches = tuple(Patch(p.layer, rows(p.positions), rows(p.vectors)) for p in self.patches)
+        return Prompt(rows(self.embeds), rows(self.mask), rows(self.positions), prefix, patches)
+
     def append(self, embeds: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Prompt:
         """The prompt with n more columns at the next positions; False in mask is padding."""
         new = self.next_position[:, None] + mask.long().cumsum(1) - 1

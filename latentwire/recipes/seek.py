@@ -95,7 +95,10 @@ class SeekRecipe:
     seed: int = 0
     """Of everything sampled."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raises ValueError for fields that contradict each other, before any work. Not done when
+        one is made, since the command line would wrap the message in a box."""
+        self.search()
         if self.batch < 1 or (self.limit is not None and self.limit < 1):
             raise ValueError(f"batch {self.batch}, limit {self.limit}; expected at least 1")
         if not self.temperature > 0:
@@ -147,6 +150,7 @@ def run_seek(lm: FrozenLM, recipe: SeekRecipe, out: Path | None = None) -> dict[
     out: a run folder that gets config.json and predictions.jsonl, one record a problem, batch by
     batch, so that an interrupted run goes on. Raises ValueError for a folder of another run.
     """
+    recipe.check()
     task = load_task(recipe)
     setting = {"kind": "seek", "model": lm.name, "task": task.name, **asdict(recipe)}
     records = [] if out is None else open_run(out, setting)
@@ -169,6 +173,7 @@ def run_seek(lm: FrozenLM, recipe: SeekRecipe, out: Path | None = None) -> dict[
 
 def seek_prompt(lm: FrozenLM, recipe: SeekRecipe, prompt: str) -> Found:
     """Search the answer to one prompt."""
+    recipe.check()
     reward = REWARDS[recipe.reward](lm, Task("prompt", (), lambda problem, text: False))
     return recipe.searcher(lm, reward)([Problem("prompt", prompt, prompt)])[0]
 
@@ -349,7 +354,7 @@ def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _tokens(record: dict[str, Any], name: str) -> float:
+def _tokens(record: dict[str, Any], name: str) -> int:
     if name == "greedy":
         return sum(step["tokens"] for step in record["arms"]["seek"]["trace"][:1])
     trace = record["arms"]["best_of_n" if name == "pass_at_k" else name]["trace"]

@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from latentwire.files import write_whole
+from latentwire.train import parallel
 
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 """loss(step) -> (scalar to minimise, figures to log)."""
@@ -56,22 +57,37 @@ class LoopConfig:
 
 
 def train(
-    stage: str, parameters: Mapping[str, Tensor], loss: Loss, config: LoopConfig, folder: Path
+    stage: str,
+    parameters: Mapping[str, Tensor],
+    loss: Loss,
+    config: LoopConfig,
+    folder: Path,
+    rate: Callable[[str], float] = lambda name: 1.0,
 ) -> None:
     """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors.
+
+    rate: of a parameter's name, its learning rate in multiples of the config's. Where processes
+    train together (parallel.py), each has its own share of a step's rows, gradients are averaged,
+    and the first one writes.
 
     Ctrl-C ends the step, writes a checkpoint and is passed on. Raises CheckpointError where the
     checkpoint has other tensors than `parameters`, FloatingPointError where loss or gradient is
     not finite.
     """
     names, tensors = list(parameters), list(parameters.values())
-    optimizer = torch.optim.AdamW(tensors, lr=config.lr, weight_decay=0.0)
+    by_rate: dict[float, list[Tensor]] = {}
+    for name, tensor in parameters.items():
+        by_rate.setdefault(rate(name), []).append(tensor)
+    groups = [{"params": members, "rate": r} for r, members in by_rate.items()]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
     path = folder / f"{stage}.safetensors"
     step = _load(path, names, tensors, optimizer) if path.exists() else 0
     folder.mkdir(parents=True, exist_ok=True)
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
     note, console = TextColumn("{task.fields[note]}"), Console(stderr=True)
-    bar = Progress(*map(_column, columns), TimeRemainingColumn(), note, console=console)
+    silent = parallel.rank() > 0
+    shown = (*map(_column, columns), TimeRemainingColumn(), note)
+    bar = Progress(*shown, console=console, disable=silent)
     with bar, (folder / "metrics.jsonl").open("a") as log, _interrupt_held() as interrupted:
         task = bar.add_task(stage, total=config.steps, completed=step, note="")
         while step < config.steps:
@@ -80,6 +96,10 @@ def train(
             step += 1
             figures["seconds"] = time.perf_counter() - began
             rounded = {k: round(v, 5) for k, v in figures.items()}
+            if silent:
+                if interrupted:
+                    raise KeyboardInterrupt
+                continue
             log.write(json.dumps({"stage": stage, "step": step, **rounded}) + "\n")
             log.flush()
             bar.update(task, completed=step, note=f"loss {figures['loss']:.3f}")
@@ -120,7 +140,7 @@ def _interrupt_held() -> Iterator[list[int]]:
 
 def _update(step, tensors, loss: Loss, optimizer, config: LoopConfig) -> dict[str, float]:
     for group in optimizer.param_groups:
-        group["lr"] = config.lr * _schedule(step, config)
+        group["lr"] = config.lr * group["rate"] * _schedule(step, config)
     value, figures = loss(step)
     if not torch.isfinite(value):
         raise FloatingPointError(
@@ -128,6 +148,7 @@ def _update(step, tensors, loss: Loss, optimizer, config: LoopConfig) -> dict[st
         )
     optimizer.zero_grad()
     value.backward()
+    parallel.average_gradients(tensors)
     norm = torch.nn.utils.clip_grad_norm_(tensors, config.clip)
     if not torch.isfinite(norm):
         raise FloatingPointError(f"gradient is {norm} at step {step}; the last checkpoint is good")

@@ -153,8 +153,8 @@ class Wire(nn.Module):
         record = {
             "format_version": FORMAT_VERSION,
             "sha256": hashlib.sha256(weights).hexdigest(),
-            "architecture": _architecture(self.lm),
-            "reader_weights": _fingerprint(self.lm),
+            "architecture": self.lm.architecture,
+            "reader_weights": self.lm.fingerprint,
             **asdict(self.config),
         }
         write_whole(folder / WEIGHTS, weights)
@@ -183,12 +183,12 @@ class Wire(nn.Module):
                 f"{folder / WEIGHTS} is truncated or altered (sha256 differs from config)"
             )
         lm = lm or FrozenLM.from_pretrained(config.reader)
-        if _architecture(lm) != record["architecture"]:
+        if lm.architecture != record["architecture"]:
             raise WireError(
                 f"{folder} was trained for {config.reader} {record['architecture']}; "
-                f"got {lm.name} {_architecture(lm)}"
+                f"got {lm.name} {lm.architecture}"
             )
-        if _fingerprint(lm) != record["reader_weights"]:
+        if lm.fingerprint != record["reader_weights"]:
             # Another copy of the same model (a 4-bit one, the original) reads a little worse;
             # another model of the same shape reads nothing.
             if lm.name != config.reader:
@@ -275,11 +275,6 @@ def _initial_format(lm: FrozenLM, count: int) -> Tensor:
     return lm.embed(ids.repeat(math.ceil(count / len(ids)))[:count]).detach().clone()
 
 
-def _architecture(lm: FrozenLM) -> str:
-    model = lm.model.config
-    return f"{model.model_type}-{len(lm.blocks)}x{lm.width}-v{model.vocab_size}"
-
-
 def _read_config(folder: Path) -> dict:
     try:
         record = json.loads((folder / "config.json").read_text())
@@ -295,9 +290,3 @@ def _read_config(folder: Path) -> dict:
             f"{folder}: wire format {record.get('format_version')}; expected {FORMAT_VERSION}"
         )
     return record
-
-
-def _fingerprint(lm: FrozenLM) -> str:
-    """Of the reader's weights: the same for one copy of a model in any float type."""
-    some = lm.model.get_input_embeddings().weight[:64].detach().to("cpu", torch.bfloat16)
-    return hashlib.sha256(some.view(torch.int16).numpy().tobytes()).hexdigest()[:16]

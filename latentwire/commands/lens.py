@@ -1,0 +1,109 @@
+"""Commands of the lens: explain, eval, train."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from latentwire.commands.shared import check_folder, write_json
+
+Positional = tyro.conf.Positional
+
+
+def explain(
+    lens: Positional[str],
+    text: Positional[str],
+    token: int | None = None,
+    every: Annotated[bool, tyro.conf.arg(name="all")] = False,
+    k: int = 1,
+    html: Path | None = None,
+) -> None:
+    """Say in words what a model's activations hold, token by token; the last token if neither
+    --token nor --all is given.
+
+    Args:
+        lens: A lens's folder, or default, the shipped one.
+        text: What the model reads.
+        token: Only this token, counted from 0.
+        every: All tokens.
+        k: Draw so many explanations of each and show the best.
+        html: Also write a page on which a person points at tokens, with all k explanations.
+    """
+    from latentwire.lens.checks import LensError
+    from latentwire.lens.lens import Lens
+    from latentwire.recipes.lens_explain import explain_text
+    from latentwire.report.lens_page import write_lens_page
+
+    if every and token is not None:
+        raise LensError(f"--token {token} and --all; expected one of them")
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ValueError(f"--html {html}: there is no folder {html.absolute().parent}")
+    loaded = Lens.from_pretrained(lens)
+    chosen = None if every else [len(loaded.lm.ids(text)) - 1 if token is None else token]
+    rows = explain_text(loaded, text, chosen, k)
+    print(f"{'':>5}{'token':14} {'explained':>9} {'KL':>6}  explanation")
+    for row in rows:
+        best = row.explanations[0]
+        said = "".join(c if c.isprintable() else "·" for c in best.text.replace("\n", " / "))
+        print(f"{row.index:>4} {row.token!r:14} {1 - best.error:9.2f} {row.kl:6.2f}  {said}")
+    if html is not None:
+        facts = {"model": loaded.config.model, "layer": loaded.config.layer, "explanations": k}
+        ids, decode = loaded.lm.ids(text), loaded.lm.tokenizer.decode
+        around = decode(ids[: rows[0].index]), decode(ids[rows[-1].index + 1 :])
+        write_lens_page(html, facts, [row.record() for row in rows], around)
+
+
+def evaluate(
+    lens: Positional[str],
+    text: tuple[Path, ...],
+    limit: int = 200,
+    positions: int = 1,
+    samples: int = 1,
+    seed: int = 0,
+    json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Score a lens on the activations of a text, beside controls that say nothing of them.
+
+    Args:
+        lens: A lens's folder, or default, the shipped one.
+        text: UTF-8 text files that it was not trained on, a document per block.
+        limit: Only so many documents, chosen at random.
+        positions: Activations of each, chosen at random.
+        samples: Score the best of so many drawn explanations; 1 for the greedy one.
+        seed: Of all choices.
+        json_out: Write the result as JSON to this file.
+    """
+    from latentwire.lens.lens import Lens
+    from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens
+
+    check_folder(json_out)
+    config = LensEvaluation(limit, positions, samples, seed=seed)
+    result = evaluate_lens(Lens.from_pretrained(lens), text, config)
+    rows = {"lens": result, **result["controls"], **result["references"]}
+    print(f"{'':20} {'FVE (95% interval)':>24} {'cosine':>7} {'KL':>6} {'recovered':>9}")
+    for name, row in rows.items():
+        fve = f"{row['fve']:.3f} ({row['fve_low']:.3f} to {row['fve_high']:.3f})"
+        figures = f"{row['cosine']:7.3f} {row['kl']:6.2f} {row['loss_recovered']:9.2f}"
+        print(f"{name.replace('_', ' '):20} {fve:>24} {figures}")
+    above = "above" if result["beats_every_control"] else "NOT above"
+    print(f"The lens's FVE is {above} the interval of every control ({result['n']} activations).")
+    write_json(json_out, result)
+
+
+def train(arguments: list[str]) -> None:
+    """Train a recipe for a lens; every field of it can be overridden on the command line."""
+    from latentwire.recipes.lens import RECIPES, train_lens
+
+    made = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}
+    prog = "latentwire lens train"
+    recipe = tyro.extras.overridable_config_cli(made, args=arguments, prog=prog)
+    print(f"trained: {train_lens(recipe) / 'lens'}")
+
+
+def lens(arguments: list[str]) -> None:
+    """Activations in words: `latentwire lens explain`, `lens train`, `lens eval`."""
+    if arguments[:1] == ["train"]:
+        train(arguments[1:])
+        return
+    commands = {"explain": explain, "eval": evaluate, "train": train}
+    tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="latentwire lens")

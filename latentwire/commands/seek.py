@@ -1,0 +1,65 @@
+"""The command of seek."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from latentwire.commands.shared import check_folder, out, write_json
+
+Positional = tyro.conf.Positional
+
+
+def seek(arguments: list[str]) -> None:
+    """Improve answers at test time by searching a model's own hidden states, beside controls."""
+    from latentwire.lm.frozen import FrozenLM
+    from latentwire.recipes.seek import SeekRecipe, run_seek, seek_prompt
+    from latentwire.report.page import write_report
+    from latentwire.report.seek import seek_table, verdict
+
+    def command(
+        model: Positional[str],
+        recipe: tyro.conf.OmitArgPrefixes[SeekRecipe],
+        prompt: str | None = None,
+        run: Path | None = None,
+        json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    ) -> None:
+        """Improve answers at test time by searching a model's own hidden states, beside controls.
+
+        Args:
+            model: Zoo name, Hugging Face id or local folder.
+            recipe: What to search, and how.
+            prompt: Search the answer to this one prompt, not a data set, and print the trace.
+            run: Run folder for predictions.jsonl, results.json and report.html; one that was
+                interrupted is gone on with.
+            json_out: Write the result as JSON to this file.
+        """
+        check_folder(json_out)
+        recipe.check()
+        lm = FrozenLM.from_pretrained(model)
+        if prompt is not None:
+            _print_trace(seek_prompt(lm, recipe, prompt))
+            return
+        result = run_seek(lm, recipe, run)
+        out.print(seek_table(result))
+        for line in verdict(result):
+            out.print(f"- {line}", markup=False, highlight=False)
+        write_json(json_out, result)
+        if run is not None:
+            print(f"report: {write_report(run)}")
+
+    tyro.cli(command, args=arguments, prog="latentwire seek")
+
+
+def _print_trace(found: Any) -> None:
+    """A search's steps, and the answer it came to."""
+    if found.note:
+        out.print(f"note: {found.note}", markup=False, highlight=False)
+    for s in found.trace:
+        reward = "failed" if s.reward is None else f"{s.reward:.3f}"
+        parts = ", ".join(f"{name} {value:g}" for name, value in s.parts.items())
+        line = f"step {s.step:2}: reward {reward}, {s.flipped} tokens flipped, {s.tokens} run over"
+        out.print(f"[dim]{line}[/dim] [dim]{parts}[/dim]", highlight=False)
+    if found.failure is not None:
+        raise ValueError(found.failure)
+    print(found.text)

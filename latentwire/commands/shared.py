@@ -1,0 +1,23 @@
+"""What commands share: the terminal, and results as JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from latentwire.files import write_whole
+
+out = Console()
+
+
+def check_folder(path: Path | None) -> None:
+    """Raises ValueError where --json could not be written, before anything is computed."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ValueError(f"--json {path}: there is no folder {path.absolute().parent}")
+
+
+def write_json(path: Path | None, result: dict[str, Any]) -> None:
+    """Write a result where --json says."""
+    if path is not None:
+        write_whole(path, json.dumps(result, indent=1))

@@ -1,0 +1,254 @@
+"""Activations and where they stand: streamed from text, or dumped once to sharded safetensors.
+
+A document is a block of text between blank lines. The LM reads each by itself, so an activation
+never knows another document, and documents, not tokens, are split into training and held-out ones.
+First tokens are left out (they take the attention that is left over, and their states say nothing
+of the text) and so is padding.
+
+    texts = tokenized(lm, read_documents([Path("text.txt")]), window=128, skip=4)
+    for activations in stream(lm, 15, texts, count=8):
+        ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from latentwire.files import write_whole
+from latentwire.lens.checks import LensError, check_layer
+from latentwire.lm import FrozenLM, Prompt
+from latentwire.tasks.base import read_text
+
+BATCH = 16
+"""Documents that are read in one pass."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One document as the LM reads it."""
+
+    number: int
+    """Its place among all documents."""
+    ids: Int[Tensor, " n"]
+    """Token ids, BOS included where there is one."""
+    bos: int
+    """How many of them are BOS."""
+    skip: int
+    """How many first tokens, BOS included, carry no activation that is used."""
+
+    @property
+    def usable(self) -> range:
+        """Positions that carry an activation."""
+        return range(self.skip, len(self.ids))
+
+
+Place = tuple[Text, Sequence[int]]
+"""A text, and positions in it."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Outputs of one block. vectors [n, d]; texts and positions: the token each one stands on."""
+
+    vectors: Float[Tensor, "n d"]
+    texts: tuple[Text, ...]
+    positions: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def pick(self, index: Sequence[int]) -> Activations:
+        """Some of them, in the order of `index`."""
+        return Activations(
+            self.vectors[list(index)],
+            tuple(self.texts[i] for i in index),
+            tuple(self.positions[i] for i in index),
+        )
+
+    def up_to(self, counts: Sequence[int], own: int = 1) -> list[Int[Tensor, " _"]]:
+        """The last counts[i] tokens of text i up to the activation's own, or with own=0 before it;
+        fewer where the text begins later."""
+        ends = [p + own for p in self.positions]
+        return [
+            t.ids[max(t.bos, e - c) : e] for t, e, c in zip(self.texts, ends, counts, strict=True)
+        ]
+
+    def after(self, count: int) -> list[Int[Tensor, " _"]]:
+        """The first `count` tokens that follow; fewer where the text ends before."""
+        return [
+            t.ids[p + 1 : p + 1 + count] for t, p in zip(self.texts, self.positions, strict=True)
+        ]
+
+    def prefixes(self) -> list[Int[Tensor, " _"]]:
+        """Each text up to and including the activation's token: what predicts the next one."""
+        return [t.ids[: p + 1] for t, p in zip(self.texts, self.positions, strict=True)]
+
+
+def read_documents(paths: Sequence[Path]) -> list[str]:
+    """Documents of UTF-8 text files: blocks between blank lines, in order."""
+    blocks = [b.strip() for path in paths for b in re.split(r"\n\s*\n", read_text(path))]
+    return [b for b in blocks if b]
+
+
+def split(documents: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
+    """Training and held-out documents: the last part of each tenth is held out, so that the two
+    come from the same sources and few neighbours stand on both sides."""
+    if not 0 < held_out < 1:
+        raise LensError(f"held_out is {held_out}; expected a fraction between 0 and 1")
+    training: list[str] = []
+    held: list[str] = []
+    size = max(1, -(-len(documents) // 10))
+    for start in range(0, len(documents), size):
+        part = documents[start : start + size]
+        kept = len(part) - max(1, round(held_out * len(part)))
+        training += part[:kept]
+        held += part[kept:]
+    seen = set(training)
+    return training, [d for d in held if d not in seen]
+
+
+def tokenized(lm: FrozenLM, documents: Sequence[str], window: int, skip: int) -> list[Text]:
+    """Documents as the LM reads them, cut to `window` tokens; those with no token after the first
+    `skip` are left out. Raises LensError where none is left."""
+    rows = [torch.cat([lm.bos, lm.ids(d)])[:window] for d in documents]
+    first = len(lm.bos) + skip
+    texts = [Text(i, ids, len(lm.bos), first) for i, ids in enumerate(rows) if len(ids) > first]
+    if not texts:
+        raise LensError(
+            f"none of {len(documents)} documents has more than {skip} tokens; expected longer text"
+        )
+    return texts
+
+
+def draw(
+    texts: Sequence[Text], count: int | None, seed: int, followed: bool = False
+) -> list[Place]:
+    """`count` random positions of each text (None: all), in order; the same for the same seed.
+    followed: only such that a token follows."""
+    places: list[Place] = []
+    for text in texts:
+        usable = list(text.usable)[: -1 if followed else None]
+        if count is not None and count < len(usable):
+            generator = torch.Generator().manual_seed((seed << 24) + text.number)
+            chosen = torch.randperm(len(usable), generator=generator)[:count]
+            usable = [usable[i] for i in sorted(chosen.tolist())]
+        places.append((text, usable))
+    return places
+
+
+@torch.no_grad()
+def at(lm: FrozenLM, layer: int, places: Sequence[Place]) -> Activations:
+    """Activations at places, in one pass over their texts. Raises LensError for a position that a
+    text does not have."""
+    check_layer(layer, lm)
+    for text, positions in places:
+        if not all(0 <= p < len(text.ids) for p in positions):
+            wrong = next(p for p in positions if not 0 <= p < len(text.ids))
+            raise LensError(
+                f"token {wrong} of a text of {len(text.ids)} tokens; "
+                f"expected 0..{len(text.ids) - 1}"
+            )
+    prompt = Prompt.from_ids(lm, [text.ids for text, _ in places])
+    states = lm.hidden(prompt, layer)
+    width = states.shape[1]
+    vectors = [
+        states[row, [width - len(text.ids) + p for p in positions]]
+        for row, (text, positions) in enumerate(places)
+    ]
+    texts = [text for text, positions in places for _ in positions]
+    flat = [p for _, positions in places for p in positions]
+    joined = torch.cat(vectors)
+    joined = joined.to(torch.promote_types(joined.dtype, torch.float32))
+    return Activations(joined, tuple(texts), tuple(flat))
+
+
+def stream(
+    lm: FrozenLM, layer: int, texts: Sequence[Text], count: int | None = None, seed: int = 0
+) -> Iterator[Activations]:
+    """Activations of all texts, a batch of documents at a time; nothing is kept."""
+    for start in range(0, len(texts), BATCH):
+        yield at(lm, layer, draw(texts[start : start + BATCH], count, seed))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is usual for the activations of one layer, measured on training text."""
+
+    mean: Float[Tensor, " d"]
+    norm: float
+    """Median norm."""
+    spread: float
+    """Root mean squared distance to the mean: at this scale a squared error is 1 - FVE."""
+
+
+def statistics(batches: Iterable[Activations]) -> Statistics:
+    """Statistics over all activations of some batches."""
+    vectors = torch.cat([batch.vectors for batch in batches]).double()
+    mean = vectors.mean(0)
+    spread = (vectors - mean).square().sum(1).mean().sqrt()
+    return Statistics(mean.float(), vectors.norm(dim=1).median().item(), spread.item())
+
+
+def dump(
+    lm: FrozenLM,
+    layer: int,
+    texts: Sequence[Text],
+    folder: Path,
+    count: int | None = None,
+    seed: int = 0,
+    shard: int = 65536,
+) -> None:
+    """Write activations as safetensors of at least `shard` rows each, and an index.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+    waiting: list[Activations] = []
+
+    def flush() -> None:
+        names.append(f"activations-{len(names):05}.safetensors")
+        flat = [(t.number, p) for a in waiting for t, p in zip(a.texts, a.positions, strict=True)]
+        vectors = torch.cat([a.vectors for a in waiting]).to("cpu", torch.float32)
+        write_whole(folder / names[-1], save({"vectors": vectors, "places": torch.tensor(flat)}))
+        waiting.clear()
+
+    for batch in stream(lm, layer, texts, count, seed):
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= shard:
+            flush()
+    if waiting:
+        flush()
+    index = {**_origin(lm, layer, texts), "shards": names}
+    write_whole(folder / "index.json", json.dumps(index, indent=1))
+
+
+def dumped(lm: FrozenLM, layer: int, texts: Sequence[Text], folder: Path) -> Iterator[Activations]:
+    """What `dump` wrote, a shard at a time. Raises LensError where it was made of another model,
+    layer or text."""
+    index = json.loads(read_text(folder / "index.json"))
+    for name, expected in _origin(lm, layer, texts).items():
+        if index.get(name) != expected:
+            raise LensError(
+                f"{folder} was dumped with {name} {index.get(name)}; expected {expected}: dump anew"
+            )
+    by_number = {text.number: text for text in texts}
+    for name in index["shards"]:
+        with safe_open(str(folder / name), framework="pt", device=str(lm.device)) as file:
+            vectors, places = file.get_tensor("vectors"), file.get_tensor("places").tolist()
+        yield Activations(
+            vectors, tuple(by_number[n] for n, _ in places), tuple(p for _, p in places)
+        )
+
+
+def _origin(lm: FrozenLM, layer: int, texts: Sequence[Text]) -> dict:
+    digest = hashlib.sha256(json.dumps([t.ids.tolist() for t in texts]).encode()).hexdigest()
+    return {"model": lm.fingerprint, "layer": layer, "text": digest[:16]}

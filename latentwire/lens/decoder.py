@@ -1,0 +1,152 @@
+"""Vector to text: a frozen LM reads an activation in the slot of a prompt and says what it holds.
+
+decoder = Decoder(lm, DecoderConfig("In short, {activation} means:"))
+decoder.generate(vectors, Sampled(seeded_noise(range(4))), samples=4).texts
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from latentwire.lens.checks import LensError, checked
+from latentwire.lens.parts import Projection, trainable, with_lora
+from latentwire.lm import Decoded, FrozenLM, Patch, Pick, Prompt, Scored
+from latentwire.lm.frozen import Caching
+
+SLOT = "{activation}"
+"""Where the activation stands in a template."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """What a decoder is; saved beside its weights."""
+
+    template: str = "The text here, {activation}, says:\n"
+    """The prompt, with {activation} exactly once."""
+    layers: int = 0
+    """At how many of the first blocks' outputs the activation is put in again, beside the input; as
+    many as the model has is all of them. Each place has a projection of its own."""
+    scale: Literal["keep", "match"] = "match"
+    """keep: the activation enters as it is; match: at the norm that is usual at each place."""
+    train_prompt: bool = True
+    """Whether the embeddings of the template's words are trained too."""
+    lora: int = 0
+    """Rank of a LoRA on the LM; 0 for none."""
+    max_new_tokens: int = 24
+    """Longest explanation, in tokens, EOS counted."""
+
+    def __post_init__(self) -> None:
+        slots = self.template.count(SLOT)
+        if slots != 1:
+            raise LensError(
+                f"template {self.template!r} has {slots} slots; expected exactly one {SLOT}"
+            )
+        for name, least in (("layers", 0), ("lora", 0), ("max_new_tokens", 1)):
+            if getattr(self, name) < least:
+                raise LensError(f"{name} is {getattr(self, name)}; expected at least {least}")
+
+
+class Decoder(nn.Module):
+    """An LM that explains activations.
+
+    norm: the usual norm of the activations that it will be given, which `scale="match"` needs.
+    """
+
+    def __init__(self, lm: FrozenLM, config: DecoderConfig, norm: float = 1.0):
+        super().__init__()
+        if config.layers > len(lm.blocks):
+            raise LensError(
+                f"layers is {config.layers}; {lm.name} has {len(lm.blocks)} (0 is input only)"
+            )
+        self.config = config
+        self.ids = template_ids(lm, config.template)
+        gain = torch.ones(1 + config.layers)
+        if config.scale == "match":
+            gain = _usual_norms(lm, torch.cat(self.ids), config.layers) / norm
+        self.project = Projection(lm.width, gain.to("cpu", torch.float32))
+        before, after = (lm.embed(ids).detach().float().clone() for ids in self.ids)
+        self.before = nn.Parameter(before, requires_grad=config.train_prompt)
+        self.after = nn.Parameter(after, requires_grad=config.train_prompt)
+        self.to(lm.device)
+        self.lm = with_lora(lm, config.lora, len(lm.blocks))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What training changes, by name."""
+        return trainable(self, self.lm)
+
+    def prompt(self, vectors: Float[Tensor, "b d"]) -> Prompt:
+        """The template with each row's activation in its slot."""
+        entering = self.project(checked(vectors, self.lm))
+        rows = [[self.before, vector[None], self.after] for vector in entering[0]]
+        slot = torch.full((len(vectors), 1), len(self.before), device=self.lm.device)
+        patches = [Patch(block, slot, v[:, None]) for block, v in enumerate(entering[1:])]
+        return Prompt.of(self.lm, rows, patches=patches)
+
+    def generate(
+        self,
+        vectors: Float[Tensor, "b d"],
+        pick: Pick,
+        samples: int = 1,
+        caching: Caching = "kv",
+    ) -> Decoded:
+        """`samples` explanations of each activation, next to each other; differentiable as the pick
+        is. They end with EOS or after `max_new_tokens`."""
+        prompt, most = self.prompt(vectors), self.config.max_new_tokens
+        return self.lm.decode(prompt, pick, most, caching=caching, samples=samples)
+
+    def score(
+        self,
+        vectors: Float[Tensor, "b d"],
+        ids: Int[Tensor, "c n"],
+        mask: Bool[Tensor, "c n"],
+        temperature: float = 1.0,
+    ) -> Scored:
+        """Log-probabilities and entropies of given explanations, c / b for each activation."""
+        return self.lm.scored(self._shared(vectors, len(ids)), ids, mask, temperature)
+
+    def logits(
+        self, vectors: Float[Tensor, "b d"], ids: Int[Tensor, "c n"], mask: Bool[Tensor, "c n"]
+    ) -> Float[Tensor, "c n v"]:
+        """Logits that predict each token of given explanations, c / b for each activation."""
+        return self.lm.logits(self._shared(vectors, len(ids)), ids, mask)
+
+    def _shared(self, vectors: Tensor, rows: int) -> Prompt:
+        """The prompt for `rows` explanations, which share one pass over all but its last token."""
+        prompt, times = self.prompt(vectors), rows // len(vectors)
+        if times == 1 or len(self.after) == 0:
+            return prompt.repeat(times)
+        start, end = (
+            Prompt(prompt.embeds[:, part], prompt.mask[:, part], prompt.positions[:, part])
+            for part in (slice(None, -1), slice(-1, None))
+        )
+        return replace(end, prefix=self.lm.prefill(replace(start, patches=prompt.patches))).repeat(
+            times
+        )
+
+
+def template_ids(lm: FrozenLM, template: str) -> tuple[Tensor, Tensor]:
+    """Token ids before the slot (BOS included where the model's tokenizer puts one) and after."""
+    before, after = template.split(SLOT)
+    return torch.cat([lm.bos, lm.ids(before)]), lm.ids(after)
+
+
+def words(decoded: Decoded, lm: FrozenLM) -> Bool[Tensor, "b n"]:
+    """True on an explanation's own tokens: the stop token is not one of them."""
+    stops = torch.tensor(lm.stop_ids, device=decoded.ids.device)
+    return decoded.mask & ~torch.isin(decoded.ids, stops)
+
+
+@torch.no_grad()
+def _usual_norms(lm: FrozenLM, ids: Int[Tensor, " n"], layers: int) -> Float[Tensor, " m"]:
+    """Median norm of the template's own tokens at the input and after each of the first blocks;
+    the median, because a first token's norm is many times that of the others."""
+    prompt = Prompt.from_ids(lm, [ids])
+    states = [prompt.embeds, *lm.states(prompt).inputs[1 : layers + 1]]
+    if layers == len(lm.blocks):
+        states.append(lm.hidden(prompt, layers - 1))
+    return torch.stack([s[0].float().norm(dim=-1).median() for s in states])

@@ -1,0 +1,218 @@
+"""The lens: an activation in words, and back.
+
+lens = Lens.from_pretrained("runs/lens-smollm2/lens")
+activations = at(lens.lm, lens.config.layer, [(text, [12])])
+lens.explain(activations.vectors, samples=4)     # the explanations, best first
+lens.reconstruct(["a river in France"])          # words as an activation
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from latentwire.files import write_whole
+from latentwire.lens.activations import Statistics
+from latentwire.lens.checks import LensError, check_layer, checked
+from latentwire.lens.decoder import Decoder, DecoderConfig, template_ids
+from latentwire.lens.encoder import Encoder, EncoderConfig
+from latentwire.lens.objectives import scaled_mse
+from latentwire.lm import FrozenLM, Greedy, Sampled, seeded_noise
+
+FORMAT_VERSION = 1
+WEIGHTS = "lens.safetensors"
+TIMING = "block output"
+"""When a patch acts, recorded beside the weights."""
+
+
+@dataclass(frozen=True)
+class LensConfig:
+    """What a lens is; saved beside its weights."""
+
+    model: str
+    """Zoo name, Hugging Face id or folder of the LM whose activations it explains."""
+    layer: int
+    """The block whose output is explained (Hugging Face's hidden_states[layer + 1])."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """Vector to text."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """Text to vector."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the decoder said of one activation, and how much of it is in those words."""
+
+    text: str
+    vector: Float[Tensor, " d"]
+    """What the encoder makes of the text."""
+    error: float
+    """Squared distance to the activation, in units of the activations' variance: 0 is exact, and
+    the mean activation has 1 on average."""
+
+
+class Lens(nn.Module):
+    """Decoder, encoder and what is usual for the activations of one layer of one LM."""
+
+    mean: Tensor
+
+    def __init__(self, lm: FrozenLM, config: LensConfig, statistics: Statistics):
+        super().__init__()
+        check_layer(config.layer, lm)
+        self.lm, self.config = lm, config
+        self.norm, self.spread = statistics.norm, statistics.spread
+        self.register_buffer("mean", statistics.mean.float())
+        self.decoder = Decoder(lm, config.decoder, statistics.norm)
+        self.encoder = Encoder(lm, config.layer, config.encoder)
+        self.to(lm.device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What training changes, by name; the one list for optimizer, file and load."""
+        parts = {"decoder": self.decoder.tensors(), "encoder": self.encoder.tensors()}
+        return {f"{part}.{n}": t for part, tensors in parts.items() for n, t in tensors.items()}
+
+    @torch.no_grad()
+    def explain(
+        self,
+        vectors: Float[Tensor, "b d"],
+        samples: int = 1,
+        temperature: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[Explanation]]:
+        """Explanations of each activation, best reconstruction first: the greedy one, and beyond
+        samples=1 so many drawn ones (one prefill) in its place."""
+        vectors = checked(vectors, self.lm)
+        noise = seeded_noise(range(seed, seed + len(vectors) * samples))
+        pick = Greedy() if samples == 1 else Sampled(noise, temperature)
+        texts = self.decoder.generate(vectors, pick, samples).texts
+        made = self.reconstruct(texts)
+        errors = scaled_mse(made, vectors.repeat_interleave(samples, 0), self.spread).tolist()
+        all_made = [Explanation(t, v, e) for t, v, e in zip(texts, made, errors, strict=True)]
+        groups = [all_made[i : i + samples] for i in range(0, len(all_made), samples)]
+        return [sorted(group, key=lambda e: e.error) for group in groups]
+
+    def reconstruct(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
+        """What the encoder makes of words alone: texts are tokenized anew, so nothing but their
+        characters carries information."""
+        return self.encoder([self.lm.ids(text) for text in texts])
+
+    def save(self, folder: Path) -> None:
+        """config.json and bf16 weights, with all that a load must find equal."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {n: t.detach().to("cpu", torch.bfloat16) for n, t in self.tensors().items()}
+        gain = self.decoder.project.gain
+        tensors |= {"mean": self.mean.cpu(), "decoder.gain": gain.cpu()}
+        weights = save({n: t.contiguous() for n, t in tensors.items()})
+        record = {
+            "format_version": FORMAT_VERSION,
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            **_facts(self.lm, self.config),
+            "norm": self.norm,
+            "spread": self.spread,
+            **asdict(self.config),
+        }
+        write_whole(folder / WEIGHTS, weights)
+        write_whole(folder / "config.json", json.dumps(record, indent=1))
+
+    @classmethod
+    def from_pretrained(cls, name: str, lm: FrozenLM | None = None) -> Lens:
+        """Load a lens from a folder, or the shipped one by the name "default".
+
+        lm: its LM if it is loaded already, else it is loaded (and fetched) by name. Raises
+        LensError for a folder that is no lens, altered weights, or another LM than its own.
+        """
+        shipped = Path(str(files("latentwire") / "data" / "lens"))
+        folder = shipped if name == "default" else Path(name)
+        record = _read_config(folder)
+        try:
+            decoder, encoder = (
+                DecoderConfig(**record["decoder"]),
+                EncoderConfig(**record["encoder"]),
+            )
+            config = LensConfig(record["model"], record["layer"], decoder, encoder)
+            statistics = Statistics(torch.empty(0), record["norm"], record["spread"])
+        except (KeyError, TypeError) as error:
+            raise LensError(
+                f"{folder}/config.json is not a lens's ({error}); expected the one that save wrote"
+            ) from None
+        try:
+            weights = (folder / WEIGHTS).read_bytes()
+        except OSError:
+            raise LensError(f"{folder}: no {WEIGHTS}; expected config.json and {WEIGHTS}") from None
+        if hashlib.sha256(weights).hexdigest() != record["sha256"]:
+            raise LensError(
+                f"{folder / WEIGHTS} is truncated or altered (sha256 differs from config)"
+            )
+        lm = lm or FrozenLM.from_pretrained(config.model)
+        _check_facts(record, _facts(lm, config), lm, folder)
+        lens = cls(lm, config, statistics)
+        lens._fill(load(weights), folder)
+        return lens
+
+    @torch.no_grad()
+    def _fill(self, saved: dict[str, Tensor], folder: Path) -> None:
+        """Saved values into this lens's own tensors; all of them and nothing else."""
+        self.mean = saved.pop("mean", torch.empty(0)).to(self.lm.device)
+        targets = {**self.tensors(), "decoder.gain": self.decoder.project.gain}
+        wrong = set(saved) ^ set(targets)
+        wrong |= {n for n in set(saved) & set(targets) if saved[n].shape != targets[n].shape}
+        if wrong or len(self.mean) != self.lm.width:
+            raise LensError(
+                f"{folder}: config.json does not fit the weights ({', '.join(sorted(wrong)[:3])}); "
+                "it was altered"
+            )
+        for name, tensor in targets.items():
+            tensor.copy_(saved[name])
+
+
+def _facts(lm: FrozenLM, config: LensConfig) -> dict:
+    """What must be the same where a lens is loaded: the LM, and how the template becomes ids."""
+    return {
+        "architecture": lm.architecture,
+        "model_weights": lm.fingerprint,
+        "template_ids": [ids.tolist() for ids in template_ids(lm, config.decoder.template)],
+        "patch_timing": TIMING,
+    }
+
+
+def _check_facts(record: dict, facts: dict, lm: FrozenLM, folder: Path) -> None:
+    different = [name for name, value in facts.items() if record[name] != value]
+    if different == ["model_weights"] and lm.name == record["model"]:
+        warnings.warn(
+            f"{folder.name} was trained on another copy of {lm.name} (its weights differ); "
+            "expect somewhat worse explanations",
+            stacklevel=3,
+        )
+    elif different:
+        raise LensError(
+            f"{folder} was trained on {record['model']} with {different[0]} "
+            f"{record[different[0]]}; {lm.name} has {facts[different[0]]}"
+        )
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        record = json.loads((folder / "config.json").read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise LensError(
+            f"{folder} is no lens; expected a folder with config.json, or default"
+        ) from None
+    needed = {"sha256", "model", "layer", "architecture", "model_weights", "format_version"}
+    needed |= {"template_ids", "patch_timing"}
+    if not isinstance(record, dict) or not needed <= set(record):
+        raise LensError(f"{folder}/config.json is not a lens's; expected the one that save wrote")
+    if record["format_version"] != FORMAT_VERSION:
+        raise LensError(
+            f"{folder}: lens format {record['format_version']}; expected {FORMAT_VERSION}"
+        )
+    return record

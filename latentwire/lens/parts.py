@@ -1,0 +1,56 @@
+"""What decoder and encoder are made of: a projection that begins as the identity, and a LoRA.
+
+Both parts name their trainable tensors the same way (`project.weight`, `before`, `lora.…`), so that
+one list drives the optimizer, the learning rates, the file and the load.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from latentwire.lm import FrozenLM
+from latentwire.lm.adapters import lora_config
+
+
+class Projection(nn.Module):
+    """n linear maps of one width, each the identity at the start: [b, d] -> [n, b, d].
+
+    gain [n]: what each map's input is multiplied by before, so that it enters at the scale of its
+    place; 1 leaves the vector as it is.
+    """
+
+    gain: Tensor
+
+    def __init__(self, width: int, gain: Float[Tensor, " n"]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(width).repeat(len(gain), 1, 1))
+        self.bias = nn.Parameter(torch.zeros(len(gain), width))
+        self.register_buffer("gain", gain.float())
+
+    def forward(self, vectors: Float[Tensor, "b d"]) -> Float[Tensor, "n b d"]:
+        scaled = vectors * self.gain[:, None, None]
+        return scaled @ self.weight.transpose(1, 2) + self.bias[:, None]
+
+
+def with_lora(lm: FrozenLM, rank: int, blocks: int) -> FrozenLM:
+    """The view of `lm` that one part runs: with a fresh LoRA of this rank on its first blocks, or
+    without any at rank 0."""
+    if rank == 0:
+        return lm.with_adapter(None)
+    taken = getattr(lm.model, "peft_config", {})
+    name = next(f"lens{i}" for i in count() if f"lens{i}" not in taken)
+    with torch.random.fork_rng(devices=[]):  # the same start whatever was drawn before
+        torch.manual_seed(0)
+        return lm.add_lora(name, lora_config(lm.model.config, rank, blocks))
+
+
+def trainable(part: nn.Module, lm: FrozenLM) -> dict[str, Tensor]:
+    """The tensors of a part that training changes: its parameters and its adapter's, whose names
+    do not depend on what the adapter happened to be called."""
+    own = {n: p for n, p in part.named_parameters() if p.requires_grad}
+    lora = {} if lm.adapter is None else lm.adapter_parameters()
+    return own | {f"lora.{n.replace(f'.{lm.adapter}.', '.')}": p for n, p in lora.items()}

@@ -1,0 +1,237 @@
+"""Evaluating a lens: how much of an activation is in its words, beside the controls that would be
+as good if the words said nothing.
+
+    latentwire lens eval runs/lens-smollm2/lens --text held_out.txt --json result.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from latentwire.evals.metrics import explained
+from latentwire.lens.activations import Activations, at, draw, read_documents, tokenized
+from latentwire.lens.checks import LensError
+from latentwire.lens.decoder import Decoder
+from latentwire.lens.interventions import swapping
+from latentwire.lens.lens import Lens
+from latentwire.lens.objectives import next_token_kl
+from latentwire.lm import Greedy, Sampled, seeded_noise
+from latentwire.train.loop import shuffled
+
+BATCH = 16
+"""Activations that are explained together."""
+REFERENCES = ("true_text",)
+"""Rows that are no controls: they see text that a lens has to recover from the activation."""
+EXAMPLES = 10
+
+
+@dataclass(frozen=True)
+class LensEvaluation:
+    """What is evaluated, and on how much."""
+
+    documents: int = 200
+    """Documents, chosen at random; all if there are fewer."""
+    positions: int = 1
+    """Random positions in each."""
+    samples: int = 1
+    """1 for the greedy explanation; else the best of so many drawn ones, for the untrained decoder
+    too."""
+    window: int = 128
+    """Tokens of a document that are read."""
+    skip: int = 4
+    """First tokens, after BOS, whose activations are left out."""
+    seed: int = 0
+    """Of the choice of documents, positions, samples and shuffles."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("documents", 2), ("positions", 1), ("samples", 1), ("window", 2)):
+            if getattr(self, name) < least:
+                raise LensError(f"{name} is {getattr(self, name)}; expected at least {least}")
+
+
+@torch.no_grad()
+def evaluate_lens(lens: Lens, text: Sequence[Path], config: LensEvaluation | None = None) -> dict:
+    """The lens and every control on random activations of a text; the whole result as one dict.
+
+    Each row has fve (1 - SSE / SST against the training mean) with its 95% interval over documents,
+    cosine, KL (in nats, of the next token, original || swapped) and loss recovered (0: no better
+    than the mean activation, 1: as without a swap). Raises LensError for fewer than two documents.
+    """
+    config = config or LensEvaluation()
+    texts = tokenized(lens.lm, read_documents(text), config.window, config.skip)
+    texts = [t for t in texts if len(t.usable) > 1]  # the next token is needed for its loss
+    if len(texts) < 2:
+        raise LensError("the text has one usable document; expected at least 2 between blank lines")
+    count = min(config.documents, len(texts))
+    chosen = [texts[i] for i in sorted(shuffled(len(texts), config.seed, 0, count))]
+    places = draw(chosen, config.positions, config.seed, followed=True)
+    starts = range(0, len(places), BATCH)
+    parts = [at(lens.lm, lens.config.layer, places[i : i + BATCH]) for i in starts]
+    batch = Activations(
+        torch.cat([p.vectors for p in parts]),
+        tuple(t for p in parts for t in p.texts),
+        tuple(i for p in parts for i in p.positions),
+    )
+    said = explanations(lens, lens.decoder, batch, config)
+    rows = reconstructions(lens, batch, said, config)
+    scores = _scores(lens, batch, rows)
+    controls = {k: v for k, v in scores.items() if k not in ("lens", *REFERENCES)}
+    beaten = all(scores["lens"]["fve"] > row["fve_high"] for row in controls.values())
+    return {
+        **scores["lens"],
+        "controls": controls,
+        "references": {name: scores[name] for name in REFERENCES},
+        "beats_every_control": beaten,
+        "n": len(batch),
+        "documents": count,
+        "samples": config.samples,
+        "seed": config.seed,
+        "model": lens.config.model,
+        "layer": lens.config.layer,
+        "explanation_tokens": sum(len(lens.lm.ids(t)) for t in said) / len(said),
+        "examples": _examples(lens, batch, said, rows["lens"]),
+    }
+
+
+def explanations(
+    lens: Lens, decoder: Decoder, batch: Activations, config: LensEvaluation
+) -> list[str]:
+    """One explanation of each activation: the greedy one, or of several the one whose
+    reconstruction is best."""
+    chosen: list[str] = []
+    for start in track(
+        range(0, len(batch), BATCH), description="explaining", console=Console(stderr=True)
+    ):
+        vectors, k = batch.vectors[start : start + BATCH], config.samples
+        first = (config.seed << 20) + start * k
+        noise = seeded_noise(range(first, first + len(vectors) * k))
+        pick = Greedy() if k == 1 else Sampled(noise)
+        texts = decoder.generate(vectors, pick, k).texts
+        errors = (lens.reconstruct(texts) - vectors.repeat_interleave(k, 0)).square().sum(1)
+        best = errors.view(-1, k).argmin(1).tolist()
+        chosen += [texts[row * k + sample] for row, sample in enumerate(best)]
+    return chosen
+
+
+def reconstructions(
+    lens: Lens, batch: Activations, said: Sequence[str], config: LensEvaluation
+) -> dict[str, Tensor]:
+    """The lens's vectors [n, d] and those of every control, in the order in which they are shown.
+
+    Controls that are given tokens get as many as the example's own explanation has.
+    """
+    lm, n = lens.lm, len(batch)
+    counts = [len(lm.ids(text)) for text in said]
+    plain = replace(lens.config.decoder, lora=0)
+    untrained = Decoder(lm, plain, lens.norm)
+    numbers = [t.number for t in batch.texts]
+    other = [next(j for j in _after(i, n) if numbers[j] != numbers[i]) for i in range(n)]
+    ranked = lm.logit_lens(batch.vectors).topk(max(1, *counts)).indices
+    made = {
+        "lens": _encoded(lens, [lm.ids(t) for t in said]),
+        "mean": lens.mean.expand(n, -1),
+        "zero": torch.zeros_like(batch.vectors),
+        "other_text": _encoded(lens, [lm.ids(said[j]) for j in other]),
+        "shuffled_words": _encoded(
+            lens, [lm.ids(_shuffled(t, config.seed + i)) for i, t in enumerate(said)]
+        ),
+        "current_token": _encoded(lens, batch.up_to([1] * n)),
+        "previous_tokens": _encoded(lens, batch.up_to(counts, own=0)),
+        "untrained_decoder": _encoded(
+            lens, [lm.ids(t) for t in explanations(lens, untrained, batch, config)]
+        ),
+        "logit_lens": _encoded(lens, [row[:c] for row, c in zip(ranked, counts, strict=True)]),
+        "true_text": _encoded(lens, batch.up_to(counts)),
+    }
+    return made
+
+
+def _scores(lens: Lens, batch: Activations, rows: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    groups = [t.number for t in batch.texts]
+    distances = (batch.vectors - lens.mean).square().sum(1).tolist()
+    effects = _effects(lens, batch, rows)
+    scores: dict[str, dict[str, float]] = {}
+    for name, vectors in rows.items():
+        errors = (vectors - batch.vectors).square().sum(1).tolist()
+        fve, low, high = explained(errors, distances, groups)
+        cosine = torch.cosine_similarity(vectors, batch.vectors).mean().item()
+        kl, loss = effects[name]
+        unharmed, harmed = effects["original"][1], effects["mean"][1]
+        recovered = (harmed - loss) / (harmed - unharmed) if harmed != unharmed else 0.0
+        scores[name] = {
+            "fve": fve,
+            "fve_low": low,
+            "fve_high": high,
+            "cosine": cosine,
+            "kl": kl,
+            "loss_recovered": recovered,
+        }
+    return scores
+
+
+def _effects(
+    lens: Lens, batch: Activations, rows: dict[str, Tensor]
+) -> dict[str, tuple[float, float]]:
+    """Of each row, and of the original: mean KL after the swap, and mean loss on the true next
+    token."""
+    kls: dict[str, list[Tensor]] = {name: [] for name in ("original", *rows)}
+    losses: dict[str, list[Tensor]] = {name: [] for name in kls}
+    for start in track(
+        range(0, len(batch), BATCH), description="swapping", console=Console(stderr=True)
+    ):
+        index = range(start, min(start + BATCH, len(batch)))
+        part = batch.pick(index)
+        swap = swapping(lens.lm, lens.config.layer, part.prefixes())
+        original = swap(None)
+        targets = torch.cat(part.after(1))[:, None]
+        for name in kls:
+            logits = original if name == "original" else swap(rows[name][list(index)])
+            kls[name].append(next_token_kl(original, logits))
+            losses[name].append(-logits.float().log_softmax(-1).gather(1, targets)[:, 0])
+    return {
+        n: (torch.cat(k).mean().item(), torch.cat(losses[n]).mean().item()) for n, k in kls.items()
+    }
+
+
+def _encoded(lens: Lens, texts: Sequence[Tensor]) -> Tensor:
+    parts = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
+    return torch.cat([lens.encoder(part) for part in parts])
+
+
+def _after(i: int, n: int) -> list[int]:
+    """All other rows, beginning with the next."""
+    return [(i + k) % n for k in range(1, n)]
+
+
+def _shuffled(text: str, seed: int) -> str:
+    words = text.split()
+    order = torch.randperm(len(words), generator=torch.Generator().manual_seed(seed))
+    return " ".join(words[i] for i in order.tolist())
+
+
+def _examples(
+    lens: Lens, batch: Activations, said: Sequence[str], made: Tensor
+) -> list[dict[str, object]]:
+    """Ten explanations, chosen by the evaluation's seed as all of them are; with the text that each
+    token stands in, and the error in units of the activations' variance."""
+    errors = ((made - batch.vectors) / lens.spread).square().sum(1).tolist()
+    order = shuffled(len(batch), 1, 0, min(EXAMPLES, len(batch)))
+    decode = lens.lm.tokenizer.decode
+    context, after = batch.up_to([24] * len(batch)), batch.after(8)
+    return [
+        {
+            "text": decode(context[i][:-1]),
+            "token": decode(context[i][-1:]),
+            "after": decode(after[i]),
+            "explanation": said[i],
+            "error": errors[i],
+        }
+        for i in order
+    ]

@@ -1,0 +1,111 @@
+"""A text under a lens: one self-contained HTML page on which each token shows, under the pointer or
+the keyboard's focus, what its activation says.
+
+    write_lens_page(Path("page.html"), {"model": "smollm2-135m", "layer": 15}, rows)
+
+rows: one dict per token with "token", "kl" and "explanations", a list of {"text", "explained"},
+best first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from latentwire.files import write_whole
+
+CSS = """
+:root { color-scheme: light; --bg: #fff; --ink: #1b1f24; --muted: #57606a; --line: #d5dae0;
+  --tint: 11, 87, 208; --accent: #0b57d0 }
+@media (prefers-color-scheme: dark) { :root { color-scheme: dark; --bg: #14171a; --ink: #e6e8eb;
+  --muted: #a3abb4; --line: #363c44; --tint: 134, 180, 255; --accent: #86b4ff } }
+* { box-sizing: border-box }
+body { max-width: 900px; margin: 0 auto; padding: 1.5rem 1rem 3rem; background: var(--bg);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.4rem; margin: 0 } .note { color: var(--muted); font-size: .875rem }
+#text { font-size: 1.15rem; line-height: 2; white-space: pre-wrap; overflow-wrap: anywhere;
+  margin: 1.5rem 0 }
+button { font: inherit; color: inherit; border: 0; border-radius: .2rem; padding: .1rem 0;
+  margin: 0; cursor: pointer; white-space: pre-wrap;
+  background: rgba(var(--tint), calc(var(--said) * .45)) }
+button.on { outline: 2px solid var(--accent); outline-offset: 1px }
+#said { border-top: 1px solid var(--line); padding-top: .75rem; min-height: 12rem }
+#said h2 { font-size: 1.05rem; margin: 0 0 .5rem; white-space: pre-wrap }
+#said p { margin: .25rem 0; white-space: pre-wrap; overflow-wrap: anywhere }
+#said span { color: var(--muted); font-size: .85rem; font-variant-numeric: tabular-nums }
+"""
+
+SCRIPT = """
+const rows = JSON.parse(document.getElementById("rows").textContent);
+const panel = document.getElementById("said");
+const buttons = [...document.querySelectorAll("#text button")];
+let pinned = null;
+function line(tag, text) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  return made;
+}
+function show(i) {
+  const row = rows[i];
+  buttons.forEach((b, j) => b.classList.toggle("on", i === j));
+  panel.replaceChildren(
+    line("h2", JSON.stringify(row.token)),
+    line("span", "swapped in, the best moves the next token by " + row.kl.toFixed(2) + " nats"));
+  for (const said of row.explanations) {
+    const p = line("p", said.text + "  ");
+    p.append(line("span", said.explained.toFixed(2) + " explained"));
+    panel.append(p);
+  }
+}
+buttons.forEach((button, i) => {
+  button.addEventListener("mouseenter", () => pinned === null && show(i));
+  button.addEventListener("focus", () => pinned === null && show(i));
+  button.addEventListener("click", () => { pinned = pinned === i ? null : i; show(i); });
+});
+if (buttons.length) show(buttons.length - 1);
+"""
+
+
+def write_lens_page(
+    path: Path,
+    facts: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    around: tuple[str, str] = ("", ""),
+) -> None:
+    """Write the page, whole or not at all. around: text before and after the explained tokens."""
+    before, after = map(escape, around)
+    about = ", ".join(f"{name} {escape(str(value))}" for name, value in facts.items())
+    tokens = "".join(_token(row) for row in rows)
+    # "</" would end the script element whatever the JSON around it.
+    data = json.dumps(list(rows), ensure_ascii=False).replace("</", "<\\/")
+    write_whole(
+        path,
+        f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>latentwire lens</title>
+<style>{CSS}</style>
+</head>
+<body>
+<h1>What each activation says</h1>
+<p class="note">{about}. Point at a token, or walk with Tab; a click holds it. The darker a token,
+the more of its activation's variance the explanation's reconstruction has; 1 is all of it, the
+mean activation has 0.</p>
+<div id="text">{before}{tokens}{after}</div>
+<section id="said" aria-live="polite"></section>
+<script type="application/json" id="rows">{data}</script>
+<script>{SCRIPT}</script>
+</body>
+</html>
+""",
+    )
+
+
+def _token(row: Mapping[str, Any]) -> str:
+    share = min(1.0, max(0.0, row["explanations"][0]["explained"]))
+    return f'<button type="button" style="--said: {share:.2f}">{escape(row["token"])}</button>'

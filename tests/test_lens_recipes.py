@@ -1,0 +1,388 @@
+"""A whole training and a whole evaluation of a lens on a tiny model, and the commands."""
+
+import json
+import signal
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny import tiny_lm
+
+from latentwire.__main__ import main
+from latentwire.bench import lens as lens_bench
+from latentwire.lens.activations import at, draw, read_documents, tokenized
+from latentwire.lens.checks import LensError
+from latentwire.lens.decoder import DecoderConfig
+from latentwire.lens.encoder import EncoderConfig
+from latentwire.lens.lens import Lens, LensConfig
+from latentwire.lm import FrozenLM
+from latentwire.recipes import lens as recipes
+from latentwire.recipes.lens import Data, LensRecipe, Rates, Weights, smollm2, train_lens
+from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens, reconstructions
+from latentwire.train import parallel
+from latentwire.train.loop import LoopConfig
+from latentwire.train.schedules import Schedule
+
+PLACES = ("sea", "hill", "wood", "lake", "moor")
+DOCUMENTS = [f"Number {7 * i} is a river by the {PLACES[i % 5]} of old." for i in range(30)]
+CONTROLS = [
+    "mean",
+    "zero",
+    "other_text",
+    "shuffled_words",
+    "current_token",
+    "previous_tokens",
+    "untrained_decoder",
+    "logit_lens",
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_lm(monkeypatch):
+    """Each load gives a new model, as in a new process: adapters of one run are not in the next."""
+    monkeypatch.setattr(
+        FrozenLM, "from_pretrained", classmethod(lambda cls, name: tiny_lm("llama"))
+    )
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text("\n\n".join(DOCUMENTS))
+    return path
+
+
+def recipe(text, out, **changes) -> LensRecipe:
+    on = Schedule(0.5)
+    settings = dict(
+        text=(text,),
+        out=out,
+        data=Data(held_out=0.2, window=32, documents=4, positions=2, before=3, after=2),
+        warm=LoopConfig(steps=6, lr=0.01, warmup=1, save_every=2),
+        joint=LoopConfig(steps=4, lr=0.005, warmup=1, save_every=2),
+        group=3,
+        weights=Weights(kl=on, fluency=on, entropy=on, entropy_floor=5.0),
+        tau=Schedule(2.0, 1.0, over=3.0),
+        rates=Rates(projections=0.5, encoder=2.0),
+    )
+    decoder = DecoderConfig("It {activation} is", layers=2, lora=2, max_new_tokens=6)
+    lens = LensConfig("tiny-llama", 1, decoder, EncoderConfig(before=3, lora=2))
+    return LensRecipe("tiny", lens, **(settings | changes))
+
+
+def losses(folder) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("refine", ["grpo", "gumbel"])
+@pytest.mark.parametrize("stopped", [3, 8])
+def test_interrupted_and_resumed_equals_uninterrupted(text, tmp_path, monkeypatch, refine, stopped):
+    """In the warm stage and in the joint one."""
+    straight = train_lens(recipe(text, tmp_path / "a", refine=refine))
+    batch_of, calls = recipes.batch_of, []
+
+    def interrupting(*arguments):
+        calls.append(1)
+        if len(calls) == stopped:
+            signal.raise_signal(signal.SIGINT)
+        return batch_of(*arguments)
+
+    monkeypatch.setattr(recipes, "batch_of", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        train_lens(recipe(text, tmp_path / "b", refine=refine))
+    assert len(losses(tmp_path / "b")) == stopped
+    resumed = train_lens(recipe(text, tmp_path / "b", refine=refine))
+    assert losses(straight) == losses(resumed) and len(losses(straight)) == 10
+    weights = "lens/lens.safetensors"
+    assert (straight / weights).read_bytes() == (resumed / weights).read_bytes()
+
+
+def test_the_warm_start_teaches_both_parts(text, tmp_path):
+    warm = LoopConfig(steps=60, lr=0.02, warmup=2)
+    data = Data(held_out=0.2, window=32, documents=4, positions=4, before=3, after=0)
+    out = train_lens(recipe(text, tmp_path / "a", warm=warm, data=data, refine="none"))
+    rows = losses(out)
+    for name in ("nll", "mse"):
+        first, last = (sum(r[name] for r in part) / 10 for part in (rows[:10], rows[-10:]))
+        assert last < 0.75 * first, name
+
+
+def test_grpo_raises_the_reward(text, tmp_path):
+    """With the encoder held still, only the decoder's choice of words can lower the error."""
+    made = recipe(
+        text,
+        tmp_path / "a",
+        data=Data(held_out=0.2, window=32, documents=4, positions=4),
+        joint=LoopConfig(steps=30, lr=0.03, warmup=1),
+        weights=Weights(mse=Schedule(0.0), reference=Schedule(0.0)),
+        group=16,
+        rates=Rates(encoder=0.0),
+    )
+    short = replace(made.lens.decoder, max_new_tokens=2)
+    out = train_lens(replace(made, lens=replace(made.lens, decoder=short)))
+    errors = [r["mse"] for r in losses(out) if r["stage"] == "joint"]
+    assert sum(errors[-10:]) / 10 < 0.93 * sum(errors[:5]) / 5
+
+
+def test_what_the_decoder_is_taught_to_say():
+    lm = tiny_lm("llama")
+    (document,) = tokenized(lm, ["abcdefgh"], window=20, skip=2)
+    batch = at(lm, 1, [(document, [2, 5, 7])])
+    texts = recipes.target_texts(lm, batch, Data(before=4, after=2))
+    assert [lm.tokenizer.decode(t) for t in texts] == ["de\nabc", "gh\ncdef", "efgh"]
+    texts = recipes.target_texts(lm, batch, Data(before=1, after=0))
+    assert [lm.tokenizer.decode(t) for t in texts] == ["c", "f", "h"]
+
+
+def test_rates_are_those_of_the_parts():
+    rates = Rates(projections=2.0, prompts=3.0, base=5.0, encoder=7.0)
+    expected = {
+        "decoder.project.weight": 2.0,
+        "decoder.before": 3.0,
+        "decoder.lora.q_proj.lora_A.weight": 5.0,
+        "encoder.project.bias": 14.0,
+        "encoder.after": 21.0,
+        "encoder.lora.x": 35.0,
+    }
+    assert {name: rates.of(name) for name in expected} == expected
+
+
+def gradients(text, out) -> dict[str, torch.Tensor]:
+    """Of one step of both stages."""
+    made = recipe(text, out)
+    lm = tiny_lm("llama")
+    texts = tokenized(lm, read_documents([text]), 32, 4)
+    lens = Lens(lm, made.lens, recipes._measured(lm, texts, made, out))
+    copy = recipes.frozen_copy(lens)
+    for step in (0, 1):
+        batch = recipes.batch_of(lens, texts, made, step)
+        parts = recipes.joint_losses(lens, copy, batch, made, step, tau=1.0)
+        torch.stack(list(parts.values())).sum().backward()
+    parallel.average_gradients(list(lens.tensors().values()))
+    return {n: t.grad for n, t in lens.tensors().items()}
+
+
+def one_of_two(rank, text, folder):
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    torch.save(gradients(text, folder), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_gradients_of_one(text, tmp_path):
+    mp.start_processes(one_of_two, (text, tmp_path), nprocs=2, start_method="spawn")
+    alone = gradients(text, tmp_path)
+    for rank in (0, 1):
+        shared = torch.load(tmp_path / f"{rank}.pt")
+        assert list(shared) == list(alone)
+        for name, gradient in alone.items():
+            allowed = 1e-5 * max(gradient.norm().item(), 1e-3)
+            assert (shared[name] - gradient).norm().item() <= allowed, name
+
+
+def test_held_out_documents_are_kept_apart(text, tmp_path, monkeypatch):
+    seen: list[str] = []
+    tokenize = recipes.tokenized
+
+    def keeping(lm, documents, window, skip):
+        seen.extend(documents)
+        return tokenize(lm, documents, window, skip)
+
+    monkeypatch.setattr(recipes, "tokenized", keeping)
+    held_out = read_documents([train_lens(recipe(text, tmp_path / "a")) / "held_out.txt"])
+    assert len(held_out) >= 6 and sorted(seen + held_out) == sorted(DOCUMENTS)
+
+
+@pytest.fixture
+def trained(text, tmp_path):
+    return str(train_lens(recipe(text, tmp_path / "run")) / "lens")
+
+
+def test_evaluation_is_beside_its_controls(text, trained):
+    lens = Lens.from_pretrained(trained)
+    config = LensEvaluation(documents=20, positions=2, samples=2)
+    result = evaluate_lens(lens, [text], config)
+    assert list(result["controls"]) == CONTROLS and result["n"] == 40
+    for row in (result, *result["controls"].values(), *result["references"].values()):
+        assert row["fve_low"] <= row["fve"] <= row["fve_high"]
+        assert {"cosine", "kl", "loss_recovered"} <= set(row)
+    mean, zero = result["controls"]["mean"], result["controls"]["zero"]
+    assert (mean["fve"], mean["fve_low"], mean["fve_high"]) == pytest.approx((0, 0, 0), abs=1e-9)
+    assert mean["loss_recovered"] == 0 and zero["cosine"] == 0
+    again = evaluate_lens(lens, [text], config)
+    assert again == result
+    assert len(result["examples"]) == 10 and json.dumps(result)
+
+
+def test_scores_are_what_hugging_face_gives(text, trained):
+    """FVE, cosine, KL and loss recovered of the lens, with hooks of our own on the model."""
+    lens = Lens.from_pretrained(trained)
+    result = evaluate_lens(lens, [text], LensEvaluation(documents=30, positions=3))
+    texts = tokenized(lens.lm, DOCUMENTS, 128, 4)
+    errors, distances, cosines, kls, losses_of = [], [], [], [], {"no": [], "own": [], "mean": []}
+    for document, positions in draw(texts, 3, 0, followed=True):
+        for position in positions:
+            ids = document.ids[None, : position + 1]
+            theirs = lens.lm.model(ids, output_hidden_states=True)
+            vector = theirs.hidden_states[2][0, -1]
+            made = lens.explain(vector[None])[0][0].vector
+            errors.append((made - vector).square().sum())
+            distances.append((lens.mean - vector).square().sum())
+            cosines.append(made @ vector / made.norm() / vector.norm())
+            log_probs = {"no": theirs.logits[0, -1].log_softmax(-1)}
+            for name, swapped in (("own", made), ("mean", lens.mean)):
+
+                def overwrite(_module, _args, output, swapped=swapped):
+                    hidden = output[0] if isinstance(output, tuple) else output
+                    hidden[:, -1] = swapped
+                    return output
+
+                hook = lens.lm.blocks[1].register_forward_hook(overwrite)
+                log_probs[name] = lens.lm.model(ids).logits[0, -1].log_softmax(-1)
+                hook.remove()
+            kls.append((log_probs["no"].exp() * (log_probs["no"] - log_probs["own"])).sum())
+            for name, values in log_probs.items():
+                losses_of[name].append(-values[document.ids[position + 1]])
+    mean_loss = {name: sum(v) / len(v) for name, v in losses_of.items()}
+    recovered = (mean_loss["mean"] - mean_loss["own"]) / (mean_loss["mean"] - mean_loss["no"])
+    expected = {
+        "fve": 1 - sum(errors) / sum(distances),
+        "cosine": sum(cosines) / len(cosines),
+        "kl": sum(kls) / len(kls),
+        "loss_recovered": recovered,
+    }
+    assert len(kls) == result["n"] == 90
+    for name, value in expected.items():
+        assert result[name] == pytest.approx(value.item(), rel=1e-2, abs=1e-4), name
+
+
+def test_controls_are_what_their_names_say(text, trained):
+    lens = Lens.from_pretrained(trained)
+    texts = tokenized(lens.lm, ["Number 0 is a river.", "Number 14 is a river."], 32, 4)
+    batch = at(lens.lm, 1, [(texts[0], [9, 10]), (texts[1], [12])])
+    said = ["two words", "b", "word"]
+    rows = reconstructions(lens, batch, said, LensEvaluation())
+    ids = lens.lm.ids
+
+    def same(name, texts):
+        expected = lens.encoder([ids(t) for t in texts])
+        torch.testing.assert_close(rows[name], expected, atol=1e-5, rtol=1e-5)
+
+    same("lens", said)
+    same("other_text", ["word", "word", "two words"])  # the next that is of another document
+    same("current_token", ["i", "s", " "])
+    same("previous_tokens", ["Number 0 ", "i", "4 is"])
+    same("true_text", ["umber 0 i", "s", " is "])
+    assert torch.equal(rows["zero"], torch.zeros(3, 32))
+    assert torch.equal(rows["mean"], lens.mean.expand(3, -1))
+    shuffled = lens.reconstruct(["two words", "words two"])
+    assert min((rows["shuffled_words"][0] - s).abs().max() for s in shuffled) < 1e-5
+    top = lens.lm.logit_lens(batch.vectors[1]).argmax()
+    torch.testing.assert_close(rows["logit_lens"][1:2], lens.encoder([top[None]]))
+
+
+def test_the_logit_lens_at_the_last_layer_is_the_model(text):
+    lm = tiny_lm("llama")
+    (document,) = tokenized(lm, DOCUMENTS[:1], 32, 4)
+    batch = at(lm, 2, [(document, [7])])
+    expected = lm.model(document.ids[None, :8]).logits[0, -1]
+    torch.testing.assert_close(lm.logit_lens(batch.vectors)[0], expected, atol=1e-4, rtol=0)
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["latentwire", "lens", *arguments])
+    try:
+        main()
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_commands(text, trained, tmp_path, monkeypatch, capsys):
+    status, out, _ = run(monkeypatch, capsys, "explain", trained, "The sea.", "--token", "3")
+    assert status == 0 and len(out.splitlines()) == 2 and out.splitlines()[1].startswith("   3 ' '")
+    page = tmp_path / "page.html"
+    status, out, _ = run(
+        monkeypatch,
+        capsys,
+        "explain",
+        trained,
+        "</b> sea",
+        "--all",
+        "--k",
+        "2",
+        "--html",
+        str(page),
+    )
+    assert status == 0 and len(out.splitlines()) == 8
+    html = page.read_text()
+    assert '<div id="text">&lt;<button' in html and html.count("<button") == 7
+    data = html.split('id="rows">')[1].split("</script>")[0]
+    assert "</" not in data
+    rows = json.loads(data)
+    assert [r["token"] for r in rows] == list("/b> sea") and len(rows[0]["explanations"]) == 2
+    result = str(tmp_path / "o.json")
+    status, out, _ = run(
+        monkeypatch, capsys, "eval", trained, "--text", str(text), "--limit", "5", "--json", result
+    )
+    assert status == 0 and "the interval of every control (5 activations)" in out
+    assert list(json.loads((tmp_path / "o.json").read_text())["controls"]) == CONTROLS
+
+
+def test_mistakes_are_one_line(text, trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "one.txt").write_text("Only one document is in here.")
+    cases = [
+        (("explain", trained, "The sea.", "--token", "8"), "token 8 of a text of 8 tokens"),
+        (("explain", trained, "The sea.", "--token", "1", "--all"), "expected one of them"),
+        (("explain", trained, ""), "the text is empty"),
+        (("explain", trained, "a", "--k", "0"), "k is 0; expected at least 1"),
+        (
+            ("explain", trained, "a", "--html", str(tmp_path / "no" / "p.html")),
+            "there is no folder",
+        ),
+        (("explain", str(tmp_path / "none"), "a"), "is no lens; expected a folder"),
+        (("eval", trained, "--text", str(tmp_path / "none.txt")), "no such file"),
+        (("eval", trained, "--text", str(tmp_path / "one.txt")), "one usable document"),
+        (("eval", trained, "--text", str(text), "--limit", "1"), "documents is 1; expected"),
+        (("train", "smollm2"), "no text to train on"),
+        (
+            ("train", "smollm2", "--text", str(text), "--out", str(tmp_path / "run")),
+            "holds a run with another config",
+        ),
+        (("train", "smollm2", "--lens.layer", "30", "--text", str(text)), "layer 30"),
+    ]
+    for arguments, message in cases:
+        monkeypatch.chdir(tmp_path)
+        status, _, err = run(monkeypatch, capsys, *arguments)
+        assert status == 2 and message in err and err.count("\n") == 1, (arguments, err)
+
+
+def test_bench_compares_costs(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(lens_bench, "_apart", lens_bench.cost)  # in this process, on a tiny model
+    monkeypatch.setattr(lens_bench, "PROMPT", 100)
+    path = tmp_path / "o.json"
+    monkeypatch.setattr(
+        sys, "argv", ["latentwire", "bench", "lens", "--tokens", "4", "--json", str(path)]
+    )
+    main()
+    assert "cached, 4 tokens" in capsys.readouterr().out
+    result = json.loads(path.read_text())
+    cached, whole = result["generation"]["4"]["cached"], result["generation"]["4"]["uncached"]
+    assert cached["time_ratio"] == pytest.approx(cached["seconds"] / whole["seconds"])
+    assert "memory_ratio" in result["scoring"]
+    short = lens_bench._compared(None, (1.0, 2.0))
+    assert set(short) == set(cached) and set(short.values()) == {None}
+
+
+def test_contradictions_are_refused_at_once():
+    with pytest.raises(LensError, match="group is 1; GRPO compares at least 2"):
+        replace(smollm2(), group=1)
+    with pytest.raises(LensError, match="before is 0; expected at least 1"):
+        Data(before=0)
