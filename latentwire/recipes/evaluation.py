@@ -31,6 +31,7 @@ from latentwire.tasks.qa import (
     answer_ids,
     by_context,
     load_questions,
+    question_ids,
     question_prompt,
     with_format,
 )
@@ -113,12 +114,12 @@ def evaluate_wire(
 def _check_room(wire: Wire, passages: Sequence[Passage]) -> None:
     """Every question must fit the reader's window with its full text, before any is answered."""
     lm = wire.lm
-    around = len(wire.head) + len(wire.format) + len(lm.frame.tail)
+    before = len(wire.head) + len(wire.format)
     for passage in passages:
         context = len(lm.ids(passage.context))
         for q in passage.questions:
             answer = max(ANSWER_TOKENS, len(answer_ids(lm, q.answers[0])))
-            used = around + context + len(lm.ids("\n\n" + q.question)) + answer
+            used = before + context + len(question_ids(lm, q.question)) + answer
             if used > lm.window:
                 raise DataError(
                     f"row {q.id!r} takes {used} positions, {context} of them its context; "

@@ -114,10 +114,14 @@ ANSWER_TOKENS = 20
 """Longest answer, in tokens."""
 
 
+def question_ids(lm: FrozenLM, question: str) -> Tensor:
+    """What follows context and format tokens, up to where the answer begins."""
+    return torch.cat([lm.ids("\n\n" + question.strip()), lm.frame.tail])
+
+
 def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) -> Prompt:
-    """One row per question, each after its row of `prefix`, up to where the answer begins."""
-    rows = [torch.cat([lm.ids("\n\n" + q.strip()), lm.frame.tail]) for q in questions]
-    return Prompt.from_ids(lm, rows, prefix)
+    """One row per question, each after its row of `prefix`."""
+    return Prompt.from_ids(lm, [question_ids(lm, q) for q in questions], prefix)
 
 
 def answers(
