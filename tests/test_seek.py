@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import CONFIGS, tiny_lm
 
+from latentwire.bench.measure import measured
 from latentwire.bench.seek import bench_seek
 from latentwire.lm import Decoded, FrozenLM
 from latentwire.seek.answers import Answers, prompt_ids
@@ -307,6 +308,26 @@ def test_contradictions_in_a_configuration_are_refused(options, said):
 def test_a_threshold_outside_of_the_reward_is_refused(llama):
     with pytest.raises(ValueError, match=r"expected -1.0 to 0.0"):
         Seek(llama, ByText(), SeekConfig(threshold=0.5))
+
+
+def test_rows_of_one_batch_keep_to_their_own_room(llama):
+    """A long prompt with a long head beside a short one with a short head fits the window."""
+    prompts = [llama.ids("q" * 490), llama.ids("ww")]
+    heads = [llama.ids("a" * 16), llama.ids("bb")]
+    rows = Answers(llama, prompts).finish([0, 1], heads, [6, 20], [0, 0])
+    assert len(rows[0]) <= 22 and len(rows[1]) <= 22
+
+
+def test_tokens_are_the_positions_that_the_model_ran_over(llama):
+    seek = Seek(llama, ByText(), replace(CONFIG, region=Explicit(2, 9), samples=2))
+    with measured(llama) as cost:
+        found = seek(PROBLEMS[1:2])[0]
+    # Rows of one decode are padded to the longest of them, which the model runs over too.
+    longest = 2 * (len(found.trace) // 2) * 24
+    assert found.tokens <= cost.forwards <= found.tokens + longest
+    with measured(llama) as cost:
+        single = Seek(llama, ByText(), CONFIG)(PROBLEMS[1:2])[0]
+    assert single.tokens == cost.forwards
 
 
 # -- regions ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tiny import tiny_lm
@@ -12,6 +13,7 @@ from latentwire.recipes import seek as recipe_module
 from latentwire.recipes.seek import SeekRecipe, best_of_n, load_task, run_seek, seek_prompt
 from latentwire.seek.rewards.base import Rating
 from latentwire.seek.search import Seek
+from latentwire.tasks.base import DataError
 
 
 class ByText:
@@ -71,11 +73,35 @@ def test_an_interrupted_run_goes_on_where_it_stopped(lm, recipe, tmp_path):
     run = tmp_path / "cut"
     run_seek(lm, recipe, run)
     lines = (run / "predictions.jsonl").read_text().splitlines(keepends=True)
-    (run / "predictions.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
+    # One whole batch, one record of the next, and half a character.
+    kept = "".join(lines[:3]).encode() + b'{"id": "\xc3'
+    (run / "predictions.jsonl").write_bytes(kept)
     resumed = run_seek(lm, recipe, run)
     assert {**resumed, "config": 0} == {**whole, "config": 0}
     with pytest.raises(ValueError, match="holds another run"):
         run_seek(lm, replace(recipe, lr=0.1), run)
+    (run / "config.json").unlink()
+    with pytest.raises(ValueError, match="holds another run"):
+        run_seek(lm, recipe, run)
+    Path(recipe.data).write_text('{"id": "s0", "question": "Another?", "answer": "1"}\n')
+    with pytest.raises(ValueError, match="holds another run"):
+        run_seek(lm, recipe, tmp_path / "whole")
+
+
+def test_two_problems_of_one_id_are_refused(recipe):
+    Path(recipe.data).write_text('{"id": "a", "question": "1?", "answer": "1"}\n' * 2)
+    with pytest.raises(DataError, match="two problems have the id 'a'"):
+        load_task(recipe)
+
+
+def test_the_curve_of_the_published_search_ends_at_the_answer_it_gives(lm, recipe, tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": "a", "question": "1?", "answer": "1"}\n')
+    original = replace(recipe, data=str(path), compat="original")
+    result = run_seek(lm, original, tmp_path / "run")
+    arm = json.loads((tmp_path / "run" / "predictions.jsonl").read_text())["arms"]["seek"]
+    assert arm["text"] == arm["trace"][-1]["text"]
+    assert result["curves"]["seek"][-1]["accuracy"] == result["arms"]["seek"]["accuracy"]
 
 
 def test_exact_knows_the_answer_and_a_problem_without_one_fails_alone(lm, recipe, tmp_path):
@@ -103,7 +129,7 @@ def test_arc_goes_through_the_whole_path_with_program(lm, recipe, tmp_path):
 
 
 def test_thoughts_search_before_the_answer(lm, recipe, tmp_path):
-    thoughts = replace(recipe, strategy="thoughts", steps=4)
+    thoughts = replace(recipe, strategy="thoughts", steps=4, k=0.2, lr=0.03)
     result = run_seek(lm, thoughts, tmp_path / "run")
     assert "random_sign" not in result["arms"] and result["n"] == 5
     found = seek_prompt(lm, thoughts, "What is 2 + 2?")
@@ -121,7 +147,9 @@ def test_thoughts_search_before_the_answer(lm, recipe, tmp_path):
         (["--data", "none.jsonl"], "no such file"),
         (["--baseline"], "set samples"),
         (["--json", "nowhere/x.json"], "no folder"),
-        (["--reward", "exact", "--prompt", "What?"], "no gold answer"),
+        (["--reward", "exact", "--prompt", "What?"], "a prompt has none"),
+        (["--prompt", "What?", "--run", "x"], "keeps no run"),
+        (["--strategy", "thoughts", "--k", "0.5"], "has no k"),
     ],
 )
 def test_a_mistake_costs_one_line(lm, monkeypatch, capsys, options, said):

@@ -13,7 +13,7 @@ Positional = tyro.conf.Positional
 def seek(arguments: list[str]) -> None:
     """Improve answers at test time by searching a model's own hidden states, beside controls."""
     from latentwire.lm.frozen import FrozenLM
-    from latentwire.recipes.seek import SeekRecipe, run_seek, seek_prompt
+    from latentwire.recipes.seek import SeekRecipe, load_task, run_seek, seek_prompt
     from latentwire.report.page import write_report
     from latentwire.report.seek import seek_table, verdict
 
@@ -31,22 +31,26 @@ def seek(arguments: list[str]) -> None:
             recipe: What to search, and how.
             prompt: Search the answer to this one prompt, not a data set, and print the trace.
             run: Run folder for predictions.jsonl, results.json and report.html; one that was
-                interrupted is gone on with.
+                interrupted is gone on with. runs/seek-DATA-REWARD if not given.
             json_out: Write the result as JSON to this file.
         """
         check_folder(json_out)
         recipe.check()
-        lm = FrozenLM.from_pretrained(model)
         if prompt is not None:
-            _print_trace(seek_prompt(lm, recipe, prompt))
+            if run is not None or json_out is not None:
+                raise ValueError(
+                    "--prompt prints a trace and keeps no run; leave --run, --json out"
+                )
+            _print_trace(seek_prompt(FrozenLM.from_pretrained(model), recipe, prompt))
             return
-        result = run_seek(lm, recipe, run)
+        task = load_task(recipe)  # a mistake in the data costs no loading of the model
+        run = run or recipe.folder()
+        result = run_seek(FrozenLM.from_pretrained(model), recipe, run, task)
         out.print(seek_table(result))
         for line in verdict(result):
             out.print(f"- {line}", markup=False, highlight=False)
         write_json(json_out, result)
-        if run is not None:
-            print(f"report: {write_report(run)}")
+        print(f"report: {write_report(run)}")
 
     tyro.cli(command, args=arguments, prog="latentwire seek")
 
@@ -60,6 +64,6 @@ def _print_trace(found: Any) -> None:
         parts = ", ".join(f"{name} {value:g}" for name, value in s.parts.items())
         line = f"step {s.step:2}: reward {reward}, {s.flipped} tokens flipped, {s.tokens} run over"
         out.print(f"[dim]{line}[/dim] [dim]{parts}[/dim]", highlight=False)
+    print(found.text)
     if found.failure is not None:
         raise ValueError(found.failure)
-    print(found.text)

@@ -24,8 +24,9 @@ class Room:
 
     def continues(self, tensor: Tensor, more: int) -> bool:
         """Whether `tensor` is all that is in here, and `more` columns fit behind it."""
-        ours = tensor.data_ptr() == self.buffer.data_ptr() and tensor.shape[2] == self.used
-        return ours and self.used + more <= self.buffer.shape[2]
+        ours = tensor.data_ptr() == self.buffer.data_ptr() and len(tensor) == len(self.buffer)
+        whole = tensor.shape[2] == self.used
+        return ours and whole and self.used + more <= self.buffer.shape[2]
 
 
 class GrowingLayer(DynamicLayer):
@@ -54,17 +55,19 @@ def _appended(tensor: Tensor, new: Tensor, room: Room | None) -> tuple[Tensor, R
     return room.buffer[:, :, : n + more], room
 
 
-def as_cache(prefix: KVPrefix | None) -> Any:
-    """A cache that starts as the prefix's own tensors, which are never written to. Layers are
-    full-length ones also where the model's attention is windowed, because the window is in our
-    mask."""
+def as_cache(prefix: KVPrefix | None, kept: bool) -> Any:
+    """A cache that starts as the prefix's own tensors, which are never written to. kept: whether it
+    will be gone on with, so that room to grow pays. Layers are full-length ones also where the
+    model's attention is windowed, because the window is in our mask."""
     cache = DynamicCache()
     if prefix is not None:
         rooms = prefix.rooms or (None,) * len(prefix.keys)
         for keys, values, room in zip(prefix.keys, prefix.values, rooms, strict=True):
-            layer = GrowingLayer()
+            layer = GrowingLayer() if kept else DynamicLayer()
             layer.lazy_initialization(keys, values)
-            layer.keys, layer.values, layer.rooms = keys, values, room
+            layer.keys, layer.values = keys, values
+            if isinstance(layer, GrowingLayer):
+                layer.rooms = room
             cache.layers.append(layer)
     return cache
 

@@ -289,13 +289,14 @@ class FrozenLM:
         self,
         prompt: Prompt,
         pick: Pick,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         stop_ids: Sequence[int] | None = None,
         stop_strings: Sequence[str] = (),
         caching: Caching = "kv",
         samples: int = 1,
     ) -> Decoded:
-        """The only generation loop: exactly `max_new_tokens` steps unless every row stops before.
+        """The only generation loop: exactly `max_new_tokens` steps unless every row stops before;
+        one number for all rows, or one for each.
 
         A row ends with a token of `stop_ids` (the model's own if None; () for none) or with the
         first of `stop_strings` in its text. caching: "kv" feeds one token a step over a growing
@@ -304,19 +305,20 @@ class FrozenLM:
         samples: continuations of each row, next to each other in the result; with "kv" they share
         one pass over the prompt. The pick sees all of them as rows.
         """
-        if max_new_tokens < 1 or samples < 1:
-            short = "max_new_tokens" if max_new_tokens < 1 else "samples"
-            raise ValueError(f"{short} is {min(max_new_tokens, samples)}; expected at least 1")
-        self._check_window(int(prompt.next_position.max()) + max_new_tokens)
+        most = torch.as_tensor(max_new_tokens, device=self.device).expand(len(prompt.mask))
+        if int(most.min()) < 1 or samples < 1:
+            short = "samples" if samples < 1 else "max_new_tokens"
+            raise ValueError(f"{short} is {min(int(most.min()), samples)}; expected at least 1")
+        self._check_window(int((prompt.next_position + most).max()))
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
         with adapted(self.model, self.adapter):
-            return self._decode(prompt, pick, max_new_tokens, stops, stop_strings, caching, samples)
+            return self._decode(prompt, pick, most, stops, stop_strings, caching, samples)
 
     def _decode(
         self,
         prompt: Prompt,
         pick: Pick,
-        max_new_tokens: int,
+        most: Int[Tensor, " b"],
         stops: Sequence[int],
         stop_strings: Sequence[str],
         caching: Caching,
@@ -324,7 +326,8 @@ class FrozenLM:
     ) -> Decoded:
         alive = torch.ones(len(prompt.mask) * samples, dtype=torch.bool, device=self.device)
         ids, masks, log_probs, embeds = [], [], [], []
-        for step in range(max_new_tokens):
+        most = most.repeat_interleave(samples)
+        for step in range(int(most.max())):
             final, prefix = self._step(prompt, caching)
             if step == 0 and samples > 1:
                 final, prompt = final.repeat_interleave(samples, 0), prompt.repeat(samples)
@@ -343,6 +346,7 @@ class FrozenLM:
             fed = prompt.append(embed[:, None], alive[:, None])
             prompt = _after(fed, prefix) if prefix is not None else fed
             alive = alive & ~torch.isin(chosen, torch.tensor(stops, device=self.device))
+            alive = alive & (step + 1 < most)
             if stop_strings:
                 texts = self._texts(torch.stack(ids, 1), torch.stack(masks, 1), stops)
                 ended = [any(s in t for s in stop_strings) for t in texts]
@@ -384,7 +388,8 @@ class FrozenLM:
     def _forward(self, prompt: Prompt, keep_cache: bool = False) -> tuple[Tensor, KVPrefix | None]:
         """Final states [b, t, d] and, on request, the grown cache. Every path ends here."""
         self._check_window(int(prompt.positions.max()) + 1)
-        cache = as_cache(prompt.prefix) if keep_cache or prompt.prefix is not None else None
+        cached = keep_cache or prompt.prefix is not None
+        cache = as_cache(prompt.prefix, keep_cache) if cached else None
         with self._patched(prompt), adapted(self.model, self.adapter):
             output = self.body(
                 inputs_embeds=prompt.embeds,

@@ -16,13 +16,14 @@ def open_run(out: Path, setting: dict) -> list[dict]:
     session left there. Raises ValueError for a folder that holds another run."""
     out.mkdir(parents=True, exist_ok=True)
     config, predictions = out / "config.json", out / PREDICTIONS
-    if config.exists() and json.loads(config.read_text()) != setting:
+    known = json.loads(config.read_text()) if config.exists() else None
+    if known != setting and (known is not None or predictions.exists()):
         raise ValueError(f"{out} holds another run; give another --run or remove it")
     write_whole(config, json.dumps(setting, indent=1))
     if not predictions.exists():
         return []
-    # What follows the last line end is a record that was cut off.
-    lines = predictions.read_text(encoding="utf-8").split("\n")[:-1]
+    # What follows the last line end is a record that was cut off, maybe inside a character.
+    lines = predictions.read_bytes().rpartition(b"\n")[0].decode().split("\n")
     records = [json.loads(line) for line in lines if line]
     rewrite(out, records)
     return records

@@ -6,11 +6,13 @@ Arms, all with the same model, prompt, answer budget and reward:
 
 - greedy: the first answer.
 - seek: the search.
-- random_sign: the search with the sign of each update tossed; what is left of the gain when the
-  direction means nothing is the gain of merely trying other answers.
+- random_sign: the search with the sign of each update tossed, until a problem has spent what a
+  whole search spends or has taken four times its steps; a gain that this has too comes from trying
+  other answers, not from where the reward points.
 - best_of_n: the greedy answer and samples, the best by the same reward, stopping where the search
   would stop; a batch draws until it has spent as many tokens as the search.
-- pass_at_k: whether any of those is right, which no reward but an oracle can know.
+- pass_at_k: whether any of those is right, which no reward but an oracle can know; under `exact`
+  the same as best_of_n.
 
 The first answers are also rated a second time without any update ("reroll"): a reward that changes
 its mind would raise scores by being asked again.
@@ -18,9 +20,11 @@ its mind would raise scores by being asked again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -33,7 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from latentwire.evals.metrics import bootstrap
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM
-from latentwire.recipes.runs import append, open_run
+from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.seek.answers import Answers, prompt_ids
 from latentwire.seek.region import Fraction, Section
 from latentwire.seek.rewards.base import Attempt, Reward, rate
@@ -41,10 +45,10 @@ from latentwire.seek.rewards.confidence import Confidence
 from latentwire.seek.rewards.exact import Exact
 from latentwire.seek.rewards.program import Program
 from latentwire.seek.rewards.self_verify import SelfVerify
-from latentwire.seek.search import Found, Seek, SeekConfig, Step, seed_of
+from latentwire.seek.search import Found, Seek, SeekConfig, Step, best_of, seed_of, threshold_of
 from latentwire.seek.thoughts import Thoughts, ThoughtsConfig
 from latentwire.tasks.arc import load_arc
-from latentwire.tasks.base import Problem, Task
+from latentwire.tasks.base import DataError, Problem, Task
 from latentwire.tasks.maths import Form, load_maths
 
 REWARDS: dict[str, Callable[[FrozenLM, Task], Reward]] = {
@@ -105,12 +109,20 @@ class SeekRecipe:
             raise ValueError(
                 f"temperature is {self.temperature}; expected more than 0 (of samples)"
             )
+        if self.strategy == "thoughts":
+            unused = ("k", "section", "lr", "samples", "baseline", "compat")
+            if given := [f for f in unused if getattr(self, f) != getattr(SeekRecipe, f)]:
+                raise ValueError(f"strategy thoughts has no {given[0]}; leave it out")
         arc = self.data.startswith("arc:")
         if (self.reward == "program" and not arc) or (self.reward == "exact" and arc):
             raise ValueError(
                 f"reward {self.reward} with data {self.data}; expected program with arc:..., and "
                 "exact with problems that have a gold answer"
             )
+
+    def folder(self) -> Path:
+        """Where a run is kept unless it is told."""
+        return Path("runs") / f"seek-{Path(self.data.removeprefix('arc:')).stem}-{self.reward}"
 
     def search(self) -> SeekConfig:
         """The search that this describes."""
@@ -138,42 +150,59 @@ class SeekRecipe:
 
 
 def load_task(recipe: SeekRecipe) -> Task:
-    """The problems of a recipe. Raises DataError for a source without any."""
+    """The problems of a recipe. Raises DataError for a source without any, or with an id twice."""
     if recipe.data.startswith("arc:"):
-        return load_arc(Path(recipe.data[4:]), recipe.limit)
-    return load_maths(recipe.data, recipe.limit, recipe.form)
+        task = load_arc(Path(recipe.data[4:]), recipe.limit)
+    else:
+        task = load_maths(recipe.data, recipe.limit, recipe.form)
+    twice = [name for name, n in Counter(p.id for p in task.problems).items() if n > 1]
+    if twice:
+        raise DataError(f"{recipe.data}: two problems have the id {twice[0]!r}; expected one each")
+    return task
 
 
-def run_seek(lm: FrozenLM, recipe: SeekRecipe, out: Path | None = None) -> dict[str, Any]:
+def run_seek(
+    lm: FrozenLM, recipe: SeekRecipe, out: Path | None = None, task: Task | None = None
+) -> dict[str, Any]:
     """Search all problems under all arms; the whole result as one dict.
 
+    task: the recipe's, if it is loaded already.
     out: a run folder that gets config.json and predictions.jsonl, one record a problem, batch by
     batch, so that an interrupted run goes on. Raises ValueError for a folder of another run.
     """
     recipe.check()
-    task = load_task(recipe)
-    setting = {"kind": "seek", "model": lm.name, "task": task.name, **asdict(recipe)}
+    task = task or load_task(recipe)
+    problems = task.problems
+    known = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
+    setting = {"kind": "seek", "model": lm.name, "task": task.name, "problems": known}
+    setting |= asdict(recipe)
     records = [] if out is None else open_run(out, setting)
-    done = {r["id"] for r in records}
-    left = [p for p in task.problems if p.id not in done]
+    if len(records) < len(problems) and len(records) % recipe.batch:
+        # Best of N shares a batch's tokens, so a batch is gone on with as a whole.
+        records = records[: len(records) // recipe.batch * recipe.batch]
+        assert out is not None
+        rewrite(out, records)
     with _progress() as progress:
-        bar = progress.add_task("", total=len(task.problems), completed=len(done), said="")
-        for start in range(0, len(left), recipe.batch):
-            batch = _batch(lm, recipe, task, left[start : start + recipe.batch])
+        bar = progress.add_task("", total=len(problems), completed=len(records), said="")
+        for start in range(len(records), len(problems), recipe.batch):
+            batch = _batch(lm, recipe, task, problems[start : start + recipe.batch])
             records += batch
             if out is not None:
                 append(out, batch)
             progress.update(bar, advance=len(batch), said=_said(records))
     about = {key: setting[key] for key in ("kind", "model", "task", "reward")}
-    result = {**about, **_summary(records), "config": setting}
+    result = {**about, **_summary(records, recipe.compat == "original"), "config": setting}
     if out is not None:
         write_whole(out / "results.json", json.dumps(result, indent=1))
     return result
 
 
 def seek_prompt(lm: FrozenLM, recipe: SeekRecipe, prompt: str) -> Found:
-    """Search the answer to one prompt."""
+    """Search the answer to one prompt. Raises ValueError for a reward that a prompt alone cannot
+    have."""
     recipe.check()
+    if recipe.reward in ("exact", "program"):
+        raise ValueError(f"reward {recipe.reward} needs a problem's answer; a prompt has none")
     reward = REWARDS[recipe.reward](lm, Task("prompt", (), lambda problem, text: False))
     return recipe.searcher(lm, reward)([Problem("prompt", prompt, prompt)])[0]
 
@@ -208,9 +237,10 @@ def _batch(
     found = recipe.searcher(lm, reward)(problems)
     arms: dict[str, list[Found]] = {"seek": found}
     if recipe.strategy == "states":
-        arms["random_sign"] = Seek(lm, reward, replace(recipe.search(), update="random_sign"))(
-            problems
-        )
+        # Half of its steps lead back to a span that was tried, at no cost: let it spend as much.
+        most = max(f.tokens for f in found)
+        tossed = replace(recipe.search(), update="random_sign", steps=4 * recipe.steps, tokens=most)
+        arms["random_sign"] = Seek(lm, reward, tossed)(problems)
     arms["best_of_n"] = best_of_n(lm, reward, recipe, found)
     again = _reroll(reward, found)
     grade = cache(lambda problem, text: task.grade(problem, text))
@@ -246,13 +276,12 @@ def _reroll(reward: Reward, found: Sequence[Found]) -> list[float | None]:
     """The first answers' rewards, asked for once more."""
     rated = [i for i, f in enumerate(found) if _first(f) is not None]
     attempts = [_first_attempt(found[i]) for i in rated]
-    ratings = dict(zip(rated, rate(reward, attempts), strict=True))
-    return [ratings[i].value if i in ratings else None for i in range(len(found))]
+    again = {i: r for i, r in zip(rated, rate(reward, attempts), strict=True) if not r.failure}
+    return [again[i].value if i in again else None for i in range(len(found))]
 
 
 def _first_attempt(found: Found) -> Attempt:
-    assert found.first is not None
-    return Attempt(found.problem, found.first, found.trace[0].text)
+    return Attempt(found.problem, found.ids[0], found.trace[0].text)
 
 
 def best_of_n(
@@ -263,7 +292,7 @@ def best_of_n(
     A problem begins with its greedy answer and stops drawing above the search's threshold. The
     answer given is the first of those with the highest reward.
     """
-    threshold = Seek(lm, reward, recipe.search()).threshold
+    threshold = threshold_of(reward)
     drawn = {i: list(f.trace[:1]) for i, f in enumerate(searched)}
     going = [i for i, f in enumerate(searched) if _first(f) is not None]
     if not going:
@@ -302,10 +331,10 @@ def _value(step: Step) -> float:
 
 
 def _best(searched: Found, drawn: Sequence[Step]) -> Found:
-    if all(s.reward is None for s in drawn):
-        return searched
-    best = max(drawn, key=_value)
-    return Found(searched.problem, best.text, best.reward, tuple(drawn))
+    best = best_of(drawn)
+    return (
+        searched if best is None else Found(searched.problem, best.text, best.reward, tuple(drawn))
+    )
 
 
 # -- all of it ------------------------------------------------------------------------------------
@@ -321,7 +350,7 @@ def _rights(record: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in right.items()}
 
 
-def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _summary(records: Sequence[dict[str, Any]], last: bool) -> dict[str, Any]:
     ids = [r["id"] for r in records]
     rights = [_rights(r) for r in records]
     arms: dict[str, dict[str, float]] = {}
@@ -350,7 +379,9 @@ def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "of": len(rerolled),
         },
         "flips": _flips(records),
-        "curves": {name: _curve(records, name) for name in records[0]["arms"]},
+        "curves": {
+            name: _curve(records, name, last and name != "best_of_n") for name in records[0]["arms"]
+        },
     }
 
 
@@ -372,16 +403,17 @@ def _flips(records: Sequence[dict[str, Any]]) -> list[float]:
     return [statistics.fmean(shares[step]) for step in sorted(shares)]
 
 
-def _curve(records: Sequence[dict[str, Any]], name: str) -> list[dict[str, float]]:
-    """Accuracy of the best-rated answer so far against mean tokens spent, step by step."""
-    last = max((s["step"] for r in records for s in r["arms"][name]["trace"]), default=0)
+def _curve(records: Sequence[dict[str, Any]], name: str, last: bool) -> list[dict[str, float]]:
+    """Accuracy of the best-rated answer so far (or the last, where the search gives that) against
+    mean tokens spent, step by step."""
+    steps = max((s["step"] for r in records for s in r["arms"][name]["trace"]), default=0)
     points = []
-    for step in range(last + 1):
+    for step in range(steps + 1):
         rights, tokens = [], []
         for record in records:
             so_far = [s for s in record["arms"][name]["trace"] if s["step"] <= step]
-            best = max(so_far, key=_reward, default=None)
-            rights.append(float(best is not None and best["right"]))
+            given = so_far[-1:] if last else sorted(so_far, key=_reward, reverse=True)[:1]
+            rights.append(float(bool(given) and given[0]["right"]))
             tokens.append(sum(s["tokens"] for s in so_far))
         points.append({"tokens": statistics.fmean(tokens), "accuracy": statistics.fmean(rights)})
     return points

@@ -66,16 +66,16 @@ def is_oracle(results: dict[str, Any]) -> bool:
 
 def helps(results: dict[str, Any]) -> bool | None:
     """True where seek is better than greedy, random sign and best of N, each by the interval of the
-    difference, with no more tokens than best of N; False where it is not better than greedy; None
-    between, or where one was not run."""
+    difference, with no more tokens than the last two; False where it is not better than greedy;
+    None between, or where one was not run."""
     better = {k: d["low"] > 0 for k, d in results["differences"].items()}
     if not better.get("greedy", True):
         return False
     needed = ("greedy", "random_sign", "best_of_n")
     if not all(better.get(k) and k in results["arms"] for k in needed):
         return None
-    ours, theirs = (results["arms"][k]["tokens"] for k in ("seek", "best_of_n"))
-    return ours <= (1 + EQUAL) * theirs or None
+    ours, *theirs = (results["arms"][k]["tokens"] for k in ("seek", "best_of_n", "random_sign"))
+    return ours <= (1 + EQUAL) * min(theirs) or None
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
@@ -182,6 +182,14 @@ def _random_sign(results: dict[str, Any]) -> str:
         "reward's direction is what helps",
         None: ". Whether the reward's direction is what helps is unknown",
     }
+    if sign is None:
+        return f"Seek {said}{so[sign]}."
+    ours, theirs = (results["arms"][k]["tokens"] for k in ("seek", "random_sign"))
+    if ours > (1 + EQUAL) * theirs:
+        return (
+            f"Seek {said}. But it spent {ours:,.0f} tokens a problem against {theirs:,.0f}, so it "
+            "tried more answers, and this does not tell what the reward's direction does."
+        )
     return f"Seek {said}{so[sign]}."
 
 

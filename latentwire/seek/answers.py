@@ -58,9 +58,9 @@ class Answers:
             return ids
         prompt = self._prompt([rows[i] for i in going], [heads[i] for i in going])
         pick = self.pick([seeds[i] for i in going], [len(heads[i]) for i in going])
-        out = self.lm.decode(prompt, pick, max(budgets[i] for i in going))
+        out = self.lm.decode(prompt, pick, [budgets[i] for i in going])
         for i, new, mask in zip(going, out.ids, out.mask, strict=True):
-            ids[i] = torch.cat([heads[i], new[mask][: budgets[i]]])
+            ids[i] = torch.cat([heads[i], new[mask]])
         return ids
 
     @torch.no_grad()

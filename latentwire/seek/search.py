@@ -14,6 +14,7 @@ its own optimizer, so a problem's search does not depend on its batch.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ class SeekConfig:
     """Weigh by the advantage over the first answer's reward; needs samples."""
     clip: float | None = None
     """Largest gradient norm of one problem's z."""
+    tokens: int | None = None
+    """Stop a problem that has spent so many positions."""
     update: Literal["reward", "random_sign"] = "reward"
     """random_sign is a control: the same steps with the reward's sign tossed each time."""
     compat: Literal["ours", "original"] = "ours"
@@ -66,8 +69,8 @@ class SeekConfig:
         for name, least in (("steps", 0), ("samples", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
-        if not self.lr > 0 or (self.clip is not None and not self.clip > 0):
-            raise ValueError(f"lr {self.lr}, clip {self.clip}; expected more than 0")
+        if not 0 < self.lr < math.inf or (self.clip is not None and not self.clip > 0):
+            raise ValueError(f"lr {self.lr}, clip {self.clip}; expected more than 0, and finite")
         if not self.temperature >= 0:
             raise ValueError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
         if self.baseline and not self.samples:
@@ -100,8 +103,8 @@ class Found:
     """What a search came to: the answer to give, its reward, and every answer on the way.
 
     span: the answer tokens that were searched. note: where that is not the region asked for.
-    failure: why the search could not start or go on; what it had until then is kept. first: token
-    ids of the first answer.
+    failure: why the search could not start or go on; what it had until then is kept. ids: token ids
+    of each answer of the trace.
     """
 
     problem: Problem
@@ -111,7 +114,7 @@ class Found:
     span: tuple[int, int] | None = None
     note: str = ""
     failure: str | None = None
-    first: Int[Tensor, " n"] | None = None
+    ids: tuple[Int[Tensor, " _"], ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -124,6 +127,7 @@ class _Answer:
     """The answer that a span's tokens lead to, rated. tokens: what making it took."""
 
     action: Int[Tensor, " n"]
+    ids: Int[Tensor, " m"]
     text: str
     rating: Rating
     tokens: int
@@ -143,6 +147,7 @@ class _Search:
     seen: dict[tuple[int, ...], _Answer] = field(default_factory=dict)
     current: list[_Answer] = field(default_factory=list)
     trace: list[Step] = field(default_factory=list)
+    ids: list[Tensor] = field(default_factory=list)
     failure: str | None = None
 
 
@@ -151,10 +156,7 @@ class Seek:
 
     def __init__(self, lm: FrozenLM, reward: Reward, config: SeekConfig | None = None):
         self.lm, self.reward, self.config = lm, reward, config or SeekConfig()
-        low, high, given = reward.low, reward.high, self.config.threshold
-        if given is not None and not low <= given <= high:
-            raise ValueError(f"threshold is {given}; expected {low} to {high}, the reward's range")
-        self.threshold = high - 0.2 * (high - low) if given is None else given
+        self.threshold = threshold_of(reward, self.config.threshold)
         self._original = self.config.compat == "original"
         self._stops = torch.tensor(lm.stop_ids, device=lm.device)
 
@@ -209,7 +211,7 @@ class Seek:
             if row in searches:
                 found.append(self._found(searches[row]))
             else:
-                text, ran = self.lm.text(firsts[row]), len(prompts[row]) + len(firsts[row])
+                text, ran = self.lm.text(firsts[row]), len(prompts[row]) - 1 + len(firsts[row])
                 first = Step(0, None, {}, 0, text, 0.0, ran)
                 found.append(Found(problem, text, None, (first,), failure=str(spans[row])))
         return found
@@ -223,7 +225,10 @@ class Seek:
             return error
 
     def _goes_on(self, s: _Search) -> bool:
-        return s.failure is None and max(a.rating.value for a in s.current) <= self.threshold
+        spent, limit = sum(step.tokens for step in s.trace), self.config.tokens
+        if s.failure is not None or (limit is not None and spent >= limit):
+            return False
+        return max(a.rating.value for a in s.current) <= self.threshold
 
     def _move(self, answers: Answers, s: _Search, step: int) -> list[Int[Tensor, " n"]]:
         """One step on z by the current answers; the spans to try next."""
@@ -264,9 +269,15 @@ class Seek:
         for (s, action), attempt, rating in zip(
             fresh.values(), attempts, rate(self.reward, attempts), strict=True
         ):
-            # The first answer also takes its prompt, and the states of its span.
-            ran = len(s.prompt) + s.policy.span.stop if step == 0 else 1
-            answer = _Answer(action, attempt.text, rating, ran + len(attempt.ids) + rating.tokens)
+            # The prompt's last token and all answer tokens but the last are run over; the first
+            # answer also takes the rest of its prompt, and the states of its span.
+            ran = len(attempt.ids)
+            if step == 0:
+                ran += len(s.prompt) - 1 + s.policy.span.stop
+            elif ran <= s.policy.span.stop:
+                ran = 0  # ended inside of its span: nothing was generated
+            cost = ran + rating.tokens
+            answer = _Answer(action, attempt.ids, attempt.text, rating, cost)
             s.seen[tuple(action.tolist())] = answer
             s.failure = s.failure or rating.failure
         seconds = (time.perf_counter() - began) / len(live)
@@ -278,6 +289,7 @@ class Seek:
                 value = None if answer.rating.failure else answer.rating.value
                 share = seconds / len(s.current)
                 parts = answer.rating.parts
+                s.ids.append(answer.ids)
                 s.trace.append(Step(step, value, parts, flipped, answer.text, share, cost))
 
     def _finish(
@@ -302,14 +314,10 @@ class Seek:
         return answers.finish(rows, heads, budgets, seeds)
 
     def _found(self, s: _Search) -> Found:
-        rated = [a for a in s.seen.values() if a.rating.failure is None]
-        span = s.policy.span
-        text, reward = s.trace[0].text, None
-        if rated:
-            best = max(rated, key=lambda a: a.rating.value)
-            if self._original and s.current[-1].rating.failure is None:
-                best = s.current[-1]
-            text, reward = best.text, best.rating.value
+        span, chosen = s.policy.span, best_of(s.trace)
+        if self._original and s.trace[-1].reward is not None:
+            chosen = s.trace[-1]
+        text, reward = (chosen.text, chosen.reward) if chosen else (s.trace[0].text, None)
         return Found(
             s.problem,
             text,
@@ -318,8 +326,25 @@ class Seek:
             (span.start, span.stop),
             span.note,
             s.failure,
-            s.first,
+            tuple(s.ids),
         )
+
+
+def threshold_of(reward: Reward, given: float | None = None) -> float:
+    """The reward above which a search stops: the one given, or four fifths up its range."""
+    low, high = reward.low, reward.high
+    if given is not None and not low <= given <= high:
+        raise ValueError(f"threshold is {given}; expected {low} to {high}, the reward's range")
+    return high - 0.2 * (high - low) if given is None else given
+
+
+def best_of(trace: Sequence[Step]) -> Step | None:
+    """The first of the answers with the highest reward; None where none has one."""
+    return max((s for s in trace if s.reward is not None), key=_reward, default=None)
+
+
+def _reward(step: Step) -> float:
+    return -math.inf if step.reward is None else step.reward
 
 
 def no_room(lm: FrozenLM, problem: Problem, prompt: int, new: int) -> Found:

@@ -4,8 +4,10 @@
 
 `count` soft tokens stand between the question and the answer. Each step tries them with Gaussian
 noise, takes the LM's own confidence in what would follow each of them as reward, which costs one
-pass and no generation, and moves them by the policy gradient of a Gaussian, reward * noise / sigma
-(arXiv 2510.04182). The best tried are kept, and one answer is generated from them.
+pass and no generation, and moves them along the noise by that confidence: the policy gradient of a
+Gaussian, with its 1 / sigma in the step size, so that steps do not grow while the noise decays (the
+idea of LTPO, arXiv 2510.04182). One answer is generated from the thoughts that were tried best, and
+given if it is rated higher than the greedy one.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from latentwire.lm import FrozenLM, Greedy, Prompt
 from latentwire.seek.answers import prompt_ids
 from latentwire.seek.rewards.base import Attempt, Reward, rate
 from latentwire.seek.rewards.confidence import confidence
-from latentwire.seek.search import Found, Step, no_room, seed_of
+from latentwire.seek.search import Found, Step, best_of, no_room, seed_of
 from latentwire.tasks.base import Problem
 
 PLACEHOLDER = "..."
@@ -85,8 +87,6 @@ class Thoughts:
             states = lm.final(Prompt.of(lm, [[tried]], before))[0]
             value = float(confidence(lm.head(states), config.k).mean())
             best = max(best, (value, tried), key=lambda pair: pair[0])
-            # The gradient of log N(tried; thoughts, sigma) is noise / sigma; confidence, here from
-            # 0 to 1, says how far to go along it.
             thoughts = thoughts + config.lr * self.scale * (1 + value) * noise
             sigma *= config.decay
         rows = [[tail], [best[1], tail]]
@@ -100,10 +100,9 @@ class Thoughts:
             parts = rating.parts | ({"confidence": best[0]} if step and config.steps else {})
             cost = searched[step] + len(attempt.ids) + rating.tokens
             trace.append(Step(step, value, parts, 0, attempt.text, seconds, cost))
-        last = trace[-1]
-        return Found(
-            problem, last.text, last.reward, tuple(trace), None, "", ratings[-1].failure, ids[0]
-        )
+        given = best_of(trace) or trace[0]
+        failure = next((r.failure for r in ratings if r.failure), None)
+        return Found(problem, given.text, given.reward, tuple(trace), None, "", failure, tuple(ids))
 
     def _answer(self, row: Sequence[Tensor], before) -> Tensor:
         out = self.lm.decode(

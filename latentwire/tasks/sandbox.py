@@ -66,7 +66,7 @@ class Failure:
     why: str
 
 
-class SandboxError(RuntimeError):
+class SandboxError(OSError):
     """The sandbox itself did not work, so that nothing can be said about a program."""
 
 

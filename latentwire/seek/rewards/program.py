@@ -41,7 +41,10 @@ class Program:
         code = find_program(attempt.text)
         if code is None:
             return Rating(self.low, dict.fromkeys((*PARTS, "program"), 0.0))
-        results = run_program(code, [p.input for p in pairs], self.seconds, self.megabytes)
+        try:
+            results = run_program(code, [p.input for p in pairs], self.seconds, self.megabytes)
+        except SandboxError as error:
+            return failed(str(error))
         rows = [compare(got, pair.output) for got, pair in zip(results, pairs, strict=True)]
         near = [(r["shape"] + r["colour"] + r["cells"]) / 3 for r in rows if not r["exact"]]
         right = len(rows) - len(near)
