@@ -59,7 +59,8 @@ class Case:
 
 def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
     """An input of one kind: ids, embeds, prefix (the first three tokens prefilled), patch_one or
-    patch_all (random vectors at two positions of one or every layer)."""
+    patch_all (random vectors at two positions of one or every layer, as large as the states that
+    are usual there: beside states of size 200 a vector of size 1 only magnifies rounding)."""
     texts = TEXTS if ragged else TEXTS[:1]
     rows = [torch.cat([lm.bos, lm.ids(text)]) for text in texts]
     embeds = [lm.embed(row) for row in rows]
@@ -76,8 +77,12 @@ def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
     depth = len(lm.blocks)
     layers = [depth // 2] if kind == "patch_one" else list(range(depth))
     patches, per_row = [], none
+    with torch.no_grad():
+        states = lm.states(Prompt.from_ids(lm, rows[:1])).inputs[:, 0].float()
+    sizes = states.pow(2).mean(-1).sqrt().median(-1).values  # a first token's is many times that
     for layer in layers:
-        vectors = _noise((len(rows), 2, lm.width), layer).to(embeds[0])
+        size = sizes[min(layer + 1, depth - 1)]
+        vectors = size.to(embeds[0]) * _noise((len(rows), 2, lm.width), layer).to(embeds[0])
         positions = torch.tensor([[1, 2]] * len(rows), device=lm.device)
         patches.append(Patch(layer, positions, vectors))
         for row, vector in zip(per_row, vectors, strict=True):
