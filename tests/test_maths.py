@@ -215,6 +215,7 @@ def test_reading_a_file(tmp_path):
     assert [p.gold for p in task.problems] == ["72", "0.5", "2", None]
     first, *_, unknown = task.problems
     assert task.grade(first, r"\boxed{72}") and not task.grade(first, r"\boxed{73}")
+    assert task.grade(first, "so it is 72") and not task.grade(first, "so it is 72", False)
     assert not task.grade(first, "") and not task.grade(unknown, r"\boxed{72}")
     assert [p.id for p in load_maths(source, limit=2).problems] == ["a", "m/1"]
 

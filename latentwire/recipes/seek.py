@@ -27,7 +27,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +39,7 @@ from latentwire.lm import FrozenLM
 from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.seek.answers import Answers, prompt_ids
 from latentwire.seek.region import Fraction, Section
-from latentwire.seek.rewards.base import Attempt, Reward, rate
+from latentwire.seek.rewards.base import Attempt, Reward, attempt_of, rate
 from latentwire.seek.rewards.confidence import Confidence
 from latentwire.seek.rewards.exact import Exact
 from latentwire.seek.rewards.program import Program
@@ -48,7 +47,7 @@ from latentwire.seek.rewards.self_verify import SelfVerify
 from latentwire.seek.search import Found, Seek, SeekConfig, Step, best_of, seed_of, threshold_of
 from latentwire.seek.thoughts import Thoughts, ThoughtsConfig
 from latentwire.tasks.arc import load_arc
-from latentwire.tasks.base import DataError, Problem, Task
+from latentwire.tasks.base import DataError, Grade, Problem, Task
 from latentwire.tasks.maths import Form, load_maths
 
 REWARDS: dict[str, Callable[[FrozenLM, Task], Reward]] = {
@@ -203,7 +202,9 @@ def seek_prompt(lm: FrozenLM, recipe: SeekRecipe, prompt: str) -> Found:
     recipe.check()
     if recipe.reward in ("exact", "program"):
         raise ValueError(f"reward {recipe.reward} needs a problem's answer; a prompt has none")
-    reward = REWARDS[recipe.reward](lm, Task("prompt", (), lambda problem, text: False))
+    reward = REWARDS[recipe.reward](
+        lm, Task("prompt", (), lambda problem, text, finished=True: False)
+    )
     return recipe.searcher(lm, reward)([Problem("prompt", prompt, prompt)])[0]
 
 
@@ -243,28 +244,31 @@ def _batch(
         arms["random_sign"] = Seek(lm, reward, tossed)(problems)
     arms["best_of_n"] = best_of_n(lm, reward, recipe, found)
     again = _reroll(reward, found)
-    grade = cache(lambda problem, text: task.grade(problem, text))
     return [
         {
             "id": problem.id,
             "question": problem.question,
             "gold": problem.gold,
             "reroll": {"first": _first(found[i]), "again": again[i]},
-            "arms": {name: _record(row[i], grade) for name, row in arms.items()},
+            "arms": {name: _record(row[i], task.grade) for name, row in arms.items()},
         }
         for i, problem in enumerate(problems)
     ]
 
 
-def _record(found: Found, grade: Callable[[Problem, str], bool]) -> dict[str, Any]:
+def _record(found: Found, grade: Grade) -> dict[str, Any]:
+    rights = [grade(found.problem, s.text, s.finished) for s in found.trace]
+    given = next((i for i, s in enumerate(found.trace) if s.text == found.text), None)
     return {
         "text": found.text,
-        "right": grade(found.problem, found.text),
+        "right": given is not None and rights[given],
         "reward": found.reward,
         "span": found.span,
         "note": found.note,
         "failure": found.failure,
-        "trace": [{**asdict(s), "right": grade(found.problem, s.text)} for s in found.trace],
+        "trace": [
+            {**asdict(s), "right": right} for s, right in zip(found.trace, rights, strict=True)
+        ],
     }
 
 
@@ -281,7 +285,7 @@ def _reroll(reward: Reward, found: Sequence[Found]) -> list[float | None]:
 
 
 def _first_attempt(found: Found) -> Attempt:
-    return Attempt(found.problem, found.ids[0], found.trace[0].text)
+    return Attempt(found.problem, found.ids[0], found.trace[0].text, found.trace[0].finished)
 
 
 def best_of_n(
@@ -314,14 +318,15 @@ def best_of_n(
         nothing, budgets = [answers.nothing] * len(live), [recipe.max_new_tokens] * len(live)
         ids = answers.finish([row[i] for i in live], nothing, budgets, seeds)
         attempts = [
-            Attempt(searched[i].problem, new, lm.text(new))
-            for i, new in zip(live, ids, strict=True)
+            attempt_of(lm, searched[i].problem, new) for i, new in zip(live, ids, strict=True)
         ]
         for i, attempt, rating in zip(live, attempts, rate(reward, attempts), strict=True):
             cost = len(attempt.ids) + rating.tokens
             left -= cost
             value = None if rating.failure else rating.value
-            step = Step(len(drawn[i]), value, rating.parts, 0, attempt.text, 0.0, cost)
+            step = Step(
+                len(drawn[i]), value, rating.parts, 0, attempt.text, attempt.finished, 0.0, cost
+            )
             drawn[i].append(step)
     return [_best(searched[i], drawn[i]) for i in range(len(searched))]
 
@@ -360,6 +365,7 @@ def _summary(records: Sequence[dict[str, Any]], last: bool) -> dict[str, Any]:
         mean = statistics.fmean(scores)
         arms[name] = {"accuracy": mean, "low": low, "high": high}
         arms[name]["tokens"] = statistics.fmean(_tokens(r, name) for r in records)
+        arms[name]["finished"] = statistics.fmean(_finished(r, name) for r in records)
     for name in ("best_of_n", "pass_at_k"):
         draws = [len(r["arms"]["best_of_n"]["trace"]) for r in records]
         arms[name]["samples"] = statistics.fmean(draws)
@@ -385,11 +391,22 @@ def _summary(records: Sequence[dict[str, Any]], last: bool) -> dict[str, Any]:
     }
 
 
-def _tokens(record: dict[str, Any], name: str) -> int:
+def _trace(record: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The answers behind an arm's result."""
+    arms = record["arms"]
     if name == "greedy":
-        return sum(step["tokens"] for step in record["arms"]["seek"]["trace"][:1])
-    trace = record["arms"]["best_of_n" if name == "pass_at_k" else name]["trace"]
-    return sum(step["tokens"] for step in trace)
+        return arms["seek"]["trace"][:1]
+    return arms["best_of_n" if name == "pass_at_k" else name]["trace"]
+
+
+def _finished(record: dict[str, Any], name: str) -> float:
+    """Share of an arm's answers that ended by themselves."""
+    trace = _trace(record, name)
+    return sum(step["finished"] for step in trace) / max(1, len(trace))
+
+
+def _tokens(record: dict[str, Any], name: str) -> int:
+    return sum(step["tokens"] for step in _trace(record, name))
 
 
 def _flips(records: Sequence[dict[str, Any]]) -> list[float]:

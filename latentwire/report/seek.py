@@ -27,7 +27,11 @@ FEW = 300
 EQUAL = 0.1
 """Token counts that differ by no more than this share are called equal."""
 
-ARM = {**dict.fromkeys(("accuracy", "low", "high", "tokens"), float), "samples?": float}
+ARM = {
+    **dict.fromkeys(("accuracy", "low", "high", "tokens"), float),
+    "samples?": float,
+    "finished?": float,
+}
 RESULTS = {
     **dict.fromkeys(("model", "task", "reward"), str),
     **dict.fromkeys(("n", "failures"), int),
@@ -82,7 +86,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
     """The results in words: greedy, oracle, best of N, random sign, re-roll, failures, and how much
     so many problems can tell. What does not apply is left out."""
     arms(results)
-    of = (_greedy, _oracle, _best_of_n, _random_sign, _reroll, _failures, _few)
+    of = (_cut_off, _greedy, _oracle, _best_of_n, _random_sign, _reroll, _failures, _few)
     return [said for part in of if (said := part(results))]
 
 
@@ -132,6 +136,16 @@ def _against(results: dict[str, Any], key: str, other: str) -> tuple[int | None,
     mean, low, high = (_points(gap[k]) for k in ("mean", "low", "high"))
     said = f"is {word} than {other}, {theirs}: {mean} points ({low} to {high}{zero})"
     return sign, said
+
+
+def _cut_off(results: dict[str, Any]) -> str | None:
+    finished = results["arms"]["seek"].get("finished", 1.0)
+    if finished >= 0.5:
+        return None
+    return (
+        f"Only {finished:.0%} of the answers ended by themselves; the others were cut off by their "
+        "budget. Give more tokens, or read the accuracies as those of cut answers."
+    )
 
 
 def _greedy(results: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from latentwire.lm import FrozenLM, Sampled, seeded_noise
 from latentwire.seek.answers import Answers, prompt_ids
 from latentwire.seek.policy import Policy
 from latentwire.seek.region import Fraction, Region, RegionError, Span
-from latentwire.seek.rewards.base import Attempt, Rating, Reward, rate
+from latentwire.seek.rewards.base import Attempt, Rating, Reward, attempt_of, rate
 from latentwire.tasks.base import Problem
 
 
@@ -84,16 +84,17 @@ class SeekConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """One answer of a search. step: 0 for the first answer; reward:
-    None where it failed; flipped: span tokens that differ from
-    the first answer's; seconds: its share of the batch's time; tokens: positions that LMs ran over
-    for it, the reward's included (0 where the same span was tried before)."""
+    """One answer of a search. step: 0 for the first answer; reward: None where it failed; flipped:
+    span tokens that differ from the first answer's; finished: whether it ended by itself, and not by
+    its budget; seconds: its share of the batch's time; tokens: positions that LMs ran over for it,
+    the reward's included (0 where the same span was tried before)."""
 
     step: int
     reward: float | None
     parts: dict[str, float]
     flipped: int
     text: str
+    finished: bool
     seconds: float
     tokens: int
 
@@ -127,8 +128,7 @@ class _Answer:
     """The answer that a span's tokens lead to, rated. tokens: what making it took."""
 
     action: Int[Tensor, " n"]
-    ids: Int[Tensor, " m"]
-    text: str
+    attempt: Attempt
     rating: Rating
     tokens: int
 
@@ -212,7 +212,7 @@ class Seek:
                 found.append(self._found(searches[row]))
             else:
                 text, ran = self.lm.text(firsts[row]), len(prompts[row]) - 1 + len(firsts[row])
-                first = Step(0, None, {}, 0, text, 0.0, ran)
+                first = Step(0, None, {}, 0, text, True, 0.0, ran)
                 found.append(Found(problem, text, None, (first,), failure=str(spans[row])))
         return found
 
@@ -263,7 +263,7 @@ class Seek:
         wanted = list(fresh.values())
         ids = self._finish(answers, wanted) if step else [s.first for s, _ in wanted]
         attempts = [
-            Attempt(s.problem, row, self.lm.text(row))
+            attempt_of(self.lm, s.problem, row)
             for (s, _), row in zip(fresh.values(), ids, strict=True)
         ]
         for (s, action), attempt, rating in zip(
@@ -277,7 +277,7 @@ class Seek:
             elif ran <= s.policy.span.stop:
                 ran = 0  # ended inside of its span: nothing was generated
             cost = ran + rating.tokens
-            answer = _Answer(action, attempt.ids, attempt.text, rating, cost)
+            answer = _Answer(action, attempt, rating, cost)
             s.seen[tuple(action.tolist())] = answer
             s.failure = s.failure or rating.failure
         seconds = (time.perf_counter() - began) / len(live)
@@ -289,8 +289,9 @@ class Seek:
                 value = None if answer.rating.failure else answer.rating.value
                 share = seconds / len(s.current)
                 parts = answer.rating.parts
-                s.ids.append(answer.ids)
-                s.trace.append(Step(step, value, parts, flipped, answer.text, share, cost))
+                text, finished = answer.attempt.text, answer.attempt.finished
+                s.ids.append(answer.attempt.ids)
+                s.trace.append(Step(step, value, parts, flipped, text, finished, share, cost))
 
     def _finish(
         self, answers: Answers, wanted: Sequence[tuple[_Search, Tensor]]

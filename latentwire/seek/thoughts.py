@@ -21,7 +21,7 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, Greedy, Prompt
 from latentwire.seek.answers import prompt_ids
-from latentwire.seek.rewards.base import Attempt, Reward, rate
+from latentwire.seek.rewards.base import Reward, attempt_of, rate
 from latentwire.seek.rewards.confidence import confidence
 from latentwire.seek.search import Found, Step, best_of, no_room, seed_of
 from latentwire.tasks.base import Problem
@@ -91,7 +91,7 @@ class Thoughts:
             sigma *= config.decay
         rows = [[tail], [best[1], tail]]
         ids = [self._answer(row, before) for row in rows]
-        attempts = [Attempt(problem, i, lm.text(i)) for i in ids]
+        attempts = [attempt_of(lm, problem, i) for i in ids]
         ratings = rate(self.reward, attempts)
         seconds, trace = (time.perf_counter() - began) / 2, []
         searched = [len(prompt), config.count * (config.steps + 1) + len(tail)]
@@ -99,7 +99,7 @@ class Thoughts:
             value = None if rating.failure else rating.value
             parts = rating.parts | ({"confidence": best[0]} if step and config.steps else {})
             cost = searched[step] + len(attempt.ids) + rating.tokens
-            trace.append(Step(step, value, parts, 0, attempt.text, seconds, cost))
+            trace.append(Step(step, value, parts, 0, attempt.text, attempt.finished, seconds, cost))
         given = best_of(trace) or trace[0]
         failure = next((r.failure for r in ratings if r.failure), None)
         return Found(problem, given.text, given.reward, tuple(trace), None, "", failure, tuple(ids))

@@ -52,9 +52,9 @@ def load_arc(path: Path, limit: int | None = None) -> Task:
     if not problems:
         raise DataError(f"{path} has no tasks; expected {{id: task}} or a folder of .json files")
 
-    def grade(problem: Problem, answer: str) -> bool:
+    def grade(problem: Problem, text: str, finished: bool = True) -> bool:
         """Whether the answer's program gives exactly the output for every test input."""
-        code = find_program(answer)
+        code = find_program(text)
         if code is None:
             return False
         pairs = tests[problem.id]

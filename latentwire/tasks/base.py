@@ -4,10 +4,10 @@ line."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,21 @@ class Problem:
     """What else a reward may see: ARC's training pairs."""
 
 
+@runtime_checkable
+class Grade(Protocol):
+    """Whether an answer's text solves a problem. finished: whether the answer ended by itself; of
+    one that was cut off, only what it states in the task's form may count."""
+
+    def __call__(self, problem: Problem, text: str, finished: bool = True) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Task:
-    """Problems, and whether an answer's text solves one."""
+    """Problems, and what grades their answers."""
 
     name: str
     problems: tuple[Problem, ...]
-    grade: Callable[[Problem, str], bool]
+    grade: Grade
 
 
 class DataError(ValueError):

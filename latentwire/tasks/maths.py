@@ -64,8 +64,8 @@ def load_maths(source: str, limit: int | None = None, form: Form = "boxed") -> T
         raise DataError(f"{source}: no such file; expected FILE.jsonl or one of {sorted(HUB)}")
     problems = tuple(_problem(name, n, where, row, form) for n, where, row in islice(rows, limit))
 
-    def grade(problem: Problem, text: str) -> bool:
-        answer = final_answer(text, form)
+    def grade(problem: Problem, text: str, finished: bool = True) -> bool:
+        answer = final_answer(text, form, finished)
         return answer is not None and problem.gold is not None and same_answer(answer, problem.gold)
 
     return Task(name, problems, grade)
@@ -135,16 +135,17 @@ JSON_VALUE = re.compile(
 )
 
 
-def final_answer(text: str, form: Form = "boxed") -> str | None:
+def final_answer(text: str, form: Form = "boxed", finished: bool = True) -> str | None:
     r"""The answer that a text gives, or None.
 
     It is the formatted one where there is one: in the form "boxed" what stands in the last
     \boxed{...} that closes and is not empty, in the form "json" the last value of "final answer"
     that is not empty, of an object that may be cut, quoted with ' or have text around it. Otherwise
     it is the last number in the text, as in the "flexible-extract" of GSM8K in lm-evaluation-
-    harness: a small model is graded on its maths, not on its format."""
+    harness: a small model is graded on its maths, not on its format. Not so in a text that is not
+    finished: where it was cut off, its last number is an accident."""
     found = _boxed(text) if form == "boxed" else _json_answer(text)
-    if found is None:
+    if found is None and finished:
         numbers = LAST_NUMBER.findall(text)
         found = numbers[-1].strip() if numbers else None
     return found

@@ -13,17 +13,25 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
+from latentwire.lm import FrozenLM
 from latentwire.tasks.base import Problem
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """An answer to be rated: its token ids [n], stop token included where there is one, and its
-    text."""
+    """An answer to be rated: its token ids [n], stop token included where there is one, its text,
+    and whether it ended by itself or was cut off by its budget."""
 
     problem: Problem
     ids: Int[Tensor, " n"]
     text: str
+    finished: bool = True
+
+
+def attempt_of(lm: FrozenLM, problem: Problem, ids: Int[Tensor, " n"]) -> Attempt:
+    """An answer's token ids as what a reward rates."""
+    finished = len(ids) > 0 and int(ids[-1]) in lm.stop_ids
+    return Attempt(problem, ids, lm.text(ids), finished)
 
 
 @dataclass(frozen=True)

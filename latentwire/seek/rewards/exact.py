@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latentwire.seek.rewards.base import Attempt, Rating, failed
-from latentwire.tasks.base import Problem
+from latentwire.tasks.base import Grade
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Exact:
     guesses as it has steps. Compare its accuracy with pass@K at the same K, never with a single
     answer's. A problem without a gold answer has no rating."""
 
-    grade: Callable[[Problem, str], bool]
+    grade: Grade
     """`Task.grade` of the task that the problems are from."""
     low: float = -1.0
     high: float = 0.0
@@ -28,5 +28,5 @@ class Exact:
     def _rating(self, attempt: Attempt) -> Rating:
         if attempt.problem.gold is None:
             return failed(f"problem {attempt.problem.id!r} has no gold answer; Exact needs one")
-        right = self.grade(attempt.problem, attempt.text)
+        right = self.grade(attempt.problem, attempt.text, attempt.finished)
         return Rating(self.high if right else self.low)
