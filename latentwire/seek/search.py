@@ -85,7 +85,7 @@ class SeekConfig:
 @dataclass(frozen=True)
 class Step:
     """One answer of a search. step: 0 for the first answer; reward: None where it failed; flipped:
-    span tokens that differ from the first answer's; finished: whether it ended by itself, and not by
+    span tokens that differ from the first answer's; finished: whether it ended by itself, not by
     its budget; seconds: its share of the batch's time; tokens: positions that LMs ran over for it,
     the reward's included (0 where the same span was tried before)."""
 
