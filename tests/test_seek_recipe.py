@@ -2,6 +2,7 @@
 
 import json
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,6 +121,7 @@ def test_arc_goes_through_the_whole_path_with_program(lm, recipe, tmp_path):
     path = tmp_path / "arc.json"
     path.write_text(json.dumps({"t": {"train": [pair], "test": [pair]}}))
     wide = tiny_lm("llama")
+    wide.model.config = deepcopy(wide.model.config)  # tiny models share theirs
     wide.model.config.max_position_embeddings = 4096
     arc = replace(recipe, data=f"arc:{path}", reward="program", section=r"## Description\n(.*)##")
     result = run_seek(wide, arc, tmp_path / "run")
