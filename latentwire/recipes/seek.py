@@ -44,7 +44,16 @@ from latentwire.seek.rewards.confidence import Confidence
 from latentwire.seek.rewards.exact import Exact
 from latentwire.seek.rewards.program import Program
 from latentwire.seek.rewards.self_verify import SelfVerify
-from latentwire.seek.search import Found, Seek, SeekConfig, Step, best_of, seed_of, threshold_of
+from latentwire.seek.search import (
+    Found,
+    Seek,
+    SeekConfig,
+    Step,
+    best_of,
+    seed_of,
+    threshold_of,
+    value_of,
+)
 from latentwire.seek.thoughts import Thoughts, ThoughtsConfig
 from latentwire.tasks.arc import load_arc
 from latentwire.tasks.base import DataError, Grade, Problem, Task
@@ -174,13 +183,8 @@ def run_seek(
     problems = task.problems
     known = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
     setting = {"kind": "seek", "model": lm.name, "task": task.name, "problems": known}
-    setting |= asdict(recipe)
-    records = [] if out is None else open_run(out, setting)
-    if len(records) < len(problems) and len(records) % recipe.batch:
-        # Best of N shares a batch's tokens, so a batch is gone on with as a whole.
-        records = records[: len(records) // recipe.batch * recipe.batch]
-        assert out is not None
-        rewrite(out, records)
+    setting |= {**asdict(recipe), "data": Path(recipe.data).name}
+    records = [] if out is None else _resumed(out, setting, len(problems), recipe.batch)
     with _progress() as progress:
         bar = progress.add_task("", total=len(problems), completed=len(records), said="")
         for start in range(len(records), len(problems), recipe.batch):
@@ -194,6 +198,15 @@ def run_seek(
     if out is not None:
         write_whole(out / "results.json", json.dumps(result, indent=1))
     return result
+
+
+def _resumed(out: Path, setting: dict[str, Any], problems: int, batch: int) -> list[dict[str, Any]]:
+    """What an earlier session left: whole batches, since best of N shares a batch's tokens."""
+    records = open_run(out, setting)
+    if len(records) < problems:
+        records = records[: len(records) // batch * batch]
+    rewrite(out, records)
+    return records
 
 
 def seek_prompt(lm: FrozenLM, recipe: SeekRecipe, prompt: str) -> Found:
@@ -307,13 +320,13 @@ def best_of_n(
         s.tokens for steps in drawn.values() for s in steps
     )
     while left > 0:
-        live = [i for i in going if max(map(_value, drawn[i])) <= threshold]
-        # Those with the fewest answers first; in the last round only as many as tokens are left.
-        live.sort(key=lambda i: len(drawn[i]))
-        typical = statistics.fmean(s.tokens for i in live for s in drawn[i]) if live else 1.0
-        live = live[: math.ceil(left / typical)]
+        live = [i for i in going if max(map(value_of, drawn[i])) <= threshold]
         if not live:
             break
+        # Those with the fewest answers first; in the last round only as many as tokens are left.
+        live.sort(key=lambda i: len(drawn[i]))
+        typical = statistics.fmean(s.tokens for i in live for s in drawn[i])
+        live = live[: math.ceil(left / typical)]
         seeds = [seed_of(recipe.seed, searched[i].problem.id, "n", len(drawn[i])) for i in live]
         nothing, budgets = [answers.nothing] * len(live), [recipe.max_new_tokens] * len(live)
         ids = answers.finish([row[i] for i in live], nothing, budgets, seeds)
@@ -329,10 +342,6 @@ def best_of_n(
             )
             drawn[i].append(step)
     return [_best(searched[i], drawn[i]) for i in range(len(searched))]
-
-
-def _value(step: Step) -> float:
-    return -math.inf if step.reward is None else step.reward
 
 
 def _best(searched: Found, drawn: Sequence[Step]) -> Found:
@@ -429,8 +438,9 @@ def _curve(records: Sequence[dict[str, Any]], name: str, last: bool) -> list[dic
         rights, tokens = [], []
         for record in records:
             so_far = [s for s in record["arms"][name]["trace"] if s["step"] <= step]
-            given = so_far[-1:] if last else sorted(so_far, key=_reward, reverse=True)[:1]
-            rights.append(float(bool(given) and given[0]["right"]))
+            best = max(so_far, key=_reward, default=None)
+            given = so_far[-1] if last and so_far else best
+            rights.append(float(given is not None and given["right"]))
             tokens.append(sum(s["tokens"] for s in so_far))
         points.append({"tokens": statistics.fmean(tokens), "accuracy": statistics.fmean(rights)})
     return points

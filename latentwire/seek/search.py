@@ -211,9 +211,10 @@ class Seek:
             if row in searches:
                 found.append(self._found(searches[row]))
             else:
-                text, ran = self.lm.text(firsts[row]), len(prompts[row]) - 1 + len(firsts[row])
-                first = Step(0, None, {}, 0, text, True, 0.0, ran)
-                found.append(Found(problem, text, None, (first,), failure=str(spans[row])))
+                given = attempt_of(self.lm, problem, firsts[row])
+                ran = len(prompts[row]) - 1 + len(given.ids)
+                first = Step(0, None, {}, 0, given.text, given.finished, 0.0, ran)
+                found.append(Found(problem, given.text, None, (first,), failure=str(spans[row])))
         return found
 
     def _span(self, ids: Tensor) -> Span | RegionError:
@@ -263,12 +264,10 @@ class Seek:
         wanted = list(fresh.values())
         ids = self._finish(answers, wanted) if step else [s.first for s, _ in wanted]
         attempts = [
-            attempt_of(self.lm, s.problem, row)
-            for (s, _), row in zip(fresh.values(), ids, strict=True)
+            attempt_of(self.lm, s.problem, row) for (s, _), row in zip(wanted, ids, strict=True)
         ]
-        for (s, action), attempt, rating in zip(
-            fresh.values(), attempts, rate(self.reward, attempts), strict=True
-        ):
+        ratings = rate(self.reward, attempts)
+        for (s, action), attempt, rating in zip(wanted, attempts, ratings, strict=True):
             # The prompt's last token and all answer tokens but the last are run over; the first
             # answer also takes the rest of its prompt, and the states of its span.
             ran = len(attempt.ids)
@@ -341,10 +340,11 @@ def threshold_of(reward: Reward, given: float | None = None) -> float:
 
 def best_of(trace: Sequence[Step]) -> Step | None:
     """The first of the answers with the highest reward; None where none has one."""
-    return max((s for s in trace if s.reward is not None), key=_reward, default=None)
+    return max((s for s in trace if s.reward is not None), key=value_of, default=None)
 
 
-def _reward(step: Step) -> float:
+def value_of(step: Step) -> float:
+    """Its reward, below all others where it has none."""
     return -math.inf if step.reward is None else step.reward
 
 
