@@ -1,28 +1,29 @@
 #!/usr/bin/env bash
 # The README's table of seek: smollm2-135m on the first 100 problems of a GSM8K test file, with the
 # oracle reward and with the model checking itself, and the attempts of docs/LOG.md, which are made
-# on the first 16 training problems.
-#   reproduce/seek-gsm8k.sh FOLDER_WITH_gsm8k_test.jsonl_AND_gsm8k_train.jsonl [exact|self|attempts]
-# On one CPU core each: exact 50 minutes, self 60, attempts 20.
+# on 50 easier problems (SVAMP), since it solves next to none of GSM8K.
+#   reproduce/seek-gsm8k.sh FOLDER_WITH_gsm8k_test.jsonl_AND_svamp.jsonl [exact|self|attempts]
 set -euo pipefail
 data=$(realpath "${1:?a folder with gsm8k_test.jsonl and gsm8k_train.jsonl}")
 what=${2:-all}
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 seek() { # NAME FILE options
-  latentwire seek smollm2-135m --data "$data/$2" "${@:3}" --max-new-tokens 160 --batch 16 \
+  latentwire seek smollm2-135m --data "$data/$2" "${@:3}" \
     --run "runs/seek-$1" --json "reproduce/seek-gsm8k/$1.json"
 }
-test_problems=(gsm8k_test.jsonl --limit 100 --lr 0.003)
-train_problems=(gsm8k_train.jsonl --limit 16 --steps 3 --reward exact)
+gsm8k=(gsm8k_test.jsonl --limit 100 --lr 0.003 --max-new-tokens 256 --batch 50)
+svamp=(svamp.jsonl --limit 50 --reward exact --steps 4 --max-new-tokens 128 --batch 50)
 if [[ $what == all || $what == exact ]]; then
-  seek exact "${test_problems[@]}" --reward exact --steps 5
+  seek exact "${gsm8k[@]}" --reward exact --steps 4
 fi
 if [[ $what == all || $what == self ]]; then
-  seek self "${test_problems[@]}" --reward self --steps 3
+  seek self "${gsm8k[@]}" --reward self --steps 2
 fi
 if [[ $what == all || $what == attempts ]]; then
-  seek attempt-published "${train_problems[@]}" --lr 0.03
-  seek attempt-span "${train_problems[@]}" --lr 0.003 --k 0.5
-  seek attempt-samples "${train_problems[@]}" --lr 0.01 --samples 2 --baseline
+  seek svamp-small "${svamp[@]}" --lr 0.003
+  seek svamp-large "${svamp[@]}" --lr 0.01
+  seek svamp-published "${svamp[@]}" --lr 0.03
+  seek svamp-span "${svamp[@]}" --lr 0.003 --k 0.5
+  seek svamp-samples "${svamp[@]}" --lr 0.01 --samples 1 --baseline
 fi

@@ -75,6 +75,24 @@ def test_a_saved_lens_loads_as_it_was(family, tmp_path):
     torch.testing.assert_close(again.reconstruct(["sea"]), second.reconstruct(["sea"]))
 
 
+@pytest.mark.parametrize("family", list(CONFIGS))
+def test_fitted_projections_are_the_ridge_regression_of_hugging_faces_states(family):
+    lens = make(family, lora=0)
+    texts = tokenized(lens.lm, DOCUMENTS, window=40, skip=2)
+    lens.decoder.fit(1, texts, batch=5)
+    states = [lens.lm.model(t.ids[None], output_hidden_states=True).hidden_states for t in texts]
+    entries = [torch.cat([h[i][0, 2:] for h in states]).detach().double() for i in range(3)]
+    activations, rows = entries[2], len(entries[2])
+    features = activations * 32**0.5 / lens.norm
+    extra = (1e-3 * rows) ** 0.5 * torch.eye(33, dtype=torch.float64)
+    left = torch.cat([torch.cat([features, torch.ones(rows, 1)], 1), extra])
+    made = lens.decoder.project(activations.float())
+    for place, entry in enumerate(entries):
+        solution = torch.linalg.lstsq(left, torch.cat([entry, torch.zeros(33, 32)])).solution
+        expected = left[:rows] @ solution
+        torch.testing.assert_close(made[place].double(), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_best_of_k_is_the_one_that_the_encoder_rebuilds_best(lens, vectors):
     group = lens.explain(vectors, samples=4)[1]
     for explanation in group:

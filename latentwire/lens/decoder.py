@@ -6,6 +6,8 @@ decoder.generate(vectors, Sampled(seeded_noise(range(4))), samples=4).texts
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,10 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from latentwire.lens.activations import Text
 from latentwire.lens.checks import LensError, checked
 from latentwire.lens.parts import Projection, trainable, with_lora
 from latentwire.lm import Decoded, FrozenLM, Patch, Pick, Prompt, Scored
 from latentwire.lm.frozen import Caching
+from latentwire.train.ridge import Ridge
 
 SLOT = "{activation}"
 """Where the activation stands in a template."""
@@ -63,11 +67,13 @@ class Decoder(nn.Module):
             raise LensError(
                 f"layers is {config.layers}; {lm.name} has {len(lm.blocks)} (0 is input only)"
             )
-        self.config = config
+        self.config, self.norm = config, norm
         self.ids = template_ids(lm, config.template)
         gain = torch.ones(1 + config.layers)
         if config.scale == "match":
-            gain = _usual_norms(lm, torch.cat(self.ids), config.layers) / norm
+            own = _entries(lm, Prompt.from_ids(lm, [torch.cat(self.ids)]), config.layers)
+            # The median, because a first token's norm is many times that of the others.
+            gain = own[:, 0].norm(dim=-1).median(dim=1).values / norm
         self.project = Projection(lm.width, gain.to("cpu", torch.float32))
         before, after = (lm.embed(ids).detach().float().clone() for ids in self.ids)
         self.before = nn.Parameter(before, requires_grad=config.train_prompt)
@@ -78,6 +84,28 @@ class Decoder(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """What training changes, by name."""
         return trainable(self, self.lm)
+
+    @torch.no_grad()
+    def fit(self, layer: int, texts: Sequence[Text], batch: int = 16) -> None:
+        """Begin each projection as the ridge regression of the LM's own state at its place on the
+        activation of the same token (the output of block `layer`). The slot then looks, at every
+        block, like the token that the activation was taken from, which the LM knows how to read."""
+        usual = math.sqrt(self.lm.width) / self.norm  # to a root mean square of 1
+        ridge = Ridge(1, self.lm.width, len(self.project.gain) * self.lm.width)
+        for start in range(0, len(texts), batch):
+            part = texts[start : start + batch]
+            prompt = Prompt.from_ids(self.lm, [text.ids for text in part])
+            here = torch.zeros_like(prompt.mask)
+            for row, text in enumerate(part):
+                here[row, len(here[row]) - len(text.usable) :] = True
+            activations = _entries(self.lm, prompt, layer + 1)[-1]
+            entries = _entries(self.lm, prompt, self.config.layers)[:, here]
+            ridge.add(usual * activations[here][None], entries.transpose(0, 1).flatten(1)[None])
+        weight, bias = (x[0].to(self.lm.device) for x in ridge.solve())
+        gain = self.project.gain
+        by_place = weight.unflatten(1, (len(gain), -1)).permute(1, 2, 0)
+        self.project.weight.copy_(usual * by_place / gain[:, None, None])
+        self.project.bias.copy_(bias.unflatten(0, (len(gain), -1)))
 
     def prompt(self, vectors: Float[Tensor, "b d"]) -> Prompt:
         """The template with each row's activation in its slot."""
@@ -142,11 +170,10 @@ def words(decoded: Decoded, lm: FrozenLM) -> Bool[Tensor, "b n"]:
 
 
 @torch.no_grad()
-def _usual_norms(lm: FrozenLM, ids: Int[Tensor, " n"], layers: int) -> Float[Tensor, " m"]:
-    """Median norm of the template's own tokens at the input and after each of the first blocks;
-    the median, because a first token's norm is many times that of the others."""
-    prompt = Prompt.from_ids(lm, [ids])
-    states = [prompt.embeds, *lm.states(prompt).inputs[1 : layers + 1]]
-    if layers == len(lm.blocks):
-        states.append(lm.hidden(prompt, layers - 1))
-    return torch.stack([s[0].float().norm(dim=-1).median() for s in states])
+def _entries(lm: FrozenLM, prompt: Prompt, layers: int) -> Float[Tensor, "n b t d"]:
+    """The LM's own states where an activation enters: the input, and the outputs of the first
+    `layers` blocks."""
+    inputs = lm.states(prompt).inputs.float()
+    if layers < len(lm.blocks):
+        return inputs[: layers + 1]
+    return torch.cat([inputs, lm.hidden(prompt, layers - 1)[None].float()])

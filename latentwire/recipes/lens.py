@@ -74,13 +74,18 @@ class Data:
     """Random positions per document and step."""
     measured: int = 500
     """Documents on which the mean and the scale of activations are measured."""
+    fitted: int = 200
+    """Documents on which the decoder's projections are fitted before the first step; with 0 they
+    begin as the identity."""
     before: int = 8
     """Tokens up to and including the activation's own in the text of the warm start."""
     after: int = 4
     """Tokens that follow it there."""
 
     def __post_init__(self) -> None:
-        least = dict(window=2, skip=0, documents=1, positions=1, measured=1, before=1, after=0)
+        least = dict(
+            window=2, skip=0, documents=1, positions=1, measured=1, fitted=0, before=1, after=0
+        )
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise LensError(f"{name} is {getattr(self, name)}; expected at least {value}")
@@ -161,9 +166,15 @@ class LensRecipe:
 
 def smollm2() -> LensRecipe:
     """smollm2-135m, the middle of its 30 blocks: the shipped lens."""
-    decoder = DecoderConfig(layers=16, lora=8, max_new_tokens=16)
-    encoder = EncoderConfig(lora=8)
-    return LensRecipe("lens-smollm2", LensConfig("smollm2-135m", 15, decoder, encoder))
+    decoder = DecoderConfig(layers=16, lora=8, max_new_tokens=12)
+    return LensRecipe(
+        "lens-smollm2",
+        LensConfig("smollm2-135m", 15, decoder, EncoderConfig(lora=8)),
+        data=Data(documents=4, positions=8, after=0),
+        warm=LoopConfig(steps=700, lr=1e-3, save_every=25),
+        joint=LoopConfig(steps=40, lr=2e-4, save_every=5),
+        rates=Rates(projections=0.1),
+    )
 
 
 RECIPES = {"smollm2": smollm2}
@@ -192,6 +203,8 @@ def train_lens(recipe: LensRecipe) -> Path:
         write_whole(saved, config)
         write_whole(out / "held_out.txt", "\n\n".join(held_out) + "\n")
     lens = Lens(lm, recipe.lens, _measured(lm, texts, recipe, out))
+    if recipe.data.fitted and not (out / "warm.safetensors").exists():
+        lens.decoder.fit(recipe.lens.layer, _sample(texts, recipe.data.fitted, recipe.seed))
     train_warm(lens, texts, recipe, out)
     if recipe.refine != "none":
         train_joint(lens, texts, recipe, out)
@@ -325,8 +338,7 @@ def _measured(lm: FrozenLM, texts: Sequence[Text], recipe: LensRecipe, out: Path
     """Mean and scale of the training activations, measured once and kept in the run folder."""
     path = out / "statistics.safetensors"
     if not path.exists():
-        count = min(recipe.data.measured, len(texts))
-        chosen = [texts[i] for i in shuffled(len(texts), recipe.seed, 0, count)]
+        chosen = _sample(texts, recipe.data.measured, recipe.seed)
         found = statistics(stream(lm, recipe.lens.layer, chosen))
         if parallel.rank() > 0:
             return found
@@ -334,6 +346,10 @@ def _measured(lm: FrozenLM, texts: Sequence[Text], recipe: LensRecipe, out: Path
         write_whole(path, save({"mean": found.mean.cpu(), "scales": scales}))
     kept = load_file(path, device=str(lm.device))
     return Statistics(kept["mean"], *kept["scales"].tolist())
+
+
+def _sample(texts: Sequence[Text], count: int, seed: int) -> list[Text]:
+    return [texts[i] for i in shuffled(len(texts), seed, 0, min(count, len(texts)))]
 
 
 def _seeds(batch: Activations, recipe: LensRecipe, step: int, samples: int) -> list[int]:

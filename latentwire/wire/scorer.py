@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from latentwire.train.ridge import Ridge
+
 FLOOR = 1e-4
 """Attention below this counts as none: the log is taken of attention + FLOOR."""
 
@@ -31,35 +33,21 @@ class Scorer(nn.Module):
 
 
 class RidgeFit:
-    """Running sums of a ridge regression per layer; `solve` writes the answer into a Scorer."""
+    """Fits a Scorer to contexts; `solve` writes the answer into it."""
 
     def __init__(self, layers: int, width: int, heads: int):
-        self.gram = torch.zeros(layers, width + 1, width + 1, dtype=torch.float64)
-        self.moment = torch.zeros(layers, width + 1, heads, dtype=torch.float64)
-        self.tokens = 0
+        self._ridge = Ridge(layers, width, heads)
 
     def add(self, inputs: Float[Tensor, "l t d"], attention: Float[Tensor, "l h t"]) -> None:
         """One context: block inputs, and the attention that each token received per KV head."""
-        features = normed(inputs).double().cpu()
-        features = torch.cat([features, torch.ones_like(features[..., :1])], -1)
-        targets = (attention.double().cpu() + FLOOR).log().transpose(1, 2)
-        self.gram += features.transpose(1, 2) @ features
-        self.moment += features.transpose(1, 2) @ targets
-        self.tokens += inputs.shape[1]
+        self._ridge.add(normed(inputs), (attention.double() + FLOOR).log().transpose(1, 2))
 
     @torch.no_grad()
     def solve(self, scorer: Scorer, penalty: float = 1e-3) -> None:
         """Fill the scorer's weights; penalty: ridge per token, in units of a normed feature."""
-        if self.tokens == 0:
-            raise ValueError("no contexts were added; expected at least one before solve")
-        ridge = penalty * self.tokens * torch.eye(self.gram.shape[-1], dtype=torch.float64)
-        # One layer at a time: the batched solver of torch 2.13 fails on CPU at this size.
-        solved = [
-            torch.linalg.solve(g + ridge, m) for g, m in zip(self.gram, self.moment, strict=True)
-        ]
-        weights = torch.stack(solved).to(scorer.weight)
-        scorer.weight.copy_(weights[:, :-1])
-        scorer.bias.copy_(weights[:, -1])
+        weight, bias = self._ridge.solve(penalty)
+        scorer.weight.copy_(weight)
+        scorer.bias.copy_(bias)
 
 
 def normed(inputs: Tensor) -> Tensor:
