@@ -171,8 +171,8 @@ def smollm2() -> LensRecipe:
         "lens-smollm2",
         LensConfig("smollm2-135m", 15, decoder, EncoderConfig(lora=8)),
         data=Data(documents=4, positions=8, after=0),
-        warm=LoopConfig(steps=700, lr=1e-3, save_every=25),
-        joint=LoopConfig(steps=40, lr=2e-4, save_every=5),
+        warm=LoopConfig(steps=450, lr=1e-3, save_every=25),
+        joint=LoopConfig(steps=30, lr=2e-4, save_every=5),
         rates=Rates(projections=0.1),
     )
 
