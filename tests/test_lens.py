@@ -93,6 +93,25 @@ def test_fitted_projections_are_the_ridge_regression_of_hugging_faces_states(fam
         torch.testing.assert_close(made[place].double(), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_fine_tuned_copy_is_another_model(lens, tmp_path):
+    lens.save(tmp_path)
+    tuned = tiny_lm("llama")  # the same embeddings, as after a LoRA was merged
+    with torch.no_grad():
+        for parameter in tuned.blocks[1].parameters():
+            parameter += 0.1
+    with pytest.warns(UserWarning, match="trained on another copy"):
+        Lens.from_pretrained(str(tmp_path), tuned)
+    tuned.name = "other"
+    with pytest.raises(LensError, match="with block_weights"):
+        Lens.from_pretrained(str(tmp_path), tuned)
+
+
+def test_characters_of_several_tokens_are_shown_whole(lens):
+    rows = explain_text(lens, "a 日本")
+    assert "".join(row.token for row in rows) == " 日本"
+    assert [row.token for row in rows][-6:] == ["", "", "日", "", "", "本"]
+
+
 def test_best_of_k_is_the_one_that_the_encoder_rebuilds_best(lens, vectors):
     group = lens.explain(vectors, samples=4)[1]
     for explanation in group:
@@ -111,6 +130,12 @@ def test_a_mean_has_error_1_on_average(lens):
     torch.testing.assert_close(lens.mean, every.mean(0), atol=1e-5, rtol=1e-5)
     assert ((every - lens.mean) / lens.spread).square().sum(1).mean().item() == pytest.approx(1)
     assert lens.norm == pytest.approx(every.norm(dim=1).median().item(), rel=1e-5)
+
+
+def test_best_of_k_is_never_worse_than_the_greedy_one(lens, vectors):
+    for alone, group in zip(lens.explain(vectors), lens.explain(vectors, samples=3), strict=True):
+        assert len(group) == 3 and alone[0].text in [e.text for e in group]
+        assert group[0].error <= alone[0].error + 1e-6
 
 
 def test_salience_is_the_error_that_leaving_a_word_out_adds(lens, vectors):
@@ -161,7 +186,12 @@ def test_documents_are_split_and_not_tokens(tmp_path):
     assert documents[:2] == ["One\nline.", "Two."] and len(documents) == 15
     training, held = split(documents, 0.3)
     assert not set(training) & set(held) and set(training) | set(held) == set(documents)
-    assert 0.2 < len(held) / len(documents) < 0.6
+    assert len(held) == 3  # and a second "Two.", which the training half has
+    for count in (2, 3, 5, 11, 25, 1000):
+        training, held = split([str(i) for i in range(count)], 0.05)
+        assert len(held) == max(1, round(0.05 * count)) and len(training) == count - len(held)
+    with pytest.raises(LensError, match="1 document; expected at least 2"):
+        split(["one"], 0.05)
 
 
 def test_dumped_activations_are_the_streamed_ones(lens, tmp_path):

@@ -33,6 +33,7 @@ CONTROLS = [
     "zero",
     "other_text",
     "shuffled_words",
+    "shuffled_but_last",
     "current_token",
     "previous_tokens",
     "untrained_decoder",
@@ -152,16 +153,18 @@ def test_rates_are_those_of_the_parts():
 
 
 def gradients(text, out) -> dict[str, torch.Tensor]:
-    """Of one step of both stages."""
-    made = recipe(text, out)
+    """Of one step of both stages, on documents of which some have fewer activations than others."""
+    made = recipe(text, out, data=Data(0.2, 32, documents=4, positions=7, before=3, after=2))
     lm = tiny_lm("llama")
+    text.write_text("\n\n".join(d[: 12 if i % 3 else 40] for i, d in enumerate(DOCUMENTS)))
     texts = tokenized(lm, read_documents([text]), 32, 4)
     lens = Lens(lm, made.lens, recipes._measured(lm, texts, made, out))
     copy = recipes.frozen_copy(lens)
     for step in (0, 1):
-        batch = recipes.batch_of(lens, texts, made, step)
+        batch, weight = recipes.batch_of(lens, texts, made, step)
         parts = recipes.joint_losses(lens, copy, batch, made, step, tau=1.0)
-        torch.stack(list(parts.values())).sum().backward()
+        parts |= recipes.warm_losses(lens, batch, made.data)
+        (weight * torch.stack(list(parts.values())).sum()).backward()
     parallel.average_gradients(list(lens.tensors().values()))
     return {n: t.grad for n, t in lens.tensors().items()}
 
@@ -266,7 +269,7 @@ def test_controls_are_what_their_names_say(text, trained):
     texts = tokenized(lens.lm, ["Number 0 is a river.", "Number 14 is a river."], 32, 4)
     batch = at(lens.lm, 1, [(texts[0], [9, 10]), (texts[1], [12])])
     said = ["two words", "b", "word"]
-    rows = reconstructions(lens, batch, said, LensEvaluation())
+    rows = reconstructions(lens, batch, said, ["x", "y z", ""], LensEvaluation())
     ids = lens.lm.ids
 
     def same(name, texts):
@@ -280,10 +283,18 @@ def test_controls_are_what_their_names_say(text, trained):
     same("true_text", ["umber 0 i", "s", " is "])
     assert torch.equal(rows["zero"], torch.zeros(3, 32))
     assert torch.equal(rows["mean"], lens.mean.expand(3, -1))
-    shuffled = lens.reconstruct(["two words", "words two"])
-    assert min((rows["shuffled_words"][0] - s).abs().max() for s in shuffled) < 1e-5
-    top = lens.lm.logit_lens(batch.vectors[1]).argmax()
-    torch.testing.assert_close(rows["logit_lens"][1:2], lens.encoder([top[None]]))
+    same("shuffled_words", ["words two", "b", "word"])
+    same("shuffled_but_last", ["two words", "b", "word"])
+    same("untrained_decoder", ["x", "y z", ""])
+    top = lens.lm.logit_lens(batch.vectors).argsort(descending=True, dim=1)
+    ranked = [row[: len(t)] for row, t in zip(top, said, strict=True)]
+    torch.testing.assert_close(rows["logit_lens"], lens.encoder(ranked), atol=1e-5, rtol=1e-5)
+    three = reconstructions(lens, batch, ["a b c", "d", "e"], [""] * 3, LensEvaluation())
+    order = lens.reconstruct(["b a c", "a b c"])
+    assert (three["shuffled_but_last"][0] - order[0]).abs().max() < 1e-5
+    best = reconstructions(lens, batch, said, [""] * 3, LensEvaluation(samples=2))["other_text"]
+    nearer = min(lens.reconstruct(said[:2]), key=lambda v: (v - batch.vectors[2]).square().sum())
+    torch.testing.assert_close(best[2], nearer, atol=1e-5, rtol=1e-5)
 
 
 def test_the_logit_lens_at_the_last_layer_is_the_model(text):
@@ -328,6 +339,13 @@ def test_commands(text, trained, tmp_path, monkeypatch, capsys):
     assert "</" not in data
     rows = json.loads(data)
     assert [r["token"] for r in rows] == list("/b> sea") and len(rows[0]["explanations"]) == 2
+    status, out, _ = run(
+        monkeypatch, capsys, "edit", trained, "The sea.", "a river", "--token", "3"
+    )
+    assert status == 0 and out.startswith("next token, as it is") and len(out.splitlines()) == 7
+    assert out.splitlines()[-1].endswith("now it says 'a river'.")
+    status, out, _ = run(monkeypatch, capsys, "explain", trained, "The sea.", "--words")
+    assert status == 0 and len(out.splitlines()) == 3
     result = str(tmp_path / "o.json")
     status, out, _ = run(
         monkeypatch, capsys, "eval", trained, "--text", str(text), "--limit", "5", "--json", result
@@ -342,6 +360,7 @@ def test_mistakes_are_one_line(text, trained, tmp_path, monkeypatch, capsys):
         (("explain", trained, "The sea.", "--token", "8"), "token 8 of a text of 8 tokens"),
         (("explain", trained, "The sea.", "--token", "1", "--all"), "expected one of them"),
         (("explain", trained, ""), "the text is empty"),
+        (("edit", trained, "The sea.", "a", "--token", "-1"), "token -1 of a text of 8 tokens"),
         (("explain", trained, "a", "--k", "0"), "k is 0; expected at least 1"),
         (
             ("explain", trained, "a", "--html", str(tmp_path / "no" / "p.html")),

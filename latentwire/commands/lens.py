@@ -16,6 +16,7 @@ def explain(
     token: int | None = None,
     every: Annotated[bool, tyro.conf.arg(name="all")] = False,
     k: int = 1,
+    words: bool = False,
     html: Path | None = None,
 ) -> None:
     """Say in words what a model's activations hold, token by token; the last token if neither
@@ -27,17 +28,19 @@ def explain(
         token: Only this token, counted from 0.
         every: All tokens.
         k: Draw so many explanations of each and show the best.
+        words: Also show what each word of an explanation counts: how much less is explained
+            without it.
         html: Also write a page on which a person points at tokens, with all k explanations.
     """
     from latentwire.lens.checks import LensError
+    from latentwire.lens.interventions import salience
     from latentwire.lens.lens import Lens
     from latentwire.recipes.lens_explain import explain_text
     from latentwire.report.lens_page import write_lens_page
 
     if every and token is not None:
         raise LensError(f"--token {token} and --all; expected one of them")
-    if html is not None and not html.absolute().parent.is_dir():
-        raise ValueError(f"--html {html}: there is no folder {html.absolute().parent}")
+    check_folder(html, "--html")
     loaded = Lens.from_pretrained(lens)
     chosen = None if every else [len(loaded.lm.ids(text)) - 1 if token is None else token]
     rows = explain_text(loaded, text, chosen, k)
@@ -46,11 +49,40 @@ def explain(
         best = row.explanations[0]
         said = "".join(c if c.isprintable() else "·" for c in best.text.replace("\n", " / "))
         print(f"{row.index:>4} {row.token!r:14} {1 - best.error:9.2f} {row.kl:6.2f}  {said}")
+        if words:
+            counts = salience(loaded, row.vector, best.text)
+            print(f"{'':37}" + "  ".join(f"{word} {worse:+.2f}" for word, worse in counts))
     if html is not None:
         facts = {"model": loaded.config.model, "layer": loaded.config.layer, "explanations": k}
         ids, decode = loaded.lm.ids(text), loaded.lm.tokenizer.decode
         around = decode(ids[: rows[0].index]), decode(ids[rows[-1].index + 1 :])
         write_lens_page(html, facts, [row.record() for row in rows], around)
+
+
+def edit(
+    lens: Positional[str], text: Positional[str], words: Positional[str], token: int | None = None
+) -> None:
+    """Replace what a token's activation says by other words, and see what the model then predicts.
+
+    Args:
+        lens: A lens's folder, or default, the shipped one.
+        text: What the model reads.
+        words: What the activation shall say instead.
+        token: Of this token, counted from 0; of the last one if it is not given.
+    """
+    from latentwire.lens.interventions import edited
+    from latentwire.lens.lens import Lens
+    from latentwire.recipes.lens_explain import explain_text, tokens_of
+
+    loaded = Lens.from_pretrained(lens)
+    whole = tokens_of(loaded.lm, text)
+    place = len(whole.ids) - whole.bos - 1 if token is None else token
+    said = explain_text(loaded, text, [place])[0].explanations[0].text
+    before, after = edited(loaded, whole.ids[: whole.bos + place + 1], words)
+    print(f"{'next token, as it is':32}next token, edited")
+    for (one, p), (other, q) in zip(before, after, strict=True):
+        print(f"{f'{p:6.1%} {one!r}':32}{q:6.1%} {other!r}")
+    print(f"The activation said {said!r}; now it says {words!r}.")
 
 
 def evaluate(
@@ -101,9 +133,9 @@ def train(arguments: list[str]) -> None:
 
 
 def lens(arguments: list[str]) -> None:
-    """Activations in words: `latentwire lens explain`, `lens train`, `lens eval`."""
+    """Activations in words: `latentwire lens explain`, `lens edit`, `lens train`, `lens eval`."""
     if arguments[:1] == ["train"]:
         train(arguments[1:])
         return
-    commands = {"explain": explain, "eval": evaluate, "train": train}
+    commands = {"explain": explain, "edit": edit, "eval": evaluate, "train": train}
     tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="latentwire lens")

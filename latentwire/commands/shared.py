@@ -11,10 +11,12 @@ from latentwire.files import write_whole
 out = Console()
 
 
-def check_folder(path: Path | None) -> None:
-    """Raises ValueError where --json could not be written, before anything is computed."""
+def check_folder(path: Path | None, option: str = "--json") -> None:
+    """Raises ValueError where an option's file can't be written, before anything is computed."""
     if path is not None and not path.absolute().parent.is_dir():
-        raise ValueError(f"--json {path}: there is no folder {path.absolute().parent}")
+        raise ValueError(f"{option} {path}: there is no folder {path.absolute().parent}")
+    if path is not None and path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; expected a file")
 
 
 def write_json(path: Path | None, result: dict[str, Any]) -> None:

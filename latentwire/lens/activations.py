@@ -27,7 +27,7 @@ from torch import Tensor
 
 from latentwire.files import write_whole
 from latentwire.lens.checks import LensError, check_layer
-from latentwire.lm import FrozenLM, Prompt
+from latentwire.lm import FrozenLM, Prompt, seed_of
 from latentwire.tasks.base import read_text
 
 BATCH = 16
@@ -102,16 +102,22 @@ def read_documents(paths: Sequence[Path]) -> list[str]:
 
 
 def split(documents: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
-    """Training and held-out documents: the last part of each tenth is held out, so that the two
-    come from the same sources and few neighbours stand on both sides."""
+    """Training and held-out documents: the end of each tenth is held out, or where that would be
+    less than a document, of fewer and larger parts; so the two come from the same sources and few
+    neighbours stand on both sides."""
     if not 0 < held_out < 1:
         raise LensError(f"held_out is {held_out}; expected a fraction between 0 and 1")
+    if len(documents) < 2:
+        raise LensError(
+            f"{len(documents)} document; expected at least 2 between blank lines, one to hold out"
+        )
+    parts = min(10, max(1, int(held_out * len(documents))))
     training: list[str] = []
     held: list[str] = []
-    size = max(1, -(-len(documents) // 10))
+    size = -(-len(documents) // parts)
     for start in range(0, len(documents), size):
         part = documents[start : start + size]
-        kept = len(part) - max(1, round(held_out * len(part)))
+        kept = max(1, len(part) - max(1, round(held_out * len(part))))
         training += part[:kept]
         held += part[kept:]
     seen = set(training)
@@ -140,7 +146,7 @@ def draw(
     for text in texts:
         usable = list(text.usable)[: -1 if followed else None]
         if count is not None and count < len(usable):
-            generator = torch.Generator().manual_seed((seed << 24) + text.number)
+            generator = torch.Generator().manual_seed(seed_of("positions", seed, text.number))
             chosen = torch.randperm(len(usable), generator=generator)[:count]
             usable = [usable[i] for i in sorted(chosen.tolist())]
         places.append((text, usable))
@@ -193,11 +199,18 @@ class Statistics:
 
 
 def statistics(batches: Iterable[Activations]) -> Statistics:
-    """Statistics over all activations of some batches."""
-    vectors = torch.cat([batch.vectors for batch in batches]).double()
-    mean = vectors.mean(0)
-    spread = (vectors - mean).square().sum(1).mean().sqrt()
-    return Statistics(mean.float(), vectors.norm(dim=1).median().item(), spread.item())
+    """Statistics over all activations of some batches, of which only norms and sums are kept."""
+    norms: list[Tensor] = []
+    total, squares = torch.zeros(()), torch.zeros(())
+    for batch in batches:
+        vectors = batch.vectors.double()
+        norms.append(vectors.norm(dim=1))
+        total = total.to(vectors) + vectors.sum(0)
+        squares = squares.to(vectors) + vectors.square().sum()
+    all_norms = torch.cat(norms)
+    mean = total / len(all_norms)
+    spread = (squares / len(all_norms) - mean.square().sum()).sqrt()
+    return Statistics(mean.float(), all_norms.median().item(), spread.item())
 
 
 def dump(
@@ -211,6 +224,8 @@ def dump(
 ) -> None:
     """Write activations as safetensors of at least `shard` rows each, and an index.json."""
     folder.mkdir(parents=True, exist_ok=True)
+    # An index that outlived its shards would pass an interrupted dump off as whole.
+    (folder / "index.json").unlink(missing_ok=True)
     names: list[str] = []
     waiting: list[Activations] = []
 

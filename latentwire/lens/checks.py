@@ -26,6 +26,12 @@ def checked(vectors: Tensor, lm: FrozenLM) -> Tensor:
     return vectors.to(lm.device, torch.promote_types(lm.dtype, torch.float32))
 
 
+def check_places(layers: int, lm: FrozenLM) -> None:
+    """Raises LensError for more places to patch than the model has blocks."""
+    if layers > len(lm.blocks):
+        raise LensError(f"layers is {layers}; {lm.name} has {len(lm.blocks)} (0 is input only)")
+
+
 def check_layer(layer: int, lm: FrozenLM) -> None:
     """Raises LensError for a layer that the model does not have."""
     if not 0 <= layer < len(lm.blocks):

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentwire.lens.activations import Text
-from latentwire.lens.checks import LensError, checked
+from latentwire.lens.checks import LensError, check_places, checked
 from latentwire.lens.parts import Projection, trainable, with_lora
 from latentwire.lm import Decoded, FrozenLM, Patch, Pick, Prompt, Scored
 from latentwire.lm.frozen import Caching
@@ -63,10 +63,7 @@ class Decoder(nn.Module):
 
     def __init__(self, lm: FrozenLM, config: DecoderConfig, norm: float = 1.0):
         super().__init__()
-        if config.layers > len(lm.blocks):
-            raise LensError(
-                f"layers is {config.layers}; {lm.name} has {len(lm.blocks)} (0 is input only)"
-            )
+        check_places(config.layers, lm)
         self.config, self.norm = config, norm
         self.ids = template_ids(lm, config.template)
         gain = torch.ones(1 + config.layers)
@@ -98,9 +95,9 @@ class Decoder(nn.Module):
             here = torch.zeros_like(prompt.mask)
             for row, text in enumerate(part):
                 here[row, len(here[row]) - len(text.usable) :] = True
-            activations = _entries(self.lm, prompt, layer + 1)[-1]
-            entries = _entries(self.lm, prompt, self.config.layers)[:, here]
-            ridge.add(usual * activations[here][None], entries.transpose(0, 1).flatten(1)[None])
+            states = _entries(self.lm, prompt, max(layer + 1, self.config.layers))[:, here]
+            entries = states[: len(self.project.gain)].transpose(0, 1).flatten(1)
+            ridge.add(usual * states[layer + 1][None], entries[None])
         weight, bias = (x[0].to(self.lm.device) for x in ridge.solve())
         gain = self.project.gain
         by_place = weight.unflatten(1, (len(gain), -1)).permute(1, 2, 0)

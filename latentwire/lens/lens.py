@@ -27,7 +27,7 @@ from latentwire.lens.checks import LensError, check_layer, checked
 from latentwire.lens.decoder import Decoder, DecoderConfig, template_ids
 from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.objectives import scaled_mse
-from latentwire.lm import FrozenLM, Greedy, Sampled, seeded_noise
+from latentwire.lm import FrozenLM, Greedy, Sampled, seed_of, seeded_noise
 
 FORMAT_VERSION = 1
 WEIGHTS = "lens.safetensors"
@@ -89,12 +89,10 @@ class Lens(nn.Module):
         temperature: float = 1.0,
         seed: int = 0,
     ) -> list[list[Explanation]]:
-        """Explanations of each activation, best reconstruction first: the greedy one, and beyond
-        samples=1 so many drawn ones (one prefill) in its place."""
+        """`samples` explanations of each activation, best reconstruction first: the greedy one, and
+        others that are drawn."""
         vectors = checked(vectors, self.lm)
-        noise = seeded_noise(range(seed, seed + len(vectors) * samples))
-        pick = Greedy() if samples == 1 else Sampled(noise, temperature)
-        texts = self.decoder.generate(vectors, pick, samples).texts
+        texts = several(self.decoder, vectors, samples, temperature, seed)
         made = self.reconstruct(texts)
         errors = scaled_mse(made, vectors.repeat_interleave(samples, 0), self.spread).tolist()
         all_made = [Explanation(t, v, e) for t, v, e in zip(texts, made, errors, strict=True)]
@@ -143,9 +141,10 @@ class Lens(nn.Module):
                 DecoderConfig(**record["decoder"]),
                 EncoderConfig(**record["encoder"]),
             )
-            config = LensConfig(record["model"], record["layer"], decoder, encoder)
-            statistics = Statistics(torch.empty(0), record["norm"], record["spread"])
-        except (KeyError, TypeError) as error:
+            config = LensConfig(str(record["model"]), int(record["layer"]), decoder, encoder)
+            norm, spread = float(record["norm"]), float(record["spread"])
+            statistics = Statistics(torch.empty(0), norm, spread)
+        except (KeyError, TypeError, ValueError) as error:
             raise LensError(
                 f"{folder}/config.json is not a lens's ({error}); expected the one that save wrote"
             ) from None
@@ -158,6 +157,7 @@ class Lens(nn.Module):
                 f"{folder / WEIGHTS} is truncated or altered (sha256 differs from config)"
             )
         lm = lm or FrozenLM.from_pretrained(config.model)
+        check_layer(config.layer, lm)
         _check_facts(record, _facts(lm, config), lm, folder)
         lens = cls(lm, config, statistics)
         lens._fill(load(weights), folder)
@@ -179,19 +179,46 @@ class Lens(nn.Module):
             tensor.copy_(saved[name])
 
 
+def several(
+    decoder: Decoder, vectors: Float[Tensor, "b d"], samples: int, temperature: float, seed: int
+) -> list[str]:
+    """For each activation its greedy explanation and samples - 1 drawn ones, next to each other."""
+    greedy = decoder.generate(vectors, Greedy()).texts
+    if samples == 1:
+        return greedy
+    noise = seeded_noise(
+        [seed_of(seed, row, i) for row in range(len(vectors)) for i in range(samples - 1)]
+    )
+    drawn = decoder.generate(vectors, Sampled(noise, temperature), samples - 1).texts
+    size = samples - 1
+    groups = [[g, *drawn[i * size : (i + 1) * size]] for i, g in enumerate(greedy)]
+    return [text for group in groups for text in group]
+
+
 def _facts(lm: FrozenLM, config: LensConfig) -> dict:
     """What must be the same where a lens is loaded: the LM, and how the template becomes ids."""
     return {
         "architecture": lm.architecture,
         "model_weights": lm.fingerprint,
+        "block_weights": _digest(lm, config.layer),
         "template_ids": [ids.tolist() for ids in template_ids(lm, config.decoder.template)],
         "patch_timing": TIMING,
     }
 
 
+def _digest(lm: FrozenLM, layer: int) -> str:
+    """Of the read block's weights: fine-tuned models share their embeddings with the original."""
+    matrices = [
+        p for n, p in lm.blocks[layer].named_parameters() if p.dim() > 1 and "lora" not in n
+    ]
+    some = torch.cat([m[0].detach() for m in matrices]).to("cpu", torch.bfloat16)
+    return hashlib.sha256(some.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
+
 def _check_facts(record: dict, facts: dict, lm: FrozenLM, folder: Path) -> None:
     different = [name for name, value in facts.items() if record[name] != value]
-    if different == ["model_weights"] and lm.name == record["model"]:
+    weights = {"model_weights", "block_weights"}
+    if different and set(different) <= weights and lm.name == record["model"]:
         warnings.warn(
             f"{folder.name} was trained on another copy of {lm.name} (its weights differ); "
             "expect somewhat worse explanations",
@@ -212,7 +239,7 @@ def _read_config(folder: Path) -> dict:
             f"{folder} is no lens; expected a folder with config.json, or default"
         ) from None
     needed = {"sha256", "model", "layer", "architecture", "model_weights", "format_version"}
-    needed |= {"template_ids", "patch_timing"}
+    needed |= {"block_weights", "template_ids", "patch_timing"}
     if not isinstance(record, dict) or not needed <= set(record):
         raise LensError(f"{folder}/config.json is not a lens's; expected the one that save wrote")
     if record["format_version"] != FORMAT_VERSION:

@@ -2,7 +2,15 @@
 
 from latentwire.lm.frozen import FrozenLM
 from latentwire.lm.outputs import Decoded, Scored, States
-from latentwire.lm.picks import Choice, Greedy, Pick, Sampled, StraightThroughGumbel, seeded_noise
+from latentwire.lm.picks import (
+    Choice,
+    Greedy,
+    Pick,
+    Sampled,
+    StraightThroughGumbel,
+    seed_of,
+    seeded_noise,
+)
 from latentwire.lm.prompt import Frame, KVPrefix, Patch, Prompt, Segment, Span, pad_right
 
 __all__ = [
@@ -22,5 +30,6 @@ __all__ = [
     "States",
     "StraightThroughGumbel",
     "pad_right",
+    "seed_of",
     "seeded_noise",
 ]

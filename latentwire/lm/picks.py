@@ -7,6 +7,7 @@ randomness as explicit noise, so that the same noise gives the same tokens throu
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -97,3 +98,8 @@ def seeded_noise(seeds: Sequence[int], starts: Sequence[int] | None = None) -> N
         return torch.stack(draws).to(logits.device)
 
     return noise
+
+
+def seed_of(*parts: object) -> int:
+    """A seed from what it is for, the same in every process: 32 bits, as `seeded_noise` takes."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")

@@ -35,7 +35,7 @@ from latentwire.lens.activations import (
     stream,
     tokenized,
 )
-from latentwire.lens.checks import LensError
+from latentwire.lens.checks import LensError, check_layer, check_places
 from latentwire.lens.decoder import Decoder, DecoderConfig, words
 from latentwire.lens.encoder import EncoderConfig
 from latentwire.lens.interventions import swapping
@@ -50,7 +50,15 @@ from latentwire.lens.objectives import (
     scaled_mse,
     warm_start,
 )
-from latentwire.lm import FrozenLM, Prompt, Sampled, StraightThroughGumbel, pad_right, seeded_noise
+from latentwire.lm import (
+    FrozenLM,
+    Prompt,
+    Sampled,
+    StraightThroughGumbel,
+    pad_right,
+    seed_of,
+    seeded_noise,
+)
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, shuffled, train
 from latentwire.train.schedules import Schedule
@@ -70,8 +78,8 @@ class Data:
     """First tokens, after BOS, whose activations are left out."""
     documents: int = 8
     """Documents per step."""
-    positions: int = 4
-    """Random positions per document and step."""
+    positions: int | None = 4
+    """Random positions per document and step; None for all."""
     measured: int = 500
     """Documents on which the mean and the scale of activations are measured."""
     fitted: int = 200
@@ -87,8 +95,9 @@ class Data:
             window=2, skip=0, documents=1, positions=1, measured=1, fitted=0, before=1, after=0
         )
         for name, value in least.items():
-            if getattr(self, name) < value:
-                raise LensError(f"{name} is {getattr(self, name)}; expected at least {value}")
+            given = getattr(self, name)
+            if given is not None and given < value:
+                raise LensError(f"{name} is {given}; expected at least {value}")
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,9 @@ class LensRecipe:
     def __post_init__(self) -> None:
         if self.refine == "grpo" and self.group < 2:
             raise LensError(f"group is {self.group}; GRPO compares at least 2 explanations")
+        for name, value in (("temperature", self.temperature), ("tau", self.tau.lowest)):
+            if not value > 0:
+                raise LensError(f"{name} is {value}; expected more than 0")
 
 
 def smollm2() -> LensRecipe:
@@ -171,8 +183,8 @@ def smollm2() -> LensRecipe:
         "lens-smollm2",
         LensConfig("smollm2-135m", 15, decoder, EncoderConfig(lora=8)),
         data=Data(documents=4, positions=8, after=0),
-        warm=LoopConfig(steps=450, lr=1e-3, save_every=25),
-        joint=LoopConfig(steps=30, lr=2e-4, save_every=5),
+        warm=LoopConfig(steps=320, lr=1e-3, save_every=25),
+        joint=LoopConfig(steps=36, lr=2e-4, warmup=4, save_every=4),
         rates=Rates(projections=0.1),
     )
 
@@ -196,6 +208,8 @@ def train_lens(recipe: LensRecipe) -> Path:
         raise LensError("no text to train on; expected --text FILE...")
     documents, held_out = split(read_documents(recipe.text), recipe.data.held_out)
     lm = FrozenLM.from_pretrained(recipe.lens.model)
+    check_layer(recipe.lens.layer, lm)
+    check_places(recipe.lens.decoder.layers, lm)
     texts = tokenized(lm, documents, recipe.data.window, recipe.data.skip)
     first = parallel.rank() == 0
     if first:
@@ -217,26 +231,33 @@ def train_warm(lens: Lens, texts: Sequence[Text], recipe: LensRecipe, out: Path)
     """Stage 1: the text around each token, from and to its activation."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = batch_of(lens, texts, recipe, step)
-        written = target_texts(lens.lm, batch, recipe.data)
-        end = torch.tensor(lens.lm.stop_ids[:1], device=lens.lm.device)
-        ids, mask = pad_right([torch.cat([text, end]) for text in written])
-        scored = lens.decoder.score(batch.vectors, ids, mask)
-        nll = warm_start(scored.log_probs, mask).mean()
-        mse = scaled_mse(lens.encoder(written), batch.vectors, lens.spread).mean()
-        return nll + mse, {"nll": nll.item(), "mse": mse.item()}
+        batch, weight = batch_of(lens, texts, recipe, step)
+        parts = warm_losses(lens, batch, recipe.data)
+        total = torch.stack(list(parts.values())).sum()
+        return weight * total, {n: p.item() for n, p in parts.items()}
 
     train("warm", lens.tensors(), loss, recipe.warm, out, recipe.rates.of)
 
 
+def warm_losses(lens: Lens, batch: Activations, data: Data) -> dict[str, Tensor]:
+    """The objectives of one step, each a mean over rows."""
+    written = target_texts(lens.lm, batch, data)
+    end = torch.tensor(lens.lm.stop_ids[:1], device=lens.lm.device)
+    ids, mask = pad_right([torch.cat([text, end]) for text in written])
+    scored = lens.decoder.score(batch.vectors, ids, mask)
+    mse = scaled_mse(lens.encoder(written), batch.vectors, lens.spread)
+    return {"nll": warm_start(scored.log_probs, mask).mean(), "mse": mse.mean()}
+
+
 def train_joint(lens: Lens, texts: Sequence[Text], recipe: LensRecipe, out: Path) -> None:
     """Stage 2: the decoder's own explanations, and what the encoder makes of them."""
-    reference = frozen_copy(lens)
+    compared = recipe.refine == "grpo" and _on(recipe.weights.reference)
+    reference = frozen_copy(lens) if compared else None
     epoch = max(1, len(texts) // recipe.data.documents)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         # Other activations than the warm start's: the order goes on where it ended.
-        batch = batch_of(lens, texts, recipe, recipe.warm.steps + step)
+        batch, weight = batch_of(lens, texts, recipe, recipe.warm.steps + step)
         weights = {
             name: schedule.at(step, epoch)
             for name, schedule in vars(recipe.weights).items()
@@ -244,14 +265,14 @@ def train_joint(lens: Lens, texts: Sequence[Text], recipe: LensRecipe, out: Path
         }
         parts = joint_losses(lens, reference, batch, recipe, step, recipe.tau.at(step, epoch))
         total = torch.stack([weights.get(n, 1.0) * p for n, p in parts.items()]).sum()
-        return total, {n: p.item() for n, p in parts.items()}
+        return weight * total, {n: p.item() for n, p in parts.items()}
 
     train("joint", lens.tensors(), loss, recipe.joint, out, recipe.rates.of)
 
 
 def joint_losses(
     lens: Lens,
-    reference: Decoder,
+    reference: Decoder | None,
     batch: Activations,
     recipe: LensRecipe,
     step: int,
@@ -268,13 +289,14 @@ def joint_losses(
     if grpo:
         with torch.no_grad():
             said = decoder.generate(batch.vectors, Sampled(noise, recipe.temperature), samples)
-        pieces: Tensor = said.ids
+        # What counts is what somebody reads, so the text is tokenized anew, as in an evaluation.
+        pieces = [lens.lm.ids(text) for text in said.texts]
     else:
         pick = StraightThroughGumbel(noise, tau, recipe.temperature)
         said = decoder.generate(batch.vectors, pick)
-        pieces = said.embeds
-    own = words(said, lens.lm)
-    made = lens.encoder([row[keep] for row, keep in zip(pieces, own, strict=True)])
+        own = words(said, lens.lm)
+        pieces = [row[keep] for row, keep in zip(said.embeds, own, strict=True)]
+    made = lens.encoder(pieces)
     errors = scaled_mse(made, batch.vectors.repeat_interleave(samples, 0), lens.spread)
     parts = {"mse": errors.mean()}
     kls = None
@@ -282,7 +304,8 @@ def joint_losses(
         swap = swapping(lens.lm, lens.config.layer, batch.prefixes(), samples)
         with torch.no_grad():
             original = swap(None)
-        kls = next_token_kl(original, swap(made))
+        with torch.set_grad_enabled(_on(weights.kl)):
+            kls = next_token_kl(original, swap(made))
         parts["kl"] = kls.mean()
     if grpo or _on(weights.entropy):
         scored = decoder.score(batch.vectors, said.ids, said.mask, recipe.temperature)
@@ -291,7 +314,7 @@ def joint_losses(
             cost = (errors if recipe.reward == "mse" or kls is None else kls).detach()
             advantages = group_advantages(-cost.view(-1, samples)).flatten()
             parts["policy"] = policy_gradient(scored.log_probs, advantages, said.mask).mean()
-        if grpo and _on(weights.reference):
+        if reference is not None:
             with torch.no_grad():
                 before = reference.score(batch.vectors, said.ids, said.mask, recipe.temperature)
             parts["reference"] = k3(scored.log_probs, before.log_probs, said.mask).mean()
@@ -304,12 +327,16 @@ def joint_losses(
     return parts
 
 
-def batch_of(lens: Lens, texts: Sequence[Text], recipe: LensRecipe, step: int) -> Activations:
-    """The activations of one step, of this process's share of its documents."""
-    chosen = shuffled(len(texts), recipe.seed, step, recipe.data.documents)
-    mine = [texts[i] for i in parallel.share(chosen)]
-    places = draw(mine, recipe.data.positions, recipe.seed + step)
-    return at(lens.lm, lens.config.layer, places)
+def batch_of(
+    lens: Lens, texts: Sequence[Text], recipe: LensRecipe, step: int
+) -> tuple[Activations, float]:
+    """The activations of one step, of this process's share of its documents, and what their mean
+    counts in the average over processes: short documents have fewer rows than others."""
+    chosen = [texts[i] for i in shuffled(len(texts), recipe.seed, step, recipe.data.documents)]
+    places = draw(chosen, recipe.data.positions, seed_of("step", recipe.seed, step))
+    mine = parallel.share(places)
+    rows, own = (sum(len(positions) for _, positions in part) for part in (places, mine))
+    return at(lens.lm, lens.config.layer, mine), own * len(places) / (rows * len(mine))
 
 
 def target_texts(lm: FrozenLM, batch: Activations, data: Data) -> list[Tensor]:
@@ -355,7 +382,7 @@ def _sample(texts: Sequence[Text], count: int, seed: int) -> list[Text]:
 def _seeds(batch: Activations, recipe: LensRecipe, step: int, samples: int) -> list[int]:
     """One seed for each explanation, by where its activation stands, whatever the batch."""
     return [
-        hash((recipe.seed, step, text.number, position, sample)) & 0xFFFFFFFF
+        seed_of(recipe.seed, step, text.number, position, sample)
         for text, position in zip(batch.texts, batch.positions, strict=True)
         for sample in range(samples)
     ]

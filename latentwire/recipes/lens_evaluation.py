@@ -20,9 +20,9 @@ from latentwire.lens.activations import Activations, at, draw, read_documents, t
 from latentwire.lens.checks import LensError
 from latentwire.lens.decoder import Decoder
 from latentwire.lens.interventions import swapping
-from latentwire.lens.lens import Lens
+from latentwire.lens.lens import Lens, several
 from latentwire.lens.objectives import next_token_kl
-from latentwire.lm import Greedy, Sampled, seeded_noise
+from latentwire.lm import seed_of
 from latentwire.train.loop import shuffled
 
 BATCH = 16
@@ -30,6 +30,8 @@ BATCH = 16
 REFERENCES = ("true_text",)
 """Rows that are no controls: they see text that a lens has to recover from the activation."""
 EXAMPLES = 10
+FITTED = 100
+"""Documents on which the untrained decoder's projections are fitted, as training begins."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class LensEvaluation:
     positions: int = 1
     """Random positions in each."""
     samples: int = 1
-    """1 for the greedy explanation; else the best of so many drawn ones, for the untrained decoder
-    too."""
+    """1 for the greedy explanation; else the best of it and of drawn ones, so many in all, for the
+    untrained decoder and the other example's text too."""
     window: int = 128
     """Tokens of a document that are read."""
     skip: int = 4
@@ -80,7 +82,10 @@ def evaluate_lens(lens: Lens, text: Sequence[Path], config: LensEvaluation | Non
         tuple(i for p in parts for i in p.positions),
     )
     said = explanations(lens, lens.decoder, batch, config)
-    rows = reconstructions(lens, batch, said, config)
+    plain = replace(lens.config.decoder, lora=0)
+    untrained = Decoder(lens.lm, plain, lens.norm)
+    untrained.fit(lens.config.layer, chosen[:FITTED])
+    rows = reconstructions(lens, batch, said, explanations(lens, untrained, batch, config), config)
     scores = _scores(lens, batch, rows)
     controls = {k: v for k, v in scores.items() if k not in ("lens", *REFERENCES)}
     beaten = all(scores["lens"]["fve"] > row["fve_high"] for row in controls.values())
@@ -96,7 +101,7 @@ def evaluate_lens(lens: Lens, text: Sequence[Path], config: LensEvaluation | Non
         "model": lens.config.model,
         "layer": lens.config.layer,
         "explanation_tokens": sum(len(lens.lm.ids(t)) for t in said) / len(said),
-        "examples": _examples(lens, batch, said, rows["lens"]),
+        "examples": _examples(lens, batch, said, rows["lens"], config.seed),
     }
 
 
@@ -110,10 +115,7 @@ def explanations(
         range(0, len(batch), BATCH), description="explaining", console=Console(stderr=True)
     ):
         vectors, k = batch.vectors[start : start + BATCH], config.samples
-        first = (config.seed << 20) + start * k
-        noise = seeded_noise(range(first, first + len(vectors) * k))
-        pick = Greedy() if k == 1 else Sampled(noise)
-        texts = decoder.generate(vectors, pick, k).texts
+        texts = several(decoder, vectors, k, 1.0, seed_of(config.seed, start))
         errors = (lens.reconstruct(texts) - vectors.repeat_interleave(k, 0)).square().sum(1)
         best = errors.view(-1, k).argmin(1).tolist()
         chosen += [texts[row * k + sample] for row, sample in enumerate(best)]
@@ -121,32 +123,36 @@ def explanations(
 
 
 def reconstructions(
-    lens: Lens, batch: Activations, said: Sequence[str], config: LensEvaluation
+    lens: Lens,
+    batch: Activations,
+    said: Sequence[str],
+    untrained: Sequence[str],
+    config: LensEvaluation,
 ) -> dict[str, Tensor]:
     """The lens's vectors [n, d] and those of every control, in the order in which they are shown.
 
-    Controls that are given tokens get as many as the example's own explanation has.
+    said, untrained: explanations of the lens and of a decoder without training. Controls that are
+    given tokens get as many as the example's own explanation has.
     """
     lm, n = lens.lm, len(batch)
     counts = [len(lm.ids(text)) for text in said]
-    plain = replace(lens.config.decoder, lora=0)
-    untrained = Decoder(lm, plain, lens.norm)
     numbers = [t.number for t in batch.texts]
-    other = [next(j for j in _after(i, n) if numbers[j] != numbers[i]) for i in range(n)]
+    others = [[j for j in _after(i, n) if numbers[j] != numbers[i]] for i in range(n)]
     ranked = lm.logit_lens(batch.vectors).topk(max(1, *counts)).indices
     made = {
         "lens": _encoded(lens, [lm.ids(t) for t in said]),
         "mean": lens.mean.expand(n, -1),
         "zero": torch.zeros_like(batch.vectors),
-        "other_text": _encoded(lens, [lm.ids(said[j]) for j in other]),
+        "other_text": _nearest(_encoded(lens, [lm.ids(t) for t in said]), others, batch, config),
         "shuffled_words": _encoded(
-            lens, [lm.ids(_shuffled(t, config.seed + i)) for i, t in enumerate(said)]
+            lens, [lm.ids(_shuffled(t, 0, config.seed + i)) for i, t in enumerate(said)]
+        ),
+        "shuffled_but_last": _encoded(
+            lens, [lm.ids(_shuffled(t, 1, config.seed + i)) for i, t in enumerate(said)]
         ),
         "current_token": _encoded(lens, batch.up_to([1] * n)),
         "previous_tokens": _encoded(lens, batch.up_to(counts, own=0)),
-        "untrained_decoder": _encoded(
-            lens, [lm.ids(t) for t in explanations(lens, untrained, batch, config)]
-        ),
+        "untrained_decoder": _encoded(lens, [lm.ids(t) for t in untrained]),
         "logit_lens": _encoded(lens, [row[:c] for row, c in zip(ranked, counts, strict=True)]),
         "true_text": _encoded(lens, batch.up_to(counts)),
     }
@@ -205,24 +211,39 @@ def _encoded(lens: Lens, texts: Sequence[Tensor]) -> Tensor:
     return torch.cat([lens.encoder(part) for part in parts])
 
 
+def _nearest(
+    made: Tensor, others: Sequence[Sequence[int]], batch: Activations, config: LensEvaluation
+) -> Tensor:
+    """Of as many other examples' vectors as the lens has tries, the nearest to each activation."""
+    tried = [made[list(rows[: config.samples])] for rows in others]
+    nearest = [(t - v).square().sum(1).argmin() for t, v in zip(tried, batch.vectors, strict=True)]
+    return torch.stack([t[i] for t, i in zip(tried, nearest, strict=True)])
+
+
 def _after(i: int, n: int) -> list[int]:
     """All other rows, beginning with the next."""
     return [(i + k) % n for k in range(1, n)]
 
 
-def _shuffled(text: str, seed: int) -> str:
+def _shuffled(text: str, kept: int, seed: int) -> str:
+    """Another order of a text's words, the last `kept` of them where they were; the space that the
+    text begins with stays."""
     words = text.split()
-    order = torch.randperm(len(words), generator=torch.Generator().manual_seed(seed))
-    return " ".join(words[i] for i in order.tolist())
+    moving, still = words[: len(words) - kept], words[len(words) - kept :]
+    order = torch.randperm(len(moving), generator=torch.Generator().manual_seed(seed)).tolist()
+    if order == sorted(order):  # that would be no control
+        order = order[1:] + order[:1]
+    moving = [moving[i] for i in order]
+    return text[: len(text) - len(text.lstrip())] + " ".join(moving + still)
 
 
 def _examples(
-    lens: Lens, batch: Activations, said: Sequence[str], made: Tensor
+    lens: Lens, batch: Activations, said: Sequence[str], made: Tensor, seed: int
 ) -> list[dict[str, object]]:
-    """Ten explanations, chosen by the evaluation's seed as all of them are; with the text that each
-    token stands in, and the error in units of the activations' variance."""
+    """Ten explanations, chosen at random; with the text that each token stands in, and the error in
+    units of the activations' variance."""
     errors = ((made - batch.vectors) / lens.spread).square().sum(1).tolist()
-    order = shuffled(len(batch), 1, 0, min(EXAMPLES, len(batch)))
+    order = shuffled(len(batch), seed, 0, min(EXAMPLES, len(batch)))
     decode = lens.lm.tokenizer.decode
     context, after = batch.up_to([24] * len(batch)), batch.after(8)
     return [

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from latentwire.lens.activations import Text, at
 from latentwire.lens.checks import LensError
 from latentwire.lens.interventions import swapping
 from latentwire.lens.lens import Explanation, Lens
 from latentwire.lens.objectives import next_token_kl
+from latentwire.lm import FrozenLM
 
 BATCH = 16
 """Tokens that are explained together."""
@@ -32,6 +35,8 @@ class TokenExplained:
     token: str
     explanations: list[Explanation]
     """Best reconstruction first."""
+    vector: Float[Tensor, " d"]
+    """Its activation."""
     kl: float
     """Nats that the model's next-token distribution moves when the best one is swapped in."""
 
@@ -51,9 +56,8 @@ def explain_text(
     Raises LensError for a text without tokens or a token that it does not have.
     """
     lm = lens.lm
-    bos, own = len(lm.bos), lm.ids(text)
-    if len(own) == 0:
-        raise LensError("the text is empty; expected at least one token")
+    whole = tokens_of(lm, text)
+    bos, own = whole.bos, whole.ids[whole.bos :]
     if tokens is None:
         tokens = range(0 if bos or len(own) == 1 else 1, len(own))
     if k < 1:
@@ -63,7 +67,7 @@ def explain_text(
             raise LensError(
                 f"token {token} of a text of {len(own)} tokens; expected 0..{len(own) - 1}"
             )
-    whole = Text(0, torch.cat([lm.bos, own]), bos, bos)
+    pieces = _pieces(lm, own)
     rows: list[TokenExplained] = []
     for start in range(0, len(tokens), BATCH):
         part = tokens[start : start + BATCH]
@@ -73,7 +77,27 @@ def explain_text(
         best = torch.stack([group[0].vector for group in said])
         kls = next_token_kl(swap(None), swap(best)).tolist()
         rows += [
-            TokenExplained(t, lm.tokenizer.decode(own[t : t + 1]), group, kl)
-            for t, group, kl in zip(part, said, kls, strict=True)
+            TokenExplained(t, pieces[t], group, vector, kl)
+            for t, group, vector, kl in zip(part, said, batch.vectors, kls, strict=True)
         ]
     return rows
+
+
+def tokens_of(lm: FrozenLM, text: str) -> Text:
+    """A text as the LM reads it, all tokens of it usable. Raises LensError for one without any."""
+    own, bos = lm.ids(text), len(lm.bos)
+    if len(own) == 0:
+        raise LensError("the text is empty; expected at least one token")
+    return Text(0, torch.cat([lm.bos, own]), bos, bos)
+
+
+def _pieces(lm: FrozenLM, ids: Int[Tensor, " n"]) -> list[str]:
+    """The part of the text that each token adds. A character of several tokens is the last one's,
+    and the others add nothing."""
+    pieces, start = [], 0
+    for end in range(1, len(ids) + 1):
+        piece = lm.tokenizer.decode(ids[start:end])
+        cut = piece.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids)
+        pieces.append("" if cut else piece)
+        start = start if cut else end
+    return pieces

@@ -13,7 +13,8 @@ PREDICTIONS = "predictions.jsonl"
 
 def open_run(out: Path, setting: dict) -> list[dict]:
     """Make `out` the folder of the run that `setting` describes; the whole records that an earlier
-    session left there. Raises ValueError for a folder that holds another run."""
+    session left there, of which the caller rewrites those that it goes on from. Raises ValueError
+    for a folder that holds another run."""
     out.mkdir(parents=True, exist_ok=True)
     config, predictions = out / "config.json", out / PREDICTIONS
     known = json.loads(config.read_text()) if config.exists() else None
@@ -24,9 +25,7 @@ def open_run(out: Path, setting: dict) -> list[dict]:
         return []
     # What follows the last line end is a record that was cut off, maybe inside a character.
     lines = predictions.read_bytes().rpartition(b"\n")[0].decode().split("\n")
-    records = [json.loads(line) for line in lines if line]
-    rewrite(out, records)
-    return records
+    return [json.loads(line) for line in lines if line]
 
 
 def rewrite(out: Path, records: Sequence[dict]) -> None:

@@ -35,7 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from latentwire.evals.metrics import bootstrap
 from latentwire.files import write_whole
-from latentwire.lm import FrozenLM
+from latentwire.lm import FrozenLM, seed_of
 from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.seek.answers import Answers, prompt_ids
 from latentwire.seek.region import Fraction, Section
@@ -50,7 +50,6 @@ from latentwire.seek.search import (
     SeekConfig,
     Step,
     best_of,
-    seed_of,
     threshold_of,
     value_of,
 )

@@ -79,8 +79,8 @@ def write_lens_page(
     before, after = map(escape, around)
     about = ", ".join(f"{name} {escape(str(value))}" for name, value in facts.items())
     tokens = "".join(_token(row) for row in rows)
-    # "</" would end the script element whatever the JSON around it.
-    data = json.dumps(list(rows), ensure_ascii=False).replace("</", "<\\/")
+    # "</" would end the script element, and "<!--" keep it open, whatever the JSON around it.
+    data = json.dumps(list(rows), ensure_ascii=False).replace("<", "\\u003c")
     write_whole(
         path,
         f"""<!doctype html>

@@ -13,7 +13,6 @@ its own optimizer, so a problem's search does not depend on its batch.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, Sampled, seeded_noise
+from latentwire.lm import FrozenLM, Sampled, seed_of, seeded_noise
 from latentwire.seek.answers import Answers, prompt_ids
 from latentwire.seek.policy import Policy
 from latentwire.seek.region import Fraction, Region, RegionError, Span
@@ -352,8 +351,3 @@ def no_room(lm: FrozenLM, problem: Problem, prompt: int, new: int) -> Found:
     """What there is to say of a problem whose prompt and answer budget do not fit the window."""
     why = f"a prompt of {prompt} tokens and {new} new ones do not fit {lm.name}'s window of "
     return Found(problem, "", None, (), failure=f"{why}{lm.window}")
-
-
-def seed_of(*parts: object) -> int:
-    """A seed from what it is for, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")

@@ -19,6 +19,11 @@ class Schedule:
     unit: Literal["steps", "epochs"] = "steps"
     """What `over` is measured in."""
 
+    @property
+    def lowest(self) -> float:
+        """The smallest value that it takes."""
+        return self.start if self.end is None else min(self.start, self.end)
+
     def at(self, step: int, epoch: int) -> float:
         """The value at a step, where an epoch has so many steps."""
         if self.end is None:
