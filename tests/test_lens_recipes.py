@@ -357,6 +357,11 @@ def test_mistakes_are_one_line(text, trained, tmp_path, monkeypatch, capsys):
             "holds a run with another config",
         ),
         (("train", "smollm2", "--lens.layer", "30", "--text", str(text)), "layer 30"),
+        (("train", "smollm"), "unknown recipe 'smollm' (did you mean 'smollm2'?)"),
+        (
+            ("train", "smollm2", "--text", str(text), "--data.documents", "40"),
+            "training documents for steps of 40",
+        ),
     ]
     for arguments, message in cases:
         monkeypatch.chdir(tmp_path)
