@@ -91,8 +91,15 @@ def _parsed(
 
 def _in_one_line(boxed: str) -> str:
     """What tyro draws a box around: the mistake, and the options that it takes for meant."""
-    lines = [line.strip("│ ") for line in boxed.splitlines() if line.startswith("│")]
-    first = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
-    meant = [line.split()[0] for line in lines[first:] if line.startswith("--")]
-    said = " ".join(lines[:first])
+    sections: list[list[str]] = [[]]
+    for line in (line.strip("│ ") for line in boxed.splitlines()):
+        if line and set(line) <= set("─-"):
+            sections.append([])
+        elif line and line[0] not in "╭╰":
+            sections[-1].append(line)
+    if not boxed.startswith("╭"):  # without UTF-8 the title is a section of its own
+        del sections[0]
+    said = " ".join(sections[0]) if sections else "the arguments cannot be read"
+    lines = [x for s in sections if s and s[0].startswith("Perhaps you meant") for x in s]
+    meant = [line.split()[0] for line in lines if line.startswith("--")]
     return said + (f"; did you mean {' or '.join(meant)}?" if meant else "")
