@@ -37,6 +37,7 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_format,
 )
+from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, Session, shuffled, train
 from latentwire.train.losses import answer_loss, distillation
 from latentwire.wire.scorer import RidgeFit
@@ -101,20 +102,24 @@ def train_wire(recipe: WireRecipe, session: Session = Session()) -> Path:  # noq
 
     Raises ValueError for a run folder that holds another run, before any compute.
     """
+    parallel.join()
     out = recipe.out or Path("runs") / recipe.name
     config = json.dumps({**asdict(recipe), "out": None}, indent=1)
     check_training(out, config)
     least = recipe.held_out + recipe.passages
     passages = by_context(load_questions(recipe.data, least=least))
     kept = len(passages) - recipe.held_out
-    begin_training(out, config)
+    first = parallel.rank() == 0
+    if first:
+        begin_training(out, config)
     wire = Wire(FrozenLM.from_pretrained(recipe.wire.reader), recipe.wire)
     wire.check_window()
     checked = _checked(wire, passages[kept:], recipe, session)
     train_format(wire, passages[:kept], recipe, out, checked, session)
     fit_scorer(wire, passages[: min(kept, recipe.scorer_passages)], out)
     train_slots(wire, passages[:kept], recipe, out, checked, session)
-    wire.save(out / "wire")
+    if first:
+        wire.save(out / "wire")
     return out
 
 
@@ -158,7 +163,8 @@ def fit_scorer(wire: Wire, passages: Sequence[Passage], out: Path) -> None:
         _, states = _read(wire, [passage])
         fit.add(states.inputs[:, 0], _attention(wire, passage, states.prefix))
     fit.solve(wire.scorer)
-    write_whole(path, save(wire.scorer.state_dict()))
+    if parallel.rank() == 0:
+        write_whole(path, save(wire.scorer.state_dict()))
 
 
 def train_slots(
@@ -218,7 +224,8 @@ def _made(mask: Tensor, began: float) -> dict[str, Tensor | float]:
 
 def _batch(passages: Sequence[Passage], recipe: WireRecipe, step: int) -> list[Passage]:
     chosen = shuffled(len(passages), recipe.seed, step, recipe.passages)
-    return [Passage(passages[i].context, passages[i].questions[: recipe.questions]) for i in chosen]
+    mine = [passages[i] for i in parallel.share(chosen)]
+    return [Passage(p.context, p.questions[: recipe.questions]) for p in mine]
 
 
 def _targets(lm: FrozenLM, batch: Sequence[Passage]) -> tuple[Tensor, Tensor]:

@@ -145,23 +145,27 @@ def train(
             if checking and first:
                 row["alarms"] = checks[-1]
             ending = collapsed(checks) if session.stop_on == "collapse" else None
+            # All processes stop at the same step, or the others would wait for the one that did.
+            asked = {"stop": float(sum(stopping)), "end": float(ending is not None)}
+            asked = parallel.mean(asked)
+            stop, end = asked["stop"] > 0, asked["end"] > 0
             due = step % config.save_every == 0 or step == config.steps
             due = due or time.monotonic() - saved > 60 * session.save_minutes
             if first:
                 log_row(log, row)
                 show(step, _note(figures, checks[-1] if checks else {}))
-                if due or stopping or ending:
+                if due or stop or end:
                     checkpoints.save(parameters, optimizer, step)
                     saved = time.monotonic()
-            if stopping:
+            if stop:
                 if first:
                     console.print(
                         f"{stage} stopped at step {step}; the same command goes on from here"
                     )
-                if stopping[0] == signal.SIGINT:
+                if signal.SIGTERM not in stopping:
                     raise KeyboardInterrupt
-                raise SystemExit(128 + stopping[0])
-            if ending:
+                raise SystemExit(128 + signal.SIGTERM)
+            if end:
                 raise CollapseError(f"{stage} ended at step {step} by --stop-on: {ending}")
 
 
@@ -228,15 +232,15 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = config.lr * group["rate"] * _schedule(step, config)
     value, figures = loss(step)
-    if not torch.isfinite(value):
-        raise FloatingPointError(
-            f"loss is {value.item()} at step {step}; the last checkpoint is good"
-        )
+    counts = parallel.weight(float(figures.get("tokens", 1.0)))
+    joint = parallel.mean({"loss": value.item()}, counts)["loss"]
+    if not math.isfinite(joint):
+        raise FloatingPointError(f"loss is {joint} at step {step}; the last checkpoint is good")
     if not value.requires_grad:
         raise ValueError("the loss reaches none of the trained parameters; check what is detached")
     optimizer.zero_grad()
     norms = _objective_norms(figures, tensors) if checking else {}
-    value.backward()
+    (value * counts).backward()
     for tensor in tensors:
         # A tensor that the loss does not reach has a state all the same, so that it can be saved.
         tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
@@ -247,7 +251,10 @@ def _update(
         raise FloatingPointError(f"gradient is {norm} at step {step}; the last checkpoint is good")
     optimizer.step()
     plain = {n: v.item() if isinstance(v, Tensor) else float(v) for n, v in figures.items()}
-    return {"loss": value.item(), "grad_norm": norm.item(), **plain, **norms}
+    plain = parallel.mean(plain, counts)
+    if "tokens" in plain:
+        plain["tokens"] = float(figures["tokens"]) / counts * parallel.world()
+    return {"loss": joint, "grad_norm": norm.item(), **plain, **norms}
 
 
 def _objective_norms(
