@@ -23,7 +23,8 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"latentwire: {message}\n"
     try:
         if arguments[:1] and arguments[0] in GROUPS:
-            GROUPS[arguments[0]](arguments[1:])
+            if status := GROUPS[arguments[0]](arguments[1:]):
+                raise SystemExit(status)
             return
         every = {**COMMANDS, **GROUPS}
         status = tyro.extras.subcommand_cli_from_dict(every, args=arguments, prog="latentwire")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The README's table of seek: smollm2-135m on the first 100 problems of a GSM8K test file, with the
 # oracle reward and with the model checking itself, and the attempts of docs/LOG.md, which are made
-# on 50 easier problems (SVAMP), since it solves next to none of GSM8K.
+# on 32 easier problems (SVAMP), since it solves next to none of GSM8K.
 #   reproduce/seek-gsm8k.sh FOLDER_WITH_gsm8k_test.jsonl_AND_svamp.jsonl [exact|self|attempts]
 set -euo pipefail
 data=$(realpath "${1:?a folder with gsm8k_test.jsonl and gsm8k_train.jsonl}")
@@ -13,12 +13,12 @@ seek() { # NAME FILE options
     --run "runs/seek-$1" --json "reproduce/seek-gsm8k/$1.json"
 }
 gsm8k=(gsm8k_test.jsonl --limit 100 --lr 0.003 --max-new-tokens 256 --batch 50)
-svamp=(svamp.jsonl --limit 50 --reward exact --steps 4 --max-new-tokens 128 --batch 50)
+svamp=(svamp.jsonl --limit 32 --reward exact --steps 3 --max-new-tokens 128 --batch 32)
 if [[ $what == all || $what == exact ]]; then
   seek exact "${gsm8k[@]}" --reward exact --steps 4
 fi
 if [[ $what == all || $what == self ]]; then
-  seek self "${gsm8k[@]}" --reward self --steps 2
+  seek self "${gsm8k[@]}" --reward self --steps 1
 fi
 if [[ $what == all || $what == attempts ]]; then
   seek svamp-small "${svamp[@]}" --lr 0.003

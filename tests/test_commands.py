@@ -132,6 +132,29 @@ def test_training_refuses_another_runs_folder_before_any_compute(tmp_path, monke
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("smolm2-4x",), "unknown recipe 'smolm2-4x' (did you mean 'smollm2-4x'?): expected one"),
+        (("smollm2-4x", "--slots.stps", "3"), "did you mean --slots.steps?"),
+        (("smollm2-4x", "--slots.steps", "x"), "parsing --slots.steps: invalid literal for int"),
+        (("smollm2-4x", "--slots.steps", "0"), "steps is 0; expected at least 1"),
+        (("smollm2-4x", "--format.lr", "-1"), "lr is -1.0; expected more than 0"),
+        (("smollm2-4x", "--check-every", "0"), "check_every is 0; expected at least 1"),
+        (("smollm2-4x", "--stop-on", "colapse"), "--stop-on"),
+        (("smollm2-4x", "--data", "none.jsonl"), "none.jsonl: no such file"),
+        (("smollm2-4x", "--wire.window", "500", "--passages", "1", "--held-out", "1"), "room for"),
+    ],
+)
+def test_a_recipe_that_cannot_be_trained(arguments, message, wire, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if "--data" not in arguments:
+        arguments += ("--data", write(tmp_path / "d.jsonl", jsonl(ROWS)))
+    status, _, err = run(monkeypatch, capsys, "train", *arguments)
+    assert status == 2 and message in err and err.count("\n") == 1, err
+    assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
+
+
 def test_hub_data_is_read_from_a_folder(tmp_path):
     from latentwire.tasks.qa import load_questions
 

@@ -18,7 +18,7 @@ ALLOWED = {
     "evals": {"lm", "tasks", "evals", "files"},
     "bench": {"bench", "lm", "tasks", "seek", "lens", "files"},
     "commands": {"commands", "bench", "lm", "tasks", "wire", "seek", "lens", "evals", "recipes"}
-    | {"report", "files"},
+    | {"report", "train", "files"},
     "report": {"report", "files"},
     "recipes": {"lm", "tasks", "wire", "seek", "lens", "train", "evals", "recipes", "files"},
 }

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from accelerate import PartialState
 from tiny import tiny_lm
 
 from latentwire.__main__ import main
@@ -173,6 +174,7 @@ def one_of_two(rank, text, folder):
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    PartialState(cpu=True)
     torch.save(gradients(text, folder), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -376,6 +378,11 @@ def test_mistakes_are_one_line(text, trained, tmp_path, monkeypatch, capsys):
             "holds a run with another config",
         ),
         (("train", "smollm2", "--lens.layer", "30", "--text", str(text)), "layer 30"),
+        (("train", "smollm"), "unknown recipe 'smollm' (did you mean 'smollm2'?)"),
+        (
+            ("train", "smollm2", "--text", str(text), "--data.documents", "40"),
+            "training documents for steps of 40",
+        ),
     ]
     for arguments, message in cases:
         monkeypatch.chdir(tmp_path)

@@ -1,13 +1,18 @@
 """The loop resumes to the bit, its checkpoints are complete, and losses are what they should be."""
 
+import errno
 import json
 import math
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from latentwire.train.loop import CheckpointError, LoopConfig, shuffled, train
+from latentwire.recipes.runs import begin_training, check_training
+from latentwire.train.checkpoints import CheckpointError, Checkpoints
+from latentwire.train.loop import LoopConfig, Session, shuffled, train
 from latentwire.train.losses import answer_loss, distillation
 
 CONFIG = LoopConfig(steps=12, lr=0.1, warmup=2, save_every=5)
@@ -17,10 +22,10 @@ def parameters():
     return {"w": torch.ones(3, requires_grad=True), "b": torch.zeros(2, requires_grad=True)}
 
 
-def quadratic(params, stop_at=None):
+def quadratic(params, stop_at=None, number=signal.SIGINT):
     def loss(step):
         if step == stop_at:
-            signal.raise_signal(signal.SIGINT)  # as Ctrl-C in the middle of a step
+            signal.raise_signal(number)  # as Ctrl-C in the middle of a step
         target = torch.tensor([float(i) for i in shuffled(7, seed=0, step=step, size=3)])
         return (params["w"] - target).square().sum() + params["b"].square().sum(), {}
 
@@ -29,6 +34,11 @@ def quadratic(params, stop_at=None):
 
 def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
+
+
+def step_of(path) -> int:
+    with safe_open(str(path), framework="pt") as saved:
+        return int(saved.metadata()["step"])
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
@@ -53,6 +63,111 @@ def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
     other = {"w": torch.ones(4, requires_grad=True), "b": torch.zeros(2, requires_grad=True)}
     with pytest.raises(CheckpointError, match=r"w has shape \[3\]; expected \[4\]"):
         train("s", other, lambda step: (other["w"].sum(), {}), CONFIG, tmp_path)
+
+
+def test_sigterm_ends_the_step_and_keeps_it(tmp_path):
+    straight, first, resumed = parameters(), parameters(), parameters()
+    train("s", straight, quadratic(straight), CONFIG, tmp_path / "a")
+    with pytest.raises(SystemExit) as stop:
+        terminated = quadratic(first, stop_at=7, number=signal.SIGTERM)
+        train("s", first, terminated, CONFIG, tmp_path / "b")
+    assert stop.value.code == 143 and len(losses(tmp_path / "b")) == 8
+    train("s", resumed, quadratic(resumed), CONFIG, tmp_path / "b")
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
+    params, held = parameters(), iter([3.0, 1.0, 2.0, 5.0])
+
+    def probe():
+        value = next(held)
+        return {"held": value, "held_low": value - 1, "held_high": value + 1, "held_n": 9.0}
+
+    session = Session(check_every=4, keep=3, save_minutes=0.0)  # at every step
+    train("s", params, quadratic(params), CONFIG, tmp_path, probe=probe, session=session)
+    kept = Checkpoints(tmp_path, "s")
+    steps = {path.name: step_of(path) for path in tmp_path.glob("*.safetensors")}
+    assert steps == {
+        "s.safetensors": 12,
+        "s.1.safetensors": 11,
+        "s.2.safetensors": 10,
+        "s.best.safetensors": 4,
+    }
+    facts = {"step": 4.0, "held": 1.0, "held_low": 0.0, "held_high": 2.0, "held_n": 9.0}
+    assert kept.best() == facts
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys):
+    straight, first, resumed = parameters(), parameters(), parameters()
+    train("s", straight, quadratic(straight), CONFIG, tmp_path / "a")
+    train("s", first, quadratic(first), CONFIG, tmp_path / "b")
+    newest, before = tmp_path / "b" / "s.safetensors", tmp_path / "b" / "s.1.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-10])
+    assert step_of(before) == 10
+    train("s", resumed, quadratic(resumed), CONFIG, tmp_path / "b")
+    assert "s.safetensors is truncated or damaged; going on from" in capsys.readouterr().err
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert torch.equal(straight["w"], resumed["w"])
+    for path in tmp_path.glob("b/s*"):
+        path.write_bytes(b"1234567890")
+    with pytest.raises(CheckpointError, match=r"and none before it is whole; remove s\*.safetens"):
+        train("s", resumed, quadratic(resumed), CONFIG, tmp_path / "b")
+
+
+@pytest.mark.parametrize("full", ["s.new.safetensors.part", "metrics.jsonl"])
+def test_a_full_disk_leaves_what_was_there(full, tmp_path, monkeypatch):
+    straight, first, resumed = parameters(), parameters(), parameters()
+    train("s", straight, quadratic(straight), CONFIG, tmp_path / "a")
+    write, opened = Path.write_bytes, Path.open
+
+    def filled(path):
+        if path.name == full and (tmp_path / "b" / "s.safetensors").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write_bytes(path, data):
+        write(path, data[:5])
+        filled(path)
+        return write(path, data)
+
+    def open_(path, mode="r", **options):
+        if "a" in mode:
+            filled(path)
+        return opened(path, mode, **options)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(Path, "open", open_)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\)"):
+        train("s", first, quadratic(first), CONFIG, tmp_path / "b")
+    monkeypatch.undo()
+    assert step_of(tmp_path / "b" / "s.safetensors") == 5
+    train("s", resumed, quadratic(resumed), CONFIG, tmp_path / "b")
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/run cannot be written \(Not a directory\); give"):
+        begin_training(tmp_path / "file" / "run", "{}")
+
+    def read_only(path, data):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "write_bytes", read_only)
+    with pytest.raises(ValueError, match=r"cannot be written \(Read-only file system\); give"):
+        begin_training(tmp_path, "{}")
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    for name in ("a", "b"):
+        begin_training(tmp_path / name, f'{{"name": "{name}"}}')
+    params = parameters()
+    train("s", params, quadratic(params), CONFIG, tmp_path / "a")
+    check_training(tmp_path / "a", '{"name": "a"}')
+    (tmp_path / "a" / "s.safetensors").rename(tmp_path / "b" / "s.safetensors")
+    with pytest.raises(CheckpointError, match="is a checkpoint of another recipe"):
+        check_training(tmp_path / "b", '{"name": "b"}')
+    with pytest.raises(CheckpointError, match="is a checkpoint of another recipe"):
+        train("s", params, quadratic(params), CONFIG, tmp_path / "b")
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from latentwire.commands.shared import check_folder, write_json
+from latentwire.commands.shared import check_folder, run_training, write_json
 
 Positional = tyro.conf.Positional
 
@@ -122,20 +122,18 @@ def evaluate(
     write_json(json_out, result)
 
 
-def train(arguments: list[str]) -> None:
-    """Train a recipe for a lens; every field of it can be overridden on the command line."""
+def train(arguments: list[str]) -> int:
+    """Train a recipe for a lens; every field of it can be overridden on the command line. Exit
+    status 3 where alarms stand at the end, or where --stop-on collapse ended it."""
     from latentwire.recipes.lens import RECIPES, train_lens
 
-    made = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}
-    prog = "latentwire lens train"
-    recipe = tyro.extras.overridable_config_cli(made, args=arguments, prog=prog)
-    print(f"trained: {train_lens(recipe) / 'lens'}")
+    return run_training(RECIPES, train_lens, arguments, "latentwire lens train", "lens")
 
 
-def lens(arguments: list[str]) -> None:
+def lens(arguments: list[str]) -> int:
     """Activations in words: `latentwire lens explain`, `lens edit`, `lens train`, `lens eval`."""
     if arguments[:1] == ["train"]:
-        train(arguments[1:])
-        return
+        return train(arguments[1:])
     commands = {"explain": explain, "edit": edit, "eval": evaluate, "train": train}
     tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="latentwire lens")
+    return 0

@@ -1,9 +1,15 @@
-"""What commands share: the terminal, and results as JSON."""
+"""What commands share: the terminal, results as JSON, and trainings."""
 
+import difflib
+import io
 import json
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr
+from dataclasses import make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from rich.console import Console
 
 from latentwire.files import write_whole
@@ -23,3 +29,79 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
     """Write a result where --json says."""
     if path is not None:
         write_whole(path, json.dumps(result, indent=1))
+
+
+def run_training(
+    recipes: Mapping[str, Callable[[], Any]],
+    train: Callable[[Any, Any], Path],
+    arguments: list[str],
+    prog: str,
+    part: str,
+) -> int:
+    """Train the recipe that the arguments name, with the fields that they override; exit status 3
+    where alarms stand at the end, or ended it. Raises ValueError for arguments that name nothing.
+
+    part: the folder of a run that holds what was trained.
+    """
+    from latentwire.train.guards import CollapseError, standing
+
+    recipe, session = _parsed(recipes, arguments, prog)
+    try:
+        folder = train(recipe, session)
+    except CollapseError as collapse:
+        out.print(f"latentwire: {collapse}", markup=False, highlight=False, soft_wrap=True)
+        return 3
+    print(f"trained: {folder / part}")
+    alarms = standing(folder)
+    for name, text in alarms.items():
+        out.print(f"alarm: {name}: {text}", markup=False, highlight=False, soft_wrap=True)
+    return 3 if alarms else 0
+
+
+def _parsed(
+    recipes: Mapping[str, Callable[[], Any]], arguments: list[str], prog: str
+) -> tuple[Any, Any]:
+    """A recipe and a session, as the command line says."""
+    from latentwire.train.loop import Session
+
+    name, listed = (arguments or ["--help"])[0], ", ".join(recipes)
+    if name in ("-h", "--help"):
+        print(f"usage: {prog} RECIPE [OPTIONS]; {prog} RECIPE --help shows every option\n")
+        for key, recipe in recipes.items():
+            print(f"  {key:14} {(recipe.__doc__ or '').strip()}")
+        raise SystemExit(0)
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.4)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown recipe {name!r}{hint}: expected one of {listed}")
+    recipe = recipes[name]()
+
+    top = tyro.conf.arg(name="")  # the fields of both stand side by side, without a prefix
+    parts = {"recipe": recipe, "session": Session()}
+    fields = [(key, Annotated[type(value), top], value) for key, value in parts.items()]
+    both = make_dataclass("Training", fields, namespace={"__doc__": recipes[name].__doc__})
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            parsed: Any = tyro.cli(both, args=arguments[1:], prog=f"{prog} {name}")
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_in_one_line(said.getvalue())) from None
+    return parsed.recipe, parsed.session
+
+
+def _in_one_line(boxed: str) -> str:
+    """What tyro draws a box around: the mistake, and the options that it takes for meant."""
+    sections: list[list[str]] = [[]]
+    for line in (line.strip("│ ") for line in boxed.splitlines()):
+        if line and set(line) <= set("─-"):
+            sections.append([])
+        elif line and line[0] not in "╭╰":
+            sections[-1].append(line)
+    if not boxed.startswith("╭"):  # without UTF-8 the title is a section of its own
+        del sections[0]
+    said = " ".join(sections[0]) if sections else "the arguments cannot be read"
+    lines = [x for s in sections if s and s[0].startswith("Perhaps you meant") for x in s]
+    meant = [line.split()[0] for line in lines if line.startswith("--")]
+    return said + (f"; did you mean {' or '.join(meant)}?" if meant else "")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from latentwire.commands.shared import check_folder, out, write_json
+from latentwire.commands.shared import check_folder, out, run_training, write_json
 
 Positional = tyro.conf.Positional
 
@@ -82,10 +82,9 @@ def evaluate(
         print(f"report: {write_report(run)}")
 
 
-def train(arguments: list[str]) -> None:
-    """Train a recipe; every field of it can be overridden on the command line."""
+def train(arguments: list[str]) -> int:
+    """Train a recipe; every field of it can be overridden on the command line. Exit status 3 where
+    alarms stand at the end, or where --stop-on collapse ended it."""
     from latentwire.recipes.wire import RECIPES, train_wire
 
-    made = {name: ((recipe.__doc__ or "").strip(), recipe()) for name, recipe in RECIPES.items()}
-    recipe = tyro.extras.overridable_config_cli(made, args=arguments, prog="latentwire train")
-    print(f"trained: {train_wire(recipe) / 'wire'}")
+    return run_training(RECIPES, train_wire, arguments, "latentwire train", "wire")

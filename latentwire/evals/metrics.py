@@ -54,9 +54,21 @@ def explained(
     """Fraction of variance explained, 1 - SSE / SST, and its 95% interval over resamples of whole
     groups. errors: squared error of each vector; distances: its squared distance to the *training*
     mean (a mean of the vectors themselves would credit a constant that was never learned)."""
-    totals = _resampled([errors, distances], groups, samples, seed)
-    low, high = np.percentile(1 - totals[0] / totals[1], [2.5, 97.5])
-    return float(1 - np.sum(errors) / np.sum(distances)), float(low), float(high)
+    unexplained, low, high = ratio(errors, distances, groups, samples, seed)
+    return 1 - unexplained, 1 - high, 1 - low
+
+
+def ratio(
+    top: Sequence[float],
+    bottom: Sequence[float],
+    groups: Sequence[object],
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """sum(top) / sum(bottom), and its 95% interval over resamples of whole groups."""
+    totals = _resampled([top, bottom], groups, samples, seed)
+    low, high = np.percentile(totals[0] / totals[1], [2.5, 97.5])
+    return float(np.sum(top) / np.sum(bottom)), float(low), float(high)
 
 
 def _resampled(

@@ -20,7 +20,7 @@ from latentwire.lens.checks import LensError, check_places, checked
 from latentwire.lens.parts import Projection, trainable, with_lora
 from latentwire.lm import Decoded, FrozenLM, Patch, Pick, Prompt, Scored
 from latentwire.lm.frozen import Caching
-from latentwire.train.ridge import Ridge
+from latentwire.ridge import Ridge
 
 SLOT = "{activation}"
 """Where the activation stands in a template."""

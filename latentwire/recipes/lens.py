@@ -59,8 +59,10 @@ from latentwire.lm import (
     seed_of,
     seeded_noise,
 )
+from latentwire.recipes.checks import check_lens
+from latentwire.recipes.runs import begin_training, check_training
 from latentwire.train import parallel
-from latentwire.train.loop import LoopConfig, shuffled, train
+from latentwire.train.loop import LoopConfig, Probe, Session, shuffled, train
 from latentwire.train.schedules import Schedule
 
 OFF, FULL, SLIGHT = Schedule(0.0), Schedule(1.0), Schedule(0.02)
@@ -192,7 +194,7 @@ def smollm2() -> LensRecipe:
 RECIPES = {"smollm2": smollm2}
 
 
-def train_lens(recipe: LensRecipe) -> Path:
+def train_lens(recipe: LensRecipe, session: Session = Session()) -> Path:  # noqa: B008
     """Run both stages, or what is left of them; the run folder, whose lens/ is the trained lens and
     whose held_out.txt has the documents that it has not seen.
 
@@ -201,42 +203,57 @@ def train_lens(recipe: LensRecipe) -> Path:
     parallel.join()
     out = recipe.out or Path("runs") / recipe.name
     config = json.dumps({**asdict(recipe), "out": None}, indent=1, default=str)
-    saved = out / "config.json"
-    if saved.exists() and saved.read_text() != config:
-        raise ValueError(f"{out} holds a run with another config; give another --out or remove it")
+    check_training(out, config)
     if not recipe.text:
         raise LensError("no text to train on; expected --text FILE...")
     documents, held_out = split(read_documents(recipe.text), recipe.data.held_out)
+    if len(documents) < recipe.data.documents:
+        raise LensError(
+            f"{len(documents)} training documents for steps of {recipe.data.documents}; give more "
+            "--text, or a smaller --data.documents"
+        )
     lm = FrozenLM.from_pretrained(recipe.lens.model)
     check_layer(recipe.lens.layer, lm)
     check_places(recipe.lens.decoder.layers, lm)
     texts = tokenized(lm, documents, recipe.data.window, recipe.data.skip)
     first = parallel.rank() == 0
     if first:
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(saved, config)
+        begin_training(out, config)
         write_whole(out / "held_out.txt", "\n\n".join(held_out) + "\n")
     lens = Lens(lm, recipe.lens, _measured(lm, texts, recipe, out))
     if recipe.data.fitted and not (out / "warm.safetensors").exists():
         lens.decoder.fit(recipe.lens.layer, _sample(texts, recipe.data.fitted, recipe.seed))
-    train_warm(lens, texts, recipe, out)
+    checked = [d for d in held_out if len(lm.ids(d)) > recipe.data.skip][: session.checked]
+    held = tokenized(lm, checked, recipe.data.window, recipe.data.skip) if checked else []
+    places = draw(held, recipe.data.positions, recipe.seed)
+
+    def probe() -> dict[str, float]:
+        return check_lens(lens, places)
+
+    train_warm(lens, texts, recipe, out, probe, session)
     if recipe.refine != "none":
-        train_joint(lens, texts, recipe, out)
+        train_joint(lens, texts, recipe, out, probe, session)
     if first:
         lens.save(out / "lens")
     return out
 
 
-def train_warm(lens: Lens, texts: Sequence[Text], recipe: LensRecipe, out: Path) -> None:
+def train_warm(
+    lens: Lens,
+    texts: Sequence[Text],
+    recipe: LensRecipe,
+    out: Path,
+    probe: Probe,
+    session: Session,
+) -> None:
     """Stage 1: the text around each token, from and to its activation."""
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch, weight = batch_of(lens, texts, recipe, step)
         parts = warm_losses(lens, batch, recipe.data)
-        total = torch.stack(list(parts.values())).sum()
-        return weight * total, {n: p.item() for n, p in parts.items()}
+        return weight * torch.stack(list(parts.values())).sum(), parts
 
-    train("warm", lens.tensors(), loss, recipe.warm, out, recipe.rates.of)
+    train("warm", lens.tensors(), loss, recipe.warm, out, recipe.rates.of, probe, session)
 
 
 def warm_losses(lens: Lens, batch: Activations, data: Data) -> dict[str, Tensor]:
@@ -249,13 +266,20 @@ def warm_losses(lens: Lens, batch: Activations, data: Data) -> dict[str, Tensor]
     return {"nll": warm_start(scored.log_probs, mask).mean(), "mse": mse.mean()}
 
 
-def train_joint(lens: Lens, texts: Sequence[Text], recipe: LensRecipe, out: Path) -> None:
+def train_joint(
+    lens: Lens,
+    texts: Sequence[Text],
+    recipe: LensRecipe,
+    out: Path,
+    probe: Probe,
+    session: Session,
+) -> None:
     """Stage 2: the decoder's own explanations, and what the encoder makes of them."""
     compared = recipe.refine == "grpo" and _on(recipe.weights.reference)
     reference = frozen_copy(lens) if compared else None
     epoch = max(1, len(texts) // recipe.data.documents)
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         # Other activations than the warm start's: the order goes on where it ended.
         batch, weight = batch_of(lens, texts, recipe, recipe.warm.steps + step)
         weights = {
@@ -265,9 +289,9 @@ def train_joint(lens: Lens, texts: Sequence[Text], recipe: LensRecipe, out: Path
         }
         parts = joint_losses(lens, reference, batch, recipe, step, recipe.tau.at(step, epoch))
         total = torch.stack([weights.get(n, 1.0) * p for n, p in parts.items()]).sum()
-        return weight * total, {n: p.item() for n, p in parts.items()}
+        return weight * total, parts
 
-    train("joint", lens.tensors(), loss, recipe.joint, out, recipe.rates.of)
+    train("joint", lens.tensors(), loss, recipe.joint, out, recipe.rates.of, probe, session)
 
 
 def joint_losses(

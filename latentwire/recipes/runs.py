@@ -1,4 +1,4 @@
-"""A run folder of records, one JSON line each: begun, gone on with, never mixed with another."""
+"""A run folder: begun, gone on with, never mixed with another. Of a training, or of records."""
 
 from __future__ import annotations
 
@@ -7,8 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentwire.files import write_whole
+from latentwire.train.checkpoints import check_folder, digest
 
 PREDICTIONS = "predictions.jsonl"
+
+
+def check_training(out: Path, config: str) -> None:
+    """Raises ValueError where `out` holds another run than the one of this config, or a checkpoint
+    of one; to be called before any compute."""
+    saved = out / "config.json"
+    if saved.exists() and saved.read_text() != config:
+        raise ValueError(f"{out} holds a run with another config; give another --out or remove it")
+    check_folder(out, digest(config))
+
+
+def begin_training(out: Path, config: str) -> None:
+    """Make `out` the folder of this run. Raises ValueError where it cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "config.json", config)
+    except OSError as error:
+        raise ValueError(
+            f"{out} cannot be written ({error.strerror}); give another --out or make room"
+        ) from None
 
 
 def open_run(out: Path, setting: dict) -> list[dict]:

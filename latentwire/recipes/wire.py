@@ -14,6 +14,7 @@ Three stages, each resumable, each on top of the one before:
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from torch import Tensor
 
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States, pad_right
+from latentwire.recipes.checks import Forced, check_latents, check_text
+from latentwire.recipes.runs import begin_training, check_training
 from latentwire.tasks.qa import (
     Passage,
     answer_ids,
@@ -34,7 +37,8 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_format,
 )
-from latentwire.train.loop import LoopConfig, shuffled, train
+from latentwire.train import parallel
+from latentwire.train.loop import LoopConfig, Session, shuffled, train
 from latentwire.train.losses import answer_loss, distillation
 from latentwire.wire.scorer import RidgeFit
 from latentwire.wire.wire import Wire, WireConfig
@@ -93,40 +97,56 @@ def gemma3_4x() -> WireRecipe:
 RECIPES = {"smollm2-4x": smollm2_4x, "smollm2-2x": smollm2_2x, "gemma3-4x": gemma3_4x}
 
 
-def train_wire(recipe: WireRecipe) -> Path:
+def train_wire(recipe: WireRecipe, session: Session = Session()) -> Path:  # noqa: B008
     """Run all stages, or what is left of them; the run folder, whose wire/ is the trained wire.
 
     Raises ValueError for a run folder that holds another run, before any compute.
     """
+    parallel.join()
     out = recipe.out or Path("runs") / recipe.name
     config = json.dumps({**asdict(recipe), "out": None}, indent=1)
-    saved = out / "config.json"
-    if saved.exists() and saved.read_text() != config:
-        raise ValueError(f"{out} holds a run with another config; give another --out or remove it")
+    check_training(out, config)
     least = recipe.held_out + recipe.passages
     passages = by_context(load_questions(recipe.data, least=least))
-    passages = passages[: len(passages) - recipe.held_out]
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(saved, config)
+    kept = len(passages) - recipe.held_out
+    first = parallel.rank() == 0
+    if first:
+        begin_training(out, config)
     wire = Wire(FrozenLM.from_pretrained(recipe.wire.reader), recipe.wire)
-    train_format(wire, passages, recipe, out)
-    fit_scorer(wire, passages[: recipe.scorer_passages], out)
-    train_slots(wire, passages, recipe, out)
-    wire.save(out / "wire")
+    wire.check_window()
+    checked = _checked(wire, passages[kept:], recipe, session)
+    train_format(wire, passages[:kept], recipe, out, checked, session)
+    fit_scorer(wire, passages[: min(kept, recipe.scorer_passages)], out)
+    train_slots(wire, passages[:kept], recipe, out, checked, session)
+    if first:
+        wire.save(out / "wire")
     return out
 
 
-def train_format(wire: Wire, passages: Sequence[Passage], recipe: WireRecipe, out: Path) -> None:
+def train_format(
+    wire: Wire,
+    passages: Sequence[Passage],
+    recipe: WireRecipe,
+    out: Path,
+    checked: Sequence[Passage],
+    session: Session,
+) -> None:
     """Stage 1: the format tokens, with the full text as context."""
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        began = time.perf_counter()
         batch = _batch(passages, recipe, step)
         targets, mask = _targets(wire.lm, batch)
+        made = _made(mask, began)
         text = _read(wire, batch)[1].prefix
         log_probs = wire.lm.score(_prompt(wire, batch, text), targets, mask)
-        return answer_loss(log_probs, mask), {}
+        return answer_loss(log_probs, mask), made
 
-    train("format", {"format": wire.format}, loss, recipe.format, out)
+    def probe() -> dict[str, float]:
+        return check_text(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
+
+    parameters = {"format": wire.format}
+    train("format", parameters, loss, recipe.format, out, probe=probe, session=session)
 
 
 @torch.no_grad()
@@ -143,15 +163,25 @@ def fit_scorer(wire: Wire, passages: Sequence[Passage], out: Path) -> None:
         _, states = _read(wire, [passage])
         fit.add(states.inputs[:, 0], _attention(wire, passage, states.prefix))
     fit.solve(wire.scorer)
-    write_whole(path, save(wire.scorer.state_dict()))
+    if parallel.rank() == 0:
+        write_whole(path, save(wire.scorer.state_dict()))
 
 
-def train_slots(wire: Wire, passages: Sequence[Passage], recipe: WireRecipe, out: Path) -> None:
+def train_slots(
+    wire: Wire,
+    passages: Sequence[Passage],
+    recipe: WireRecipe,
+    out: Path,
+    checked: Sequence[Passage],
+    session: Session,
+) -> None:
     """Stage 3: the residual of the slots; reader, scorer and format tokens stay as they are."""
 
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        began = time.perf_counter()
         batch = _batch(passages, recipe, step)
         targets, mask = _targets(wire.lm, batch)
+        made = _made(mask, began)
         prompt, states = _read(wire, batch)
         with torch.no_grad():
             teacher = wire.lm.logits(_prompt(wire, batch, states.prefix), targets, mask)
@@ -159,15 +189,43 @@ def train_slots(wire: Wire, passages: Sequence[Passage], recipe: WireRecipe, out
         student = wire.lm.logits(_prompt(wire, batch, latents), targets, mask)
         log_probs = student.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
         ce, kl = answer_loss(log_probs, mask), distillation(teacher, student, mask)
-        return ce + kl, {"ce": ce.item(), "kl": kl.item()}
+        return ce + kl, {"ce": ce, "kl": kl, **made}
+
+    def probe() -> dict[str, float]:
+        return check_latents(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
 
     wire.format.requires_grad_(False)
-    train("slots", dict(wire.slots.named_parameters()), loss, recipe.slots, out)
+    parameters = dict(wire.slots.named_parameters())
+    train("slots", parameters, loss, recipe.slots, out, probe=probe, session=session)
+
+
+def _checked(
+    wire: Wire, held_out: Sequence[Passage], recipe: WireRecipe, session: Session
+) -> list[Passage]:
+    """The held-out passages that checks look at: such as are read in one window, and with as many
+    questions as training takes."""
+    short = [p for p in held_out if len(wire.lm.ids(p.context)) <= wire.config.window]
+    return [Passage(p.context, p.questions[: recipe.questions]) for p in short[: session.checked]]
+
+
+def _forced(wire: Wire) -> Forced:
+    """Training's own logits of the answers, and its targets and mask."""
+
+    def forced(batch: Sequence[Passage], context: KVPrefix) -> tuple[Tensor, Tensor, Tensor]:
+        targets, mask = _targets(wire.lm, batch)
+        return wire.lm.logits(_prompt(wire, batch, context), targets, mask), targets, mask
+
+    return forced
+
+
+def _made(mask: Tensor, began: float) -> dict[str, Tensor | float]:
+    return {"tokens": float(mask.sum()), "waited": time.perf_counter() - began}
 
 
 def _batch(passages: Sequence[Passage], recipe: WireRecipe, step: int) -> list[Passage]:
     chosen = shuffled(len(passages), recipe.seed, step, recipe.passages)
-    return [Passage(passages[i].context, passages[i].questions[: recipe.questions]) for i in chosen]
+    mine = [passages[i] for i in parallel.share(chosen)]
+    return [Passage(p.context, p.questions[: recipe.questions]) for p in mine]
 
 
 def _targets(lm: FrozenLM, batch: Sequence[Passage]) -> tuple[Tensor, Tensor]:

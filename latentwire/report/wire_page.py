@@ -26,7 +26,7 @@ SHOWN = ("wire", "text", "closed_book", "foreign_latents")
 """Conditions whose answers are shown."""
 
 RECORDS = {
-    "metrics.jsonl": {"stage": str, "step": int, "loss": float},
+    "metrics.jsonl": {"stage": str, "step": int, "loss": float, "alarms?": {"*": str}},
     "predictions.jsonl": {
         "id": (str, int),
         "condition": str,
@@ -84,7 +84,14 @@ token is the reader's most likely one, or among its five.</p>
 
 
 def _training(metrics: Sequence[dict[str, Any]]) -> str:
-    return f"""<h2>Training</h2>{training_plot(metrics)}
+    checks = {row["stage"]: row["alarms"] for row in metrics if row.get("alarms") is not None}
+    alarms = [
+        f"<li>{escape(f'{stage}: {name}: {text}')}</li>"
+        for stage, standing in checks.items()
+        for name, text in standing.items()
+    ]
+    said = f"<p>Alarms at the last check:</p><ul>{''.join(alarms)}</ul>" if alarms else ""
+    return f"""<h2>Training</h2>{said}{training_plot(metrics)}
 <p class="note">Thin: every step. Thick: moving average over a twentieth of the steps, and the value
 that it ends at.</p>"""
 

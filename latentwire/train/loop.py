@@ -2,13 +2,12 @@
 
 It is given named parameters, a loss as a function of the step, and a folder. One list of parameters
 drives the optimizer, the checkpoint and the load, so a checkpoint is complete by construction. The
-data that a step sees depends on (seed, step) alone, so that an interrupted run goes on exactly as
-it would have.
+data that a step sees and the noise that it draws depend on (seed, step) alone, so that an
+interrupted run goes on exactly as it would have.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
@@ -16,23 +15,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
+from torch.optim import Optimizer
 
-from latentwire.files import write_whole
 from latentwire.train import parallel
+from latentwire.train.checkpoints import Checkpoints, log_row, logged
+from latentwire.train.guards import CollapseError, alarms, collapsed
 
-Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
-"""loss(step) -> (scalar to minimise, figures to log)."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint does not belong to these parameters."""
+Loss = Callable[[int], tuple[Tensor, Mapping[str, Tensor | float]]]
+"""loss(step) -> (scalar to minimise, figures to log). A figure with a gradient is an objective;
+"tokens" is how many the loss is a mean over, "waited" the seconds that making the batch took."""
+Probe = Callable[[], dict[str, float]]
+"""What guards.py asks of held-out examples; "held" (with "held_low" and "held_high") judges which
+checkpoint is the best."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,31 @@ class LoopConfig:
         for name in ("steps", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+
+
+@dataclass(frozen=True)
+class Session:
+    """How a run is watched and kept. Nothing here changes what is trained, so a run may go on under
+    another one."""
+
+    stop_on: Literal["nothing", "collapse"] = "nothing"
+    """collapse: end the run when an alarm says that more steps will not mend it."""
+    check_every: int = 50
+    """Steps between checks for alarms; the first and the last step are checked too."""
+    checked: int = 12
+    """Held-out passages or documents that a check looks at; they also judge the best checkpoint."""
+    save_minutes: float = 10.0
+    """A checkpoint is written after so many minutes even where save_every asks for none yet."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"check_every": 1, "checked": 2, "keep": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
 
 
 def train(
@@ -63,51 +88,85 @@ def train(
     config: LoopConfig,
     folder: Path,
     rate: Callable[[str], float] = lambda name: 1.0,
+    probe: Probe = dict,
+    session: Session = Session(),
 ) -> None:
     """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors.
 
-    rate: of a parameter's name, its learning rate in multiples of the config's. Where processes
-    train together (parallel.py), each has its own share of a step's rows, gradients are averaged,
-    and the first one writes.
+    rate: of a parameter's name, its learning rate in multiples of the config's. probe: what the
+    checks for alarms (guards.py) measure on held-out examples. Where processes train together
+    (parallel.py), each has its own share of a step's rows, gradients are averaged, and the first
+    one checks and writes.
 
-    Ctrl-C ends the step, writes a checkpoint and is passed on. Raises CheckpointError where the
-    checkpoint has other tensors than `parameters`, FloatingPointError where loss or gradient is
-    not finite.
+    Ctrl-C and SIGTERM end the step, write a checkpoint and are passed on (as KeyboardInterrupt and
+    SystemExit). Raises CheckpointError where a checkpoint cannot be written, or the one found has
+    other tensors than `parameters`; FloatingPointError where loss or gradient is not finite, with
+    the state before that step in STAGE.failed.safetensors; CollapseError as the session says.
     """
-    names, tensors = list(parameters), list(parameters.values())
     by_rate: dict[float, list[Tensor]] = {}
     for name, tensor in parameters.items():
         by_rate.setdefault(rate(name), []).append(tensor)
     groups = [{"params": members, "rate": r} for r, members in by_rate.items()]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
-    path = folder / f"{stage}.safetensors"
-    step = _load(path, names, tensors, optimizer) if path.exists() else 0
+    first, console = parallel.rank() == 0, Console(stderr=True)
+    checkpoints, log = Checkpoints(folder, stage, session.keep), folder / "metrics.jsonl"
+    step, damaged = checkpoints.load(parameters, optimizer)
+    if damaged and first:
+        console.print(damaged, style="red", highlight=False, soft_wrap=True)
     folder.mkdir(parents=True, exist_ok=True)
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
-    note, console = TextColumn("{task.fields[note]}"), Console(stderr=True)
-    silent = parallel.rank() > 0
-    shown = (*map(_column, columns), TimeRemainingColumn(), note)
-    bar = Progress(*shown, console=console, disable=silent)
-    with bar, (folder / "metrics.jsonl").open("a") as log, _interrupt_held() as interrupted:
-        task = bar.add_task(stage, total=config.steps, completed=step, note="")
+    rows = logged(log, stage, step) if first else []
+    checks = [row["alarms"] for row in rows if "alarms" in row]
+    saved = time.monotonic()
+    with _progress(stage, config.steps, step, console, first) as show, _stop_held() as stopping:
         while step < config.steps:
+            checking = step == 0 or (step + 1) % session.check_every == 0
+            checking = checking or step + 1 == config.steps
             began = time.perf_counter()
-            figures = _update(step, tensors, loss, optimizer, config)
+            try:
+                figures = _update(step, parameters, loss, optimizer, config, checking)
+            except FloatingPointError:
+                if first:
+                    checkpoints.save(parameters, optimizer, step, "failed")
+                raise
             step += 1
             figures["seconds"] = time.perf_counter() - began
-            rounded = {k: round(v, 5) for k, v in figures.items()}
-            if silent:
-                if interrupted:
+            row: dict = {"stage": stage, "step": step}
+            if checking and first:
+                figures |= probe()
+                found = alarms({**figures, "step": float(step)})
+                for name in found.keys() - (checks[-1] if checks else {}).keys():
+                    alarm = f"alarm, {stage} step {step}: {name}: {found[name]}"
+                    console.print(alarm, style="red", highlight=False, markup=False, soft_wrap=True)
+                checks.append(found)
+                if "held" in figures and figures["held"] < checkpoints.best().get("held", math.inf):
+                    kept = {n: v for n, v in figures.items() if n.startswith("held")}
+                    checkpoints.save(parameters, optimizer, step, "best", **kept)
+            row |= {k: round(v, 5) for k, v in figures.items()}
+            if checking and first:
+                row["alarms"] = checks[-1]
+            ending = collapsed(checks) if session.stop_on == "collapse" else None
+            # All processes stop at the same step, or the others would wait for the one that did.
+            asked = {"stop": float(sum(stopping)), "end": float(ending is not None)}
+            asked = parallel.mean(asked)
+            stop, end = asked["stop"] > 0, asked["end"] > 0
+            due = step % config.save_every == 0 or step == config.steps
+            due = due or time.monotonic() - saved > 60 * session.save_minutes
+            if first:
+                log_row(log, row)
+                show(step, _note(figures, checks[-1] if checks else {}))
+                if due or stop or end:
+                    checkpoints.save(parameters, optimizer, step)
+                    saved = time.monotonic()
+            if stop:
+                if first:
+                    console.print(
+                        f"{stage} stopped at step {step}; the same command goes on from here"
+                    )
+                if signal.SIGTERM not in stopping:
                     raise KeyboardInterrupt
-                continue
-            log.write(json.dumps({"stage": stage, "step": step, **rounded}) + "\n")
-            log.flush()
-            bar.update(task, completed=step, note=f"loss {figures['loss']:.3f}")
-            if step % config.save_every == 0 or step == config.steps or interrupted:
-                _save(path, names, tensors, optimizer, step)
-            if interrupted:
-                console.print(f"{stage} stopped at step {step}; the same command goes on from here")
-                raise KeyboardInterrupt
+                raise SystemExit(128 + signal.SIGTERM)
+            if end:
+                raise CollapseError(f"{stage} ended at step {step} by --stop-on: {ending}")
 
 
 def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
@@ -121,9 +180,30 @@ def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
 
 
 @contextmanager
-def _interrupt_held() -> Iterator[list[int]]:
-    """Ctrl-C waits for the end of the step, so that no checkpoint holds half an update; the list
-    fills when it comes. A second Ctrl-C acts at once, and then the last checkpoint counts."""
+def _progress(
+    stage: str, steps: int, done: int, console: Console, shown: bool
+) -> Iterator[Callable[[int, str], None]]:
+    """A bar, and a function that moves it to a step with a note beside it."""
+    named = TextColumn("[progress.description]{task.description}")
+    columns = (named, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    note = TextColumn("{task.fields[note]}")
+    with Progress(*columns, note, console=console, disable=not shown) as bar:
+        task = bar.add_task(stage, total=steps, completed=done, note="")
+        yield lambda step, text: bar.update(task, completed=step, note=text)
+
+
+def _note(figures: Mapping[str, float], standing: Mapping[str, str]) -> str:
+    """What stands beside the bar: loss, throughput, the alarms of the last check."""
+    said = f"loss {figures['loss']:.3f}"
+    if "tokens" in figures:
+        said += f", {figures['tokens'] / figures['seconds']:.0f} tok/s"
+    return said + (f", [red]alarm: {' '.join(standing)}[/red]" if standing else "")
+
+
+@contextmanager
+def _stop_held() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM wait for the end of the step, so that no checkpoint holds half an update;
+    the list fills when one comes. A second acts at once, and then the last checkpoint counts."""
     received: list[int] = []
 
     def hold(signal_number, _frame):
@@ -131,29 +211,75 @@ def _interrupt_held() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(signal_number)
 
-    before = signal.signal(signal.SIGINT, hold)
+    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _update(step, tensors, loss: Loss, optimizer, config: LoopConfig) -> dict[str, float]:
+def _update(
+    step: int,
+    parameters: Mapping[str, Tensor],
+    loss: Loss,
+    optimizer: Optimizer,
+    config: LoopConfig,
+    checking: bool,
+) -> dict[str, float]:
+    """One step; its figures, with gradient norms by part and by objective where it is checked."""
+    tensors = list(parameters.values())
     for group in optimizer.param_groups:
         group["lr"] = config.lr * group["rate"] * _schedule(step, config)
     value, figures = loss(step)
-    if not torch.isfinite(value):
-        raise FloatingPointError(
-            f"loss is {value.item()} at step {step}; the last checkpoint is good"
-        )
+    counts = parallel.weight(float(figures.get("tokens", 1.0)))
+    joint = parallel.mean({"loss": value.item()}, counts)["loss"]
+    if not math.isfinite(joint):
+        raise FloatingPointError(f"loss is {joint} at step {step}; the last checkpoint is good")
+    if not value.requires_grad:
+        raise ValueError("the loss reaches none of the trained parameters; check what is detached")
     optimizer.zero_grad()
-    value.backward()
+    norms = _objective_norms(figures, tensors) if checking else {}
+    (value * counts).backward()
+    for tensor in tensors:
+        # A tensor that the loss does not reach has a state all the same, so that it can be saved.
+        tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
     parallel.average_gradients(tensors)
+    norms |= _part_norms(parameters) if checking else {}
     norm = torch.nn.utils.clip_grad_norm_(tensors, config.clip)
     if not torch.isfinite(norm):
         raise FloatingPointError(f"gradient is {norm} at step {step}; the last checkpoint is good")
     optimizer.step()
-    return {"loss": value.item(), "grad_norm": norm.item(), **figures}
+    plain = {n: v.item() if isinstance(v, Tensor) else float(v) for n, v in figures.items()}
+    plain = parallel.mean(plain, counts)
+    if "tokens" in plain:
+        plain["tokens"] = float(figures["tokens"]) / counts * parallel.world()
+    return {"loss": joint, "grad_norm": norm.item(), **plain, **norms}
+
+
+def _objective_norms(
+    figures: Mapping[str, Tensor | float], tensors: list[Tensor]
+) -> dict[str, float]:
+    """Gradient norm of each objective alone, before its weight; leaves no gradient behind."""
+    found = {}
+    for name, value in figures.items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            of = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True)
+            found[f"grad_of.{name}"] = _norm([g for g in of if g is not None])
+    return found
+
+
+def _part_norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """Gradient norm of each part: the tensors whose names begin with the same two words."""
+    parts: dict[str, list[Tensor]] = {}
+    for name, tensor in parameters.items():
+        assert tensor.grad is not None
+        parts.setdefault(".".join(name.split(".")[:2]), []).append(tensor.grad)
+    return {f"grad.{part}": _norm(gradients) for part, gradients in parts.items()}
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    return torch.nn.utils.get_total_norm(gradients).item() if gradients else 0.0
 
 
 def _schedule(step: int, config: LoopConfig) -> float:
@@ -161,44 +287,3 @@ def _schedule(step: int, config: LoopConfig) -> float:
         return (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _column(column):
-    return TextColumn(column) if isinstance(column, str) else column
-
-
-def _save(path: Path, names, tensors, optimizer, step: int) -> None:
-    state = {}
-    for name, tensor in zip(names, tensors, strict=True):
-        state[f"value/{name}"] = tensor.detach().contiguous()
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if tensor in optimizer.state:
-                state[f"{moment}/{name}"] = optimizer.state[tensor][moment].contiguous()
-    write_whole(path, save(state, metadata={"step": str(step)}))
-
-
-@torch.no_grad()
-def _load(path: Path, names, tensors, optimizer) -> int:
-    with safe_open(str(path), framework="pt") as saved:
-        step = int(saved.metadata()["step"])
-        kinds = ("value", "exp_avg", "exp_avg_sq") if step else ("value",)
-        expected = {f"{kind}/{name}" for kind in kinds for name in names}
-        found = set(saved.keys())
-        if expected != found:
-            raise CheckpointError(
-                f"{path}: missing {sorted(expected - found)}, left over {sorted(found - expected)}"
-            )
-        for name, tensor in zip(names, tensors, strict=True):
-            value = saved.get_tensor(f"value/{name}")
-            if value.shape != tensor.shape:
-                raise CheckpointError(
-                    f"{path}: {name} has shape {list(value.shape)}; expected {list(tensor.shape)}"
-                )
-            tensor.copy_(value)
-            if step:
-                optimizer.state[tensor] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": saved.get_tensor(f"exp_avg/{name}").to(tensor.device),
-                    "exp_avg_sq": saved.get_tensor(f"exp_avg_sq/{name}").to(tensor.device),
-                }
-    return step

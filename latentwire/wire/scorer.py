@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from latentwire.train.ridge import Ridge
+from latentwire.ridge import Ridge
 
 FLOOR = 1e-4
 """Attention below this counts as none: the log is taken of attention + FLOOR."""

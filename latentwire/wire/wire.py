@@ -82,6 +82,12 @@ class Wire(nn.Module):
         with torch.no_grad():
             return self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
 
+    def check_window(self) -> None:
+        """Raises WireError where the reader cannot read one whole window and answer."""
+        most = self.lm.window - len(self.head) - RESERVE
+        if self.config.window > most:
+            raise WireError(f"window is {self.config.window}; {self.lm.name} has room for {most}")
+
     def count(self, tokens: int) -> int:
         """Latents that a context of so many tokens becomes."""
         return sum(math.ceil(n / self.config.ratio) for n in self._windows(tokens))

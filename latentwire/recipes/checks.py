@@ -1,0 +1,180 @@
+"""What a training is asked while it runs, on examples that it never sees: the figures that
+train/guards.py reads.
+
+The answers are scored twice, by training's own prompts and targets and by the code of an
+evaluation. The two must give the same numbers; where they do not, training works on another task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from latentwire.evals.baselines import Condition
+from latentwire.evals.harness import BATCH, Answer, evaluate
+from latentwire.evals.metrics import bootstrap, ratio
+from latentwire.lens.activations import Place, at
+from latentwire.lens.lens import Lens
+from latentwire.lens.objectives import scaled_mse
+from latentwire.lm import Greedy, KVPrefix, Prompt, States
+from latentwire.recipes.evaluation import conditions
+from latentwire.tasks.qa import Passage
+from latentwire.train.guards import pairwise_cosine
+from latentwire.wire.latents import Latents
+from latentwire.wire.wire import Wire
+
+Forced = Callable[[Sequence[Passage], KVPrefix], tuple[Tensor, Tensor, Tensor]]
+"""(passages, their contexts) -> training's logits [b, n, v], targets [b, n] and mask [b, n]."""
+Read = Callable[[Sequence[Passage]], tuple[Prompt, States]]
+"""Training's own pass over the texts."""
+
+
+@torch.no_grad()
+def check_text(
+    wire: Wire, passages: Sequence[Passage], read: Read, forced: Forced
+) -> dict[str, float]:
+    """Of the format tokens, with the full text as context; nothing of fewer than two passages."""
+    if len(passages) < 2:
+        return {}
+    rows = [_forced_rows(forced, b, read(b)[1].prefix) for b in _batches(passages)]
+    return _scores(wire, passages, torch.cat(rows), conditions(wire, passages)["text"])
+
+
+@torch.no_grad()
+def check_latents(
+    wire: Wire, passages: Sequence[Passage], read: Read, forced: Forced
+) -> dict[str, float]:
+    """Of the latents: the same, what another passage's latents cost, how much they differ between
+    passages, and their size beside the reader's own keys and values."""
+    if len(passages) < 2:
+        return {}
+    latents: list[Latents] = []
+    texts: list[Latents] = []
+    for batch in _batches(passages):
+        prompt, states = read(batch)
+        latents += wire.compress(prompt, states)
+        texts += _whole(prompt, states)
+    own, other = (
+        torch.cat(
+            [
+                _forced_rows(forced, part, wire.prefix(z))
+                for part, z in zip(_batches(passages), _batches(row), strict=True)
+            ]
+        )
+        for row in (latents, latents[1:] + latents[:1])
+    )
+    gap = ((other[:, 0] - own[:, 0]) / own[:, 1]).tolist()
+    return {
+        **_scores(wire, passages, own, conditions(wire, passages)["wire"]),
+        "gap": sum(gap) / len(gap),
+        "gap_low": bootstrap(gap, _owners(passages))[0],
+        "cosine": pairwise_cosine(_means(latents)),
+        "cosine_text": pairwise_cosine(_means(texts)),
+        "scale.keys": _size([z.keys for z in latents]) / _size([z.keys for z in texts]),
+        "scale.values": _size([z.values for z in latents]) / _size([z.values for z in texts]),
+    }
+
+
+@torch.no_grad()
+def check_lens(lens: Lens, places: Sequence[Place]) -> dict[str, float]:
+    """Of a lens: the error of what it rebuilds from its own greedy words (1 - FVE), what another
+    document's words cost, and how much words and vectors differ between activations; nothing of
+    fewer than two documents."""
+    if len(places) < 2:
+        return {}
+    batch = at(lens.lm, lens.config.layer, places)
+    said = lens.decoder.generate(batch.vectors, Greedy())
+    made = lens.reconstruct(said.texts)
+    documents = [text.number for text in batch.texts]
+    n = len(batch)
+    other = [
+        next(j % n for j in range(i + 1, i + n) if documents[j % n] != documents[i])
+        for i in range(n)
+    ]
+    errors, moved = (scaled_mse(m, batch.vectors, lens.spread) for m in (made, made[other]))
+    gap = (moved - errors).tolist()
+    low, high = bootstrap(errors.tolist(), documents)
+    own = [int(t.ids[p]) for t, p in zip(batch.texts, batch.positions, strict=True)]
+    return {
+        "held": errors.mean().item(),
+        "held_low": low,
+        "held_high": high,
+        "held_n": float(len(places)),
+        "distinct": float(len(set(said.ids[:, 0].tolist()))),
+        "distinct_gold": float(len(set(own))),
+        "gap": sum(gap) / n,
+        "gap_low": bootstrap(gap, documents)[0],
+        "cosine": pairwise_cosine(made),
+        "cosine_text": pairwise_cosine(batch.vectors),
+        "scale.reconstructions": (made.norm() / batch.vectors.norm()).item(),
+    }
+
+
+def _scores(
+    wire: Wire, passages: Sequence[Passage], forced: Tensor, condition: Condition
+) -> dict[str, float]:
+    """The answers under training's code (`forced`, of `_forced_rows`) and under evaluation's."""
+    answers = [a for b in evaluate(wire.lm, wire.format, passages, {"": condition}) for a in b]
+    nll, tokens, right = forced.T.tolist()
+    apart = sum(abs(a.nll - n) for a, n in zip(answers, nll, strict=True))
+    held, low, high = ratio(nll, tokens, _owners(passages))
+    return {
+        "held": held,
+        "held_low": low,
+        "held_high": high,
+        "held_n": float(len(passages)),
+        "evaluated": sum(a.nll for a in answers) / sum(a.tokens for a in answers),
+        "mismatch": apart / sum(a.tokens for a in answers),
+        "forced": sum(right) / len(right),
+        "free": sum(_right(a) for a in answers) / len(answers),
+        "distinct": float(len({_first(wire, a.answer) for a in answers})),
+        "distinct_gold": float(len({_first(wire, a.gold[0]) for a in answers})),
+    }
+
+
+def _forced_rows(forced: Forced, batch: Sequence[Passage], context: KVPrefix) -> Tensor:
+    """[b, 3] of each answer under training's code: its NLL, its tokens, and whether the most likely
+    token is right everywhere."""
+    logits, targets, mask = forced(batch, context)
+    log_probs = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    right = ((logits.argmax(-1) == targets) | ~mask).all(1)
+    return torch.stack([-(log_probs * mask).sum(1), mask.sum(1), right], 1).double().cpu()
+
+
+def _right(answer: Answer) -> bool:
+    return answer.answer == answer.gold[0].strip()
+
+
+def _first(wire: Wire, answer: str) -> int | None:
+    """The first token of an answer as it is generated; None of an empty one."""
+    return int(wire.lm.ids(wire.lm.frame.lead + answer)[0]) if answer else None
+
+
+def _whole(prompt: Prompt, states: States) -> list[Latents]:
+    """The uncompressed keys and values of each row's text."""
+    keys, values = torch.stack(states.prefix.keys), torch.stack(states.prefix.values)
+    lengths = prompt.mask.sum(1).tolist()
+    return [
+        Latents(keys[:, row, :, -n:], values[:, row, :, -n:], n) for row, n in enumerate(lengths)
+    ]
+
+
+def _means(rows: Sequence[Latents]) -> Tensor:
+    """[n, c]: each example's mean value vectors. Keys are left out, since they turn with their
+    positions."""
+    return torch.stack([z.values.float().mean(2).flatten() for z in rows])
+
+
+def _size(tensors: Sequence[Tensor]) -> float:
+    """Root mean square over everything."""
+    return torch.cat([t.flatten() for t in tensors]).square().mean().sqrt().item()
+
+
+def _owners(passages: Sequence[Passage]) -> list[str]:
+    return [p.context for p in passages for _ in p.questions]
+
+
+def _batches(rows: Sequence) -> list:
+    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
