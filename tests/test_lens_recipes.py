@@ -1,7 +1,9 @@
 """A whole training and a whole evaluation of a lens on a tiny model, and the commands."""
 
 import json
+import os
 import signal
+import socket
 import sys
 from dataclasses import replace
 
@@ -9,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from accelerate import PartialState
 from tiny import tiny_lm
 
 from latentwire.__main__ import main
@@ -170,17 +171,21 @@ def gradients(text, out) -> dict[str, torch.Tensor]:
     return {n: t.grad for n, t in lens.tensors().items()}
 
 
-def one_of_two(rank, text, folder):
+def one_of_two(rank, text, folder, port):
+    """With the environment that `accelerate launch` gives a process."""
     torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    PartialState(cpu=True)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
+    parallel.join()
     torch.save(gradients(text, folder), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_give_the_gradients_of_one(text, tmp_path):
-    mp.start_processes(one_of_two, (text, tmp_path), nprocs=2, start_method="spawn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(one_of_two, (text, tmp_path, port), nprocs=2, start_method="spawn")
     alone = gradients(text, tmp_path)
     for rank in (0, 1):
         shared = torch.load(tmp_path / f"{rank}.pt")
@@ -358,6 +363,7 @@ def test_commands(text, trained, tmp_path, monkeypatch, capsys):
 
 def test_mistakes_are_one_line(text, trained, tmp_path, monkeypatch, capsys):
     (tmp_path / "one.txt").write_text("Only one document is in here.")
+    fresh = ("--out", str(tmp_path / "fresh"))
     cases = [
         (("explain", trained, "The sea.", "--token", "8"), "token 8 of a text of 8 tokens"),
         (("explain", trained, "The sea.", "--token", "1", "--all"), "expected one of them"),
@@ -380,7 +386,7 @@ def test_mistakes_are_one_line(text, trained, tmp_path, monkeypatch, capsys):
         (("train", "smollm2", "--lens.layer", "30", "--text", str(text)), "layer 30"),
         (("train", "smollm"), "unknown recipe 'smollm' (did you mean 'smollm2'?)"),
         (
-            ("train", "smollm2", "--text", str(text), "--data.documents", "40"),
+            ("train", "smollm2", "--text", str(text), "--data.documents", "40", *fresh),
             "training documents for steps of 40",
         ),
     ]
