@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import tiny_lm
 
+from latentwire.evals.baselines import truncated_bytes
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM
 from latentwire.recipes import wire as recipes
@@ -122,12 +123,23 @@ def test_evaluation_scores_what_hugging_face_would(lm, data):
         # At ratio 1 and before training the wire is the text, but for half floats in its message.
         assert of["wire"].nll == pytest.approx(nll, abs=0.05)
         assert abs(of["closed_book"].nll - nll) > 1e-3
+        # A message longer than its text leaves all of the text.
+        assert of["truncated_bytes"].nll == of["text"].nll
+        assert of["truncated_bytes"].answer == of["text"].answer
         # The first passage's foreign latents are the second passage's.
         assert of["foreign_latents"].nll != of["wire"].nll
     text = summarise([a for a in answers if a.condition == "text"])
     total = sum(a.nll for a in answers if a.condition == "text")
     tokens = sum(a.tokens for a in answers if a.condition == "text")
     assert text["nll"] == pytest.approx(total / tokens)
+
+
+def test_truncation_to_bytes_cuts_no_character_in_two(lm):
+    text, head = "aé灯b", len(lm.frame.head)
+    for count, kept in [(0, ""), (1, "a"), (2, "a"), (3, "aé"), (5, "aé"), (6, "aé灯"), (9, text)]:
+        prefix = truncated_bytes(lm, lambda _, n=count: n)([text])
+        # The tiny tokenizer has a token for each byte.
+        assert len(prefix) == head + len(kept.encode())
 
 
 def test_an_interrupted_evaluation_goes_on(lm, data, tmp_path, monkeypatch):

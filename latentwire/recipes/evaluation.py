@@ -18,8 +18,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import track
+from zstandard import compress
 
-from latentwire.evals.baselines import Condition, closed_book, full_text, truncated
+from latentwire.evals.baselines import (
+    Condition,
+    closed_book,
+    full_text,
+    truncated,
+    truncated_bytes,
+)
 from latentwire.evals.harness import BATCH, Answer, evaluate, summarise
 from latentwire.files import write_whole
 from latentwire.lm import KVPrefix
@@ -35,7 +42,7 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_format,
 )
-from latentwire.wire.message import Message
+from latentwire.wire.message import Message, check_bits
 from latentwire.wire.wire import Wire
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
@@ -44,15 +51,15 @@ TIMED = 8
 """Passages on which times and cache sizes are measured."""
 
 
-def conditions(wire: Wire, passages: Sequence[Passage]) -> dict[str, Condition]:
-    """The rows of an evaluation. The wire's latents go through the bytes of their messages, so that
-    what is scored is what would travel."""
+def conditions(wire: Wire, passages: Sequence[Passage], bits: int = 16) -> dict[str, Condition]:
+    """The rows of an evaluation. The wire's latents go through the bytes of their messages, in
+    codes of `bits`, so that what is scored is what would travel."""
     texts = [p.context for p in passages]
     following = dict(zip(texts, texts[1:] + texts[:1], strict=True))
 
     @lru_cache(maxsize=64)
     def sent(text: str) -> Message:
-        return Message.from_bytes(wire.send([text])[0].to_bytes())
+        return Message.from_bytes(wire.send([text], bits)[0].to_bytes())
 
     def zeroed(wanted: Sequence[str]) -> KVPrefix:
         return wire.prefix([sent(t).latents.zeros() for t in wanted])
@@ -61,6 +68,9 @@ def conditions(wire: Wire, passages: Sequence[Passage]) -> dict[str, Condition]:
         "text": full_text(wire.lm),
         "wire": lambda wanted: wire.receive([sent(t) for t in wanted]),
         "truncated_tokens": truncated(wire.lm, wire.count),
+        "truncated_bytes": truncated_bytes(
+            wire.lm, lambda tokens: wire.message_bytes(tokens, bits)
+        ),
         "closed_book": closed_book(wire.lm),
         "zero_latents": zeroed,
         "foreign_latents": lambda wanted: wire.receive([sent(following[t]) for t in wanted]),
@@ -68,24 +78,31 @@ def conditions(wire: Wire, passages: Sequence[Passage]) -> dict[str, Condition]:
 
 
 def evaluate_wire(
-    wire: Wire, data: str = ALMANAC, limit: int | None = None, out: Path | None = None
+    wire: Wire,
+    data: str = ALMANAC,
+    limit: int | None = None,
+    out: Path | None = None,
+    bits: int = 16,
 ) -> dict:
-    """Score all conditions on the first `limit` questions of `data`; the whole result as one dict.
+    """Score all conditions on the first `limit` questions of `data`, with messages in codes of
+    `bits`; the whole result as one dict.
 
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
-    since another example's latents need another example, and ValueError for a folder that holds
-    another run.
+    since another example's latents need another example, MessageError for bits that no codec has,
+    and ValueError for a folder that holds another run.
     """
+    check_bits(bits)
     passages = by_context(load_questions(data, limit, least=2))
     _check_room(wire, passages)
-    rows = conditions(wire, passages)
+    rows = conditions(wire, passages, bits)
     setting = {
         "wire": wire.id.hex(),
         "reader": wire.config.reader,
         "data": Path(data).name,
         "limit": limit,
         "ratio": wire.config.ratio,
+        "bits": bits,
     }
     answers = [] if out is None else _resumed(out, setting, set(rows))
     done = {a.context for a in answers}
@@ -103,7 +120,7 @@ def evaluate_wire(
         "passages": len(passages),
         "rows": scores,
         "retention": scores["wire"]["f1"] / scores["text"]["f1"] if scores["text"]["f1"] else None,
-        **sizes(wire, passages),
+        **sizes(wire, passages, bits),
         **costs(wire, passages[:TIMED]),
     }
     if out is not None:
@@ -138,14 +155,17 @@ def _resumed(out: Path, setting: dict, conditions: set[str]) -> list[Answer]:
     return kept
 
 
-def sizes(wire: Wire, passages: Sequence[Passage]) -> dict[str, float]:
-    """Means over all passages: tokens in, latents out, bytes of the message and of the text."""
+def sizes(wire: Wire, passages: Sequence[Passage], bits: int) -> dict[str, float]:
+    """Means over all passages: tokens in, latents out, bytes of the message, and of the text in
+    UTF-8 and after zstd -19."""
     tokens = [len(wire.lm.ids(p.context)) for p in passages]
+    texts = [p.context.encode() for p in passages]
     return {
         "tokens_in": statistics.fmean(tokens),
         "latents_out": statistics.fmean(map(wire.count, tokens)),
-        "message_bytes": statistics.fmean(map(wire.message_bytes, tokens)),
-        "text_bytes": statistics.fmean(len(p.context.encode()) for p in passages),
+        "message_bytes": statistics.fmean(wire.message_bytes(n, bits) for n in tokens),
+        "text_bytes": statistics.fmean(map(len, texts)),
+        "zstd_bytes": statistics.fmean(len(compress(text, 19)) for text in texts),
     }
 
 
