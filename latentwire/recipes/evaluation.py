@@ -32,6 +32,7 @@ from latentwire.files import write_whole
 from latentwire.lm import KVPrefix
 from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.tasks.base import DataError
+from latentwire.tasks.needles import NEEDLE_TOKENS, with_needles
 from latentwire.tasks.qa import (
     ANSWER_TOKENS,
     Passage,
@@ -83,9 +84,11 @@ def evaluate_wire(
     limit: int | None = None,
     out: Path | None = None,
     bits: int = 16,
+    needles: str | None = None,
 ) -> dict:
     """Score all conditions on the first `limit` questions of `data`, with messages in codes of
-    `bits`; the whole result as one dict.
+    `bits`; the whole result as one dict. needles: "number" or "uuid" asks for one that is hidden in
+    each passage in place of the passage's questions.
 
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
@@ -94,7 +97,10 @@ def evaluate_wire(
     """
     check_bits(bits)
     passages = by_context(load_questions(data, limit, least=2))
-    _check_room(wire, passages)
+    answer_tokens = ANSWER_TOKENS
+    if needles is not None:
+        passages, answer_tokens = with_needles(passages, needles), NEEDLE_TOKENS
+    _check_room(wire, passages, answer_tokens)
     rows = conditions(wire, passages, bits)
     setting = {
         "wire": wire.id.hex(),
@@ -103,11 +109,12 @@ def evaluate_wire(
         "limit": limit,
         "ratio": wire.config.ratio,
         "bits": bits,
+        **({} if needles is None else {"needles": needles}),
     }
     answers = [] if out is None else _resumed(out, setting, set(rows))
     done = {a.context for a in answers}
     left = [p for p in passages if p.context not in done]
-    batches = evaluate(wire.lm, wire.format, left, rows)
+    batches = evaluate(wire.lm, wire.format, left, rows, answer_tokens)
     total, console = -(-len(left) // BATCH), Console(stderr=True)
     for batch in track(batches, description="answering", total=total, console=console):
         answers += batch
@@ -128,14 +135,14 @@ def evaluate_wire(
     return result
 
 
-def _check_room(wire: Wire, passages: Sequence[Passage]) -> None:
+def _check_room(wire: Wire, passages: Sequence[Passage], answer_tokens: int) -> None:
     """Every question must fit the reader's window with its full text, before any is answered."""
     lm = wire.lm
     before = len(wire.head) + len(wire.format)
     for passage in passages:
         context = len(lm.ids(passage.context))
         for q in passage.questions:
-            answer = max(ANSWER_TOKENS, len(answer_ids(lm, q.answers[0])))
+            answer = max(answer_tokens, len(answer_ids(lm, q.answers[0])))
             used = before + context + len(question_ids(lm, q.question)) + answer
             if used > lm.window:
                 raise DataError(

@@ -61,7 +61,7 @@ def _title(run: str, results: dict[str, Any] | None) -> str:
     got = {k: escape(str(results.get(k, "unknown"))) for k in ("wire", "reader", "data", "n")}
     rest = ", ".join(
         f"{k} {escape(str(results[k]))}"
-        for k in ("passages", "ratio", "bits", "seed")
+        for k in ("passages", "ratio", "bits", "needles", "seed")
         if k in results
     )
     return f"""<h1>Wire {got["wire"]}, read by {got["reader"]}</h1>
