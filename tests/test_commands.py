@@ -61,13 +61,16 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert status == 0, err
     result = json.loads((tmp_path / "o.json").read_text())
     assert result == json.loads((folder / "results.json").read_text())
-    names = ["text", "wire", "truncated_tokens", "closed_book", "zero_latents", "foreign_latents"]
+    names = ["text", "wire", "truncated_tokens", "truncated_bytes", "closed_book", "zero_latents"]
+    names += ["foreign_latents"]
     assert list(result["rows"]) == names
     for row in result["rows"].values():
         assert {"em", "f1", "f1_low", "f1_high", "nll", "first1", "first5"} <= set(row)
     assert result["n"] == 3 and result["latents_out"] < result["tokens_in"]
     assert result["message_bytes"] > 0 and result["text_bytes"] == 20.5
-    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 6
+    # A text of one line has nothing to compress; a frame of zstd has 9 bytes of its own.
+    assert 20.5 < result["zstd_bytes"] <= 20.5 + 9 and result["bits"] == 16
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 7
     assert "<html" in (folder / "report.html").read_text()
 
 
@@ -82,6 +85,7 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
         ("{not json}\n", "line 1: not JSON"),
         ("", "is empty"),
         (jsonl(ROWS[:2]), "1 passages; expected at least 2"),
+        (jsonl([*ROWS, {**ROWS[0], "context": "a\ud800"}]), "half of a surrogate pair"),
         (jsonl([*ROWS, {**ROWS[0], "question": "x" * 600}]), "tiny-llama has a window of 512"),
     ],
 )
@@ -91,6 +95,19 @@ def test_bad_data(content, message, wire, tmp_path, monkeypatch, capsys):
     status, _, err = run(monkeypatch, capsys, "eval", wire, "--data", data, "--json", str(result))
     assert status == 2 and message in err and err.count("\n") == 1
     assert result.read_text() == "precious"
+
+
+def test_eval_with_fewer_bits(wire, tmp_path, monkeypatch, capsys):
+    data, sizes = write(tmp_path / "d.jsonl", jsonl(ROWS)), {}
+    for bits in (16, 4):
+        out = tmp_path / f"{bits}.json"
+        arguments = ("eval", wire, "--data", data, "--bits", str(bits), "--json", str(out))
+        status, _, err = run(monkeypatch, capsys, *arguments)
+        assert status == 0, err
+        sizes[bits] = json.loads(out.read_text())["message_bytes"]
+    assert sizes[4] < sizes[16]
+    status, _, err = run(monkeypatch, capsys, "eval", wire, "--data", data, "--bits", "5")
+    assert status == 2 and err == "latentwire: no codec has 5 bits; expected one of 16, 8, 6, 4\n"
 
 
 def test_bad_context_and_question(wire, tmp_path, monkeypatch, capsys):

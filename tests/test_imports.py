@@ -11,9 +11,9 @@ import latentwire
 ALLOWED = {
     "lm": {"lm", "files"},
     "tasks": {"lm", "tasks", "files"},
-    "wire": {"lm", "tasks", "wire", "files"},
+    "wire": {"lm", "tasks", "wire", "files", "ridge"},
     "seek": {"lm", "tasks", "seek", "files"},
-    "lens": {"lm", "tasks", "lens", "files"},
+    "lens": {"lm", "tasks", "lens", "files", "ridge"},
     "train": {"lm", "tasks", "train", "files"},
     "evals": {"lm", "tasks", "evals", "files"},
     "bench": {"bench", "lm", "tasks", "seek", "lens", "files"},

@@ -1,6 +1,7 @@
 """A whole training and a whole evaluation on a tiny model, against values worked out apart."""
 
 import json
+import re
 import signal
 from dataclasses import replace
 
@@ -8,11 +9,14 @@ import pytest
 import torch
 from tiny import tiny_lm
 
+from latentwire.evals.baselines import truncated_bytes
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM
 from latentwire.recipes import wire as recipes
 from latentwire.recipes.evaluation import conditions, evaluate_wire
 from latentwire.recipes.wire import WireRecipe, train_wire
+from latentwire.tasks.base import DataError
+from latentwire.tasks.needles import with_needles
 from latentwire.tasks.qa import Passage, Question, by_context, load_questions
 from latentwire.train.loop import LoopConfig
 from latentwire.wire.wire import Wire, WireConfig
@@ -122,12 +126,48 @@ def test_evaluation_scores_what_hugging_face_would(lm, data):
         # At ratio 1 and before training the wire is the text, but for half floats in its message.
         assert of["wire"].nll == pytest.approx(nll, abs=0.05)
         assert abs(of["closed_book"].nll - nll) > 1e-3
+        # A message longer than its text leaves all of the text.
+        assert of["truncated_bytes"].nll == of["text"].nll
+        assert of["truncated_bytes"].answer == of["text"].answer
         # The first passage's foreign latents are the second passage's.
         assert of["foreign_latents"].nll != of["wire"].nll
     text = summarise([a for a in answers if a.condition == "text"])
     total = sum(a.nll for a in answers if a.condition == "text")
     tokens = sum(a.tokens for a in answers if a.condition == "text")
     assert text["nll"] == pytest.approx(total / tokens)
+
+
+def test_truncation_to_bytes_cuts_no_character_in_two(lm):
+    text, head = "aé灯b", len(lm.frame.head)
+    for count, kept in [(0, ""), (1, "a"), (2, "a"), (3, "aé"), (5, "aé"), (6, "aé灯"), (9, text)]:
+        prefix = truncated_bytes(lm, lambda _, n=count: n)([text])
+        # The tiny tokenizer has a token for each byte.
+        assert len(prefix) == head + len(kept.encode())
+
+
+def test_needles_stand_in_their_passages_and_the_text_holds_them(data):
+    passages = by_context(load_questions(data))
+    for kind, form in (
+        ("number", r"\d{12}"),
+        ("uuid", r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    ):
+        made = with_needles(passages, kind)
+        assert made == with_needles(passages, kind) != with_needles(passages, kind, seed=1)
+        for before, after in zip(passages, made, strict=True):
+            (asked,) = after.questions
+            assert re.fullmatch(form, asked.answers[0]) and asked.context == after.context
+            sentence = f"The archive number is {asked.answers[0]}."
+            assert " ".join(after.context.split(sentence)).split() == before.context.split()
+        assert len({p.questions[0].answers for p in made}) == len(made)
+    with pytest.raises(DataError, match="no needles of kind 'name'; expected one of number, uuid"):
+        with_needles(passages, "name")
+
+
+def test_needles_are_asked_for_under_every_condition(lm, data):
+    wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
+    result = evaluate_wire(wire, data, 6, needles="uuid")
+    assert result["needles"] == "uuid" and result["n"] == result["passages"] == 3
+    assert {"text", "wire", "truncated_bytes"} <= set(result["rows"])
 
 
 def test_an_interrupted_evaluation_goes_on(lm, data, tmp_path, monkeypatch):

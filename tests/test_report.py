@@ -19,6 +19,7 @@ F1 = {
     "text": 0.60,
     "wire": 0.45,
     "truncated_tokens": 0.25,
+    "truncated_bytes": 0.60,
     "closed_book": 0.12,
     "zero_latents": 0.10,
     "foreign_latents": 0.11,
@@ -47,6 +48,7 @@ RESULTS = {
     "kv_ratio": 0.33,
     "message_bytes": 878000.0,
     "text_bytes": 780.0,
+    "zstd_bytes": 460.0,
     "retention": 0.75,
 }
 
@@ -114,12 +116,20 @@ def test_a_control_that_was_not_evaluated_proves_nothing():
 )
 def test_truncation(truncated, said):
     assert said in verdict(with_f1(truncated_tokens=truncated))[1]
+    # To equal bytes only where that cuts something.
+    smaller = {**with_f1(truncated_bytes=truncated), "message_bytes": 250.0}
+    assert said in verdict(smaller)[2] and "equal bytes" in verdict(smaller)[2]
+    assert not any("equal bytes" in item for item in verdict(with_f1(truncated_bytes=truncated)))
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"message_bytes": 312.0}, "The message is smaller than its text: 312 bytes against 780."),
+        (
+            {"message_bytes": 312.0},
+            "The message is smaller than its text: 312 bytes against 780 (460 after zstd -19).",
+        ),
+        ({"message_bytes": 312.0, "zstd_bytes": None}, "312 bytes against 780."),
         ({"message_bytes": 780.0}, "as large as its text"),
         ({"message_bytes": 1014.0}, "1.3 times larger"),
         ({"ttft_ratio": 1.1}, "this wire saves cache, not bytes."),
@@ -127,7 +137,7 @@ def test_truncation(truncated, said):
     ],
 )
 def test_bytes(changed, said):
-    assert said in verdict({**RESULTS, **changed})[3]
+    assert any(said in item for item in verdict({**RESULTS, **changed}))
 
 
 def test_a_whole_page(tmp_path):
@@ -144,6 +154,7 @@ def test_a_whole_page(tmp_path):
     assert page.count("<article>") == 20 and "seed 0" in page and page.count("<svg") == 2
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "<b>here" not in page
     assert "Not in this run folder" not in page
+    assert "truncated to equal bytes" in page and "after zstd -19</td><td>460<" in page
     assert not re.search(r"https?:|//|@import|<link", page)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -230,9 +241,10 @@ def test_a_row_is_one_line_of_a_terminal(share):
     console = Console(width=80)
     with console.capture() as captured:
         console.print(results_table({**RESULTS, "rows": dict.fromkeys(F1, full)}))
-    _, _, *rows, caption = captured.get().splitlines()
-    names = ["full text", "wire", "truncated", "closed book", "zero latents", "foreign latents"]
-    assert len(rows) == len(names) and caption.startswith("Brackets")
+    _, _, *rows, caption, more = captured.get().splitlines()
+    names = ["full text", "wire", "equal tokens", "equal bytes", "closed book", "zero latents"]
+    names += ["foreign latents"]
+    assert len(rows) == len(names) and caption.startswith("Brackets") and "cut to" in more
     spread = {0.45: "45.0 (45.0 to 45.0)", 1.0: "100 (100 to 100)"}[share]
     for name, row in zip(names, rows, strict=True):
         assert row.startswith(f"{name} ") and row.count(spread) == 2 and "12.30" in row

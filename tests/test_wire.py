@@ -8,7 +8,6 @@ import torch
 from tiny import CONFIGS, tiny_lm
 
 from latentwire.lm import Prompt
-from latentwire.wire.message import Message, MessageError
 from latentwire.wire.scorer import FLOOR, RidgeFit, Scorer, normed
 from latentwire.wire.slots import _kept_and_segment
 from latentwire.wire.wire import Wire, WireConfig, WireError
@@ -169,37 +168,3 @@ def test_damaged_wires_are_refused(tmp_path):
         Wire.from_pretrained(str(tmp_path / "nowhere"), lm)
     with pytest.raises(WireError, match="ratio is 0"):
         WireConfig("x", ratio=0)
-
-
-def test_message_bytes_are_what_they_say(lm):
-    wire = make_wire(lm)
-    message = wire.send(TEXTS[:1])[0]
-    data = message.to_bytes()
-    layers, heads, slots, width = message.latents.keys.shape
-    assert data[:4] == b"LWIR" and data[4:6] == b"\x01\x00" and data[6:14] == wire.id
-    assert len(data) == 30 + len(lm.name) + 2 * 2 * layers * heads * slots * width
-    assert len(data) == wire.message_bytes(len(lm.ids(TEXTS[0])))
-    back = Message.from_bytes(data)
-    assert back.reader == lm.name and back.latents.span == message.latents.span
-    assert torch.equal(back.latents.keys, message.latents.keys.detach().half().float())
-    other = make_wire(lm, ratio=2, trained=False)
-    with pytest.raises(MessageError, match="message of wire"):
-        other.receive([back])
-
-
-def test_a_mutated_message_is_read_or_refused_in_one_line():
-    data = make_wire(tiny_lm("llama")).send(TEXTS[:1])[0].to_bytes()
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(2000):
-        mutated = bytearray(data[: int(torch.randint(len(data) + 1, (), generator=generator))])
-        if torch.rand((), generator=generator) < 0.5:
-            mutated = bytearray(data)
-        for place in torch.randint(0, min(len(data), 60), (3,), generator=generator).tolist():
-            if place < len(mutated):
-                mutated[place] ^= int(torch.randint(1, 256, (), generator=generator))
-        try:
-            read = Message.from_bytes(bytes(mutated))
-        except MessageError as error:
-            assert "\n" not in str(error)
-        else:
-            assert read.latents.keys.numel() * 4 < len(mutated)

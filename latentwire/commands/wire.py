@@ -1,7 +1,7 @@
 """Commands of the wire: ask, eval, train."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -53,6 +53,8 @@ def evaluate(
     limit: int | None = None,
     json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     run: Path | None = None,
+    bits: int = 16,
+    needles: Literal["number", "uuid"] | None = None,
 ) -> None:
     """Score a wire beside full text, truncation, no text, and latents that say nothing.
 
@@ -64,6 +66,9 @@ def evaluate(
         json_out: Write the result as JSON to this file.
         run: Run folder for results.json, predictions.jsonl and report.html; one that was
             interrupted is gone on with.
+        bits: Bits of one code of a message: 16, 8, 6 or 4.
+        needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the
+            questions of the data.
     """
     from latentwire.recipes.evaluation import ALMANAC, evaluate_wire
     from latentwire.report.page import write_report
@@ -73,7 +78,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
-    result = evaluate_wire(Wire.from_pretrained(wire), data or ALMANAC, limit, run)
+    result = evaluate_wire(Wire.from_pretrained(wire), data or ALMANAC, limit, run, bits, needles)
     out.print(results_table(result))
     for line in verdict(result):
         out.print(f"- {line}", markup=False, highlight=False)

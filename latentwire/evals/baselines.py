@@ -32,6 +32,17 @@ def truncated(lm: FrozenLM, keep: Callable[[int], int]) -> Condition:
     return condition
 
 
+def truncated_bytes(lm: FrozenLM, keep: Callable[[int], int]) -> Condition:
+    """As much of the text as fits keep(tokens) bytes of UTF-8, no character cut in two."""
+    whole = full_text(lm)
+
+    def condition(texts: Sequence[str]) -> KVPrefix:
+        kept = [text.encode()[: keep(len(lm.ids(text)))] for text in texts]
+        return whole([text.decode(errors="ignore") for text in kept])
+
+    return condition
+
+
 def closed_book(lm: FrozenLM) -> Condition:
     """No text at all."""
     return truncated(lm, lambda tokens: 0)

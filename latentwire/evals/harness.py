@@ -56,8 +56,9 @@ def evaluate(
     format_tokens: Tensor | None,
     passages: Sequence[Passage],
     conditions: Mapping[str, Condition],
+    answer_tokens: int = ANSWER_TOKENS,
 ) -> Iterator[list[Answer]]:
-    """Answers of all conditions, a batch of passages at a time."""
+    """Answers of all conditions, of up to answer_tokens, a batch of passages at a time."""
     for start in range(0, len(passages), BATCH):
         part = passages[start : start + BATCH]
         questions = [q for p in part for q in p.questions]
@@ -65,7 +66,7 @@ def evaluate(
         done = []
         for name, condition in conditions.items():
             prefix = with_format(lm, format_tokens, condition([p.context for p in part]))
-            done += _answers(lm, name, questions, prefix.rows(owner))
+            done += _answers(lm, name, questions, prefix.rows(owner), answer_tokens)
         yield done
 
 
@@ -88,14 +89,18 @@ def summarise(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def _answers(
-    lm: FrozenLM, name: str, questions: Sequence[Question], prefix: KVPrefix
+    lm: FrozenLM,
+    name: str,
+    questions: Sequence[Question],
+    prefix: KVPrefix,
+    answer_tokens: int,
 ) -> Iterator[Answer]:
     prompt = _last_column(lm, question_prompt(lm, [q.question for q in questions], prefix))
     targets, mask = pad_right([answer_ids(lm, q.answers[0]) for q in questions])
     logits = lm.logits(prompt, targets, mask)
     log_probs = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0] * mask
     rank = (logits[:, 0] > logits[:, 0].gather(-1, targets[:, :1])).sum(-1)
-    out = lm.decode(prompt, Greedy(), ANSWER_TOKENS, stop_strings=("\n",))
+    out = lm.decode(prompt, Greedy(), answer_tokens, stop_strings=("\n",))
     for i, q in enumerate(questions):
         answer = out.texts[i].strip()
         yield Answer(

@@ -116,7 +116,15 @@ class FrozenLM:
     # -- text to ids ------------------------------------------------------------------------
 
     def ids(self, text: str) -> Int[Tensor, " n"]:
-        """Token ids of a piece of text, without any special token added."""
+        """Token ids of a piece of text, without any special token added. Raises ValueError for half
+        of a surrogate pair, which JSON can spell and no encoding can write."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text has {text[error.start]!a} at character {error.start}, half of a surrogate "
+                "pair; expected Unicode text"
+            ) from None
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 

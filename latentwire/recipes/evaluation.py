@@ -18,13 +18,21 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import track
+from zstandard import compress
 
-from latentwire.evals.baselines import Condition, closed_book, full_text, truncated
+from latentwire.evals.baselines import (
+    Condition,
+    closed_book,
+    full_text,
+    truncated,
+    truncated_bytes,
+)
 from latentwire.evals.harness import BATCH, Answer, evaluate, summarise
 from latentwire.files import write_whole
 from latentwire.lm import KVPrefix
 from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.tasks.base import DataError
+from latentwire.tasks.needles import NEEDLE_TOKENS, with_needles
 from latentwire.tasks.qa import (
     ANSWER_TOKENS,
     Passage,
@@ -35,7 +43,7 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_format,
 )
-from latentwire.wire.message import Message
+from latentwire.wire.message import Message, check_bits
 from latentwire.wire.wire import Wire
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
@@ -44,15 +52,15 @@ TIMED = 8
 """Passages on which times and cache sizes are measured."""
 
 
-def conditions(wire: Wire, passages: Sequence[Passage]) -> dict[str, Condition]:
-    """The rows of an evaluation. The wire's latents go through the bytes of their messages, so that
-    what is scored is what would travel."""
+def conditions(wire: Wire, passages: Sequence[Passage], bits: int = 16) -> dict[str, Condition]:
+    """The rows of an evaluation. The wire's latents go through the bytes of their messages, in
+    codes of `bits`, so that what is scored is what would travel."""
     texts = [p.context for p in passages]
     following = dict(zip(texts, texts[1:] + texts[:1], strict=True))
 
     @lru_cache(maxsize=64)
     def sent(text: str) -> Message:
-        return Message.from_bytes(wire.send([text])[0].to_bytes())
+        return Message.from_bytes(wire.send([text], bits)[0].to_bytes())
 
     def zeroed(wanted: Sequence[str]) -> KVPrefix:
         return wire.prefix([sent(t).latents.zeros() for t in wanted])
@@ -61,6 +69,9 @@ def conditions(wire: Wire, passages: Sequence[Passage]) -> dict[str, Condition]:
         "text": full_text(wire.lm),
         "wire": lambda wanted: wire.receive([sent(t) for t in wanted]),
         "truncated_tokens": truncated(wire.lm, wire.count),
+        "truncated_bytes": truncated_bytes(
+            wire.lm, lambda tokens: wire.message_bytes(tokens, bits)
+        ),
         "closed_book": closed_book(wire.lm),
         "zero_latents": zeroed,
         "foreign_latents": lambda wanted: wire.receive([sent(following[t]) for t in wanted]),
@@ -68,29 +79,42 @@ def conditions(wire: Wire, passages: Sequence[Passage]) -> dict[str, Condition]:
 
 
 def evaluate_wire(
-    wire: Wire, data: str = ALMANAC, limit: int | None = None, out: Path | None = None
+    wire: Wire,
+    data: str = ALMANAC,
+    limit: int | None = None,
+    out: Path | None = None,
+    bits: int = 16,
+    needles: str | None = None,
 ) -> dict:
-    """Score all conditions on the first `limit` questions of `data`; the whole result as one dict.
+    """Score all conditions on the first `limit` questions of `data`, with messages in codes of
+    `bits`; the whole result as one dict. needles: "number" or "uuid" asks for one that is hidden in
+    each passage in place of the passage's questions.
 
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
-    since another example's latents need another example, and ValueError for a folder that holds
-    another run.
+    since another example's latents need another example, MessageError for bits that no codec has,
+    and ValueError for a folder that holds another run.
     """
+    check_bits(bits)
     passages = by_context(load_questions(data, limit, least=2))
-    _check_room(wire, passages)
-    rows = conditions(wire, passages)
+    answer_tokens = ANSWER_TOKENS
+    if needles is not None:
+        passages, answer_tokens = with_needles(passages, needles), NEEDLE_TOKENS
+    _check_room(wire, passages, answer_tokens)
+    rows = conditions(wire, passages, bits)
     setting = {
         "wire": wire.id.hex(),
         "reader": wire.config.reader,
         "data": Path(data).name,
         "limit": limit,
         "ratio": wire.config.ratio,
+        "bits": bits,
+        **({} if needles is None else {"needles": needles}),
     }
     answers = [] if out is None else _resumed(out, setting, set(rows))
     done = {a.context for a in answers}
     left = [p for p in passages if p.context not in done]
-    batches = evaluate(wire.lm, wire.format, left, rows)
+    batches = evaluate(wire.lm, wire.format, left, rows, answer_tokens)
     total, console = -(-len(left) // BATCH), Console(stderr=True)
     for batch in track(batches, description="answering", total=total, console=console):
         answers += batch
@@ -103,7 +127,7 @@ def evaluate_wire(
         "passages": len(passages),
         "rows": scores,
         "retention": scores["wire"]["f1"] / scores["text"]["f1"] if scores["text"]["f1"] else None,
-        **sizes(wire, passages),
+        **sizes(wire, passages, bits),
         **costs(wire, passages[:TIMED]),
     }
     if out is not None:
@@ -111,14 +135,14 @@ def evaluate_wire(
     return result
 
 
-def _check_room(wire: Wire, passages: Sequence[Passage]) -> None:
+def _check_room(wire: Wire, passages: Sequence[Passage], answer_tokens: int) -> None:
     """Every question must fit the reader's window with its full text, before any is answered."""
     lm = wire.lm
     before = len(wire.head) + len(wire.format)
     for passage in passages:
         context = len(lm.ids(passage.context))
         for q in passage.questions:
-            answer = max(ANSWER_TOKENS, len(answer_ids(lm, q.answers[0])))
+            answer = max(answer_tokens, len(answer_ids(lm, q.answers[0])))
             used = before + context + len(question_ids(lm, q.question)) + answer
             if used > lm.window:
                 raise DataError(
@@ -138,14 +162,17 @@ def _resumed(out: Path, setting: dict, conditions: set[str]) -> list[Answer]:
     return kept
 
 
-def sizes(wire: Wire, passages: Sequence[Passage]) -> dict[str, float]:
-    """Means over all passages: tokens in, latents out, bytes of the message and of the text."""
+def sizes(wire: Wire, passages: Sequence[Passage], bits: int) -> dict[str, float]:
+    """Means over all passages: tokens in, latents out, bytes of the message, and of the text in
+    UTF-8 and after zstd -19."""
     tokens = [len(wire.lm.ids(p.context)) for p in passages]
+    texts = [p.context.encode() for p in passages]
     return {
         "tokens_in": statistics.fmean(tokens),
         "latents_out": statistics.fmean(map(wire.count, tokens)),
-        "message_bytes": statistics.fmean(map(wire.message_bytes, tokens)),
-        "text_bytes": statistics.fmean(len(p.context.encode()) for p in passages),
+        "message_bytes": statistics.fmean(wire.message_bytes(n, bits) for n in tokens),
+        "text_bytes": statistics.fmean(map(len, texts)),
+        "zstd_bytes": statistics.fmean(len(compress(text, 19)) for text in texts),
     }
 
 

@@ -21,6 +21,7 @@ NAMES = {
     "text": "full text",
     "wire": "wire",
     "truncated_tokens": "truncated to equal tokens",
+    "truncated_bytes": "truncated to equal bytes",
     "closed_book": "closed book (no text)",
     "zero_latents": "zero latents (control)",
     "foreign_latents": "another example's latents (control)",
@@ -28,7 +29,8 @@ NAMES = {
 """Conditions as people call them, in the order in which they are shown."""
 
 SHORT = {
-    "truncated_tokens": "truncated",
+    "truncated_tokens": "equal tokens",
+    "truncated_bytes": "equal bytes",
     "closed_book": "closed book",
     "zero_latents": "zero latents",
     "foreign_latents": "foreign latents",
@@ -42,7 +44,7 @@ COLUMNS = ("condition", "EM, %", "F1, %", "NLL", "first token, %", "in top 5, %"
 FIGURES = ("em", "em_low", "em_high", "f1", "f1_low", "f1_high", "nll", "first1", "first5")
 
 RATIOS = ("retention", "kv_ratio", "ttft_ratio", "encode_ttft_ratio")
-SIZES = ("tokens_in", "latents_out", "text_bytes", "message_bytes")
+SIZES = ("tokens_in", "latents_out", "text_bytes", "zstd_bytes", "message_bytes")
 RESULTS = {
     "rows?": {"*": dict.fromkeys(FIGURES, float)},
     **{f"{key}?": float for key in RATIOS + SIZES},
@@ -78,8 +80,15 @@ def verdict(results: dict[str, Any]) -> list[str]:
     """The results in words, one sentence or two an item: controls, truncation, retention, bytes,
     time and cache. An item whose figures are missing is left out, except the first."""
     rows = conditions(results)
-    of_rows = (_controls(results, rows), _truncation(rows), _retention(results, rows))
-    return [said for said in (*of_rows, _bytes(results), _speed(results)) if said]
+    said = (
+        _controls(results, rows),
+        _truncation(rows, "tokens"),
+        _truncation(rows, "bytes") if _smaller(results) else None,
+        _retention(results, rows),
+        _bytes(results),
+        _speed(results),
+    )
+    return [item for item in said if item]
 
 
 def results_table(results: dict[str, Any]) -> Table:
@@ -87,7 +96,8 @@ def results_table(results: dict[str, Any]) -> Table:
     rows = conditions(results)
     table = terminal_table(
         ("condition", "EM, %", "F1, %", "NLL", "first", "top 5"),
-        "Brackets: 95% interval. NLL in nats. first, top 5: first token, %",
+        "Brackets: 95% interval. NLL in nats. first, top 5: first token, %\n"
+        "equal tokens, equal bytes: the text cut to as many as the wire takes",
     )
     for key, (_, *cells) in zip(rows, result_rows(results), strict=True):
         style = "bold" if key == "wire" else "dim" if key in CONTROLS else None
@@ -126,6 +136,7 @@ def size_rows(results: dict[str, Any]) -> list[list[str]]:
     measured = [
         ("positions that the reader attends to", get("tokens_in"), get("latents_out"), ",.1f"),
         ("bytes sent", get("text_bytes"), get("message_bytes"), ",.0f"),
+        ("the same, text after zstd -19", get("zstd_bytes"), get("message_bytes"), ",.0f"),
     ]
     rows = []
     for label, text, wire, form in measured:
@@ -172,16 +183,23 @@ def _controls(results: dict[str, Any], rows: dict[str, dict[str, float]]) -> str
     return f"This wire is not reading its latents: {own} does not lie above {unbeaten}."
 
 
-def _truncation(rows: dict[str, dict[str, float]]) -> str | None:
-    if "wire" not in rows or "truncated_tokens" not in rows:
+def _truncation(rows: dict[str, dict[str, float]], unit: str) -> str | None:
+    if "wire" not in rows or f"truncated_{unit}" not in rows:
         return None
-    wire, cut = rows["wire"], rows["truncated_tokens"]
+    wire, cut = rows["wire"], rows[f"truncated_{unit}"]
     figures = f"F1 {interval(wire, 'f1', '%')} against {interval(cut, 'f1', '%')}"
+    than = f"the text truncated to equal {unit}"
     if wire["f1_low"] > cut["f1_high"]:
-        return f"It is better than the text truncated to equal tokens: {figures}."
+        return f"It is better than {than}: {figures}."
     if wire["f1_high"] < cut["f1_low"]:
-        return f"It is worse than the text truncated to equal tokens: {figures}."
-    return f"It is not better than the text truncated to equal tokens: {figures}; they overlap."
+        return f"It is worse than {than}: {figures}."
+    return f"It is not better than {than}: {figures}; they overlap."
+
+
+def _smaller(results: dict[str, Any]) -> bool:
+    """Whether the message is smaller than its text; else truncation to equal bytes cuts nothing."""
+    message, text = results.get("message_bytes"), results.get("text_bytes")
+    return message is not None and text is not None and message < text
 
 
 def _retention(results: dict[str, Any], rows: dict[str, dict[str, float]]) -> str | None:
@@ -203,7 +221,9 @@ def _bytes(results: dict[str, Any]) -> str | None:
     times = message / text
     if times <= 1:
         than = "smaller than" if times < 1 else "as large as"
-        return f"The message is {than} its text: {message:,.0f} bytes against {text:,.0f}."
+        zipped = results.get("zstd_bytes")
+        after = "" if zipped is None else f" ({zipped:,.0f} after zstd -19)"
+        return f"The message is {than} its text: {message:,.0f} bytes against {text:,.0f}{after}."
     # Only what was measured to shrink is called saved.
     saves = [
         what

@@ -60,7 +60,9 @@ def _title(run: str, results: dict[str, Any] | None) -> str:
         return f'<h1>{escape(run)}</h1><p class="note">{about}</p>'
     got = {k: escape(str(results.get(k, "unknown"))) for k in ("wire", "reader", "data", "n")}
     rest = ", ".join(
-        f"{k} {escape(str(results[k]))}" for k in ("passages", "ratio", "seed") if k in results
+        f"{k} {escape(str(results[k]))}"
+        for k in ("passages", "ratio", "bits", "needles", "seed")
+        if k in results
     )
     return f"""<h1>Wire {got["wire"]}, read by {got["reader"]}</h1>
 <p class="note">{got["n"]} questions of {got["data"]}; {rest}</p>"""
@@ -76,7 +78,8 @@ def _results(results: dict[str, Any]) -> str:
 {html_table(COLUMNS, result_rows(results), kinds)}
 <p class="note">Brackets: 95% interval. EM: exact match. NLL: nats per token of the gold
 answer, its end counted; lower is better. First token, in top 5: how often the gold answer's first
-token is the reader's most likely one, or among its five.</p>
+token is the reader's most likely one, or among its five. Truncated to equal bytes: as much text as
+fits the message's bytes, which is all of it where the message is the larger.</p>
 {f1_plot(results) if rows else ""}
 <h2>What a context costs</h2>
 {html_table(sizes, size_rows(results))}

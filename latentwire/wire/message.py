@@ -1,27 +1,34 @@
 """A wire message: latents as bytes. `len(message.to_bytes())` is the only byte count we report.
 
-Layout, little-endian: magic "LWIR", then u16 version, 8 bytes wire id (the start of the weights'
-sha256), u16 layers, u16 KV heads, u16 head width, u32 slots, u32 span, u8 bits per value, u8 length
-of the reader's name, the name in UTF-8; then all keys and all values, [layer, head, slot, width]
-each, as IEEE half floats. docs/wire-format.md says the same for other languages.
+A header of fixed fields, the reader's name, then the packed codes of `codec.py`; a checksum covers
+all of it. docs/wire-format.md gives every byte, for readers in other languages.
+
+    data = wire.send([text], bits=8)[0].to_bytes()
+    wire.receive([Message.from_bytes(data)])
 """
 
 from __future__ import annotations
 
+import math
 import struct
+import zlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from latentwire.wire.codec import BITS, Shape, pack, packed_size, unpack
 from latentwire.wire.latents import Latents
 
-MAGIC, VERSION, BITS = b"LWIR", 1, 16
-_HEADER = struct.Struct("<4sH8sHHHIIBB")
+MAGIC, VERSION = b"LWIR", 2
+_BEGIN = struct.Struct("<4sHI")
+"""Magic, version, CRC-32 of every byte that follows."""
+_HEADER = struct.Struct("<8s8sHHHIIBB")
+"""Wire id, reader's fingerprint, layers, KV heads, head width, slots, span, bits, name's length."""
+_NAME = _BEGIN.size + _HEADER.size
 
 
 class MessageError(ValueError):
-    """Bytes that are no message, or not one that this wire can read."""
+    """Bytes that are no message, or not one that this wire can read; no latents to send."""
 
 
 @dataclass(frozen=True)
@@ -32,61 +39,87 @@ class Message:
     """First 8 bytes of the sha256 of the weights that made it."""
     reader: str
     """Name of the LM that it was made for."""
+    fingerprint: str
+    """Of that LM's weights: 16 hex digits."""
     latents: Latents
+    bits: int = 16
+    """Bits of one code, one of codec.BITS; below 16 a reader gets latents that are rounded."""
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        if self.latents.keys.numel() == 0 or self.latents.span < 1:
+            raise MessageError("a message holds at least one latent and a span of 1, got none")
 
     def to_bytes(self) -> bytes:
-        """The message as it travels."""
-        layers, heads, slots, width = self.latents.keys.shape
-        name = self.reader.encode()
-        header = _HEADER.pack(
-            MAGIC,
-            VERSION,
+        """The message as it travels. Raises MessageError for latents that are not finite."""
+        keys, values, name = self.latents.keys, self.latents.values, self.reader.encode()
+        if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
+            raise MessageError("latents hold values that are not finite; they cannot be sent")
+        if len(name) > 255:
+            raise MessageError(f"the reader's name has {len(name)} bytes; expected at most 255")
+        layers, heads, slots, width = keys.shape
+        rest = _HEADER.pack(
             self.wire_id,
+            bytes.fromhex(self.fingerprint),
             layers,
             heads,
             width,
             slots,
             self.latents.span,
-            BITS,
+            self.bits,
             len(name),
         )
-        both = torch.stack([self.latents.keys, self.latents.values]).detach().cpu()
-        # Past the largest half float a value would become infinite and poison every answer.
-        return header + name + both.clamp(-65504, 65504).numpy().astype("<f2").tobytes()
+        rest += name + pack(keys, values, self.bits)
+        return _BEGIN.pack(MAGIC, VERSION, zlib.crc32(rest)) + rest
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Message:
-        """The inverse; lengths are checked before anything is allocated. Raises MessageError."""
-        if len(data) < _HEADER.size or data[:4] != MAGIC:
+        """The inverse. The length is checked before anything is allocated, then the checksum.
+
+        Raises MessageError for bytes that are no message, that were cut off or altered, or that
+        another version wrote.
+        """
+        if len(data) < 6 or data[:4] != MAGIC:
             raise MessageError(
-                f"not a wire message: {len(data)} bytes, expected a header {MAGIC!r}"
+                f"not a wire message: {len(data)} bytes, expected them to begin with {MAGIC!r}"
             )
-        fields = _HEADER.unpack_from(data)
-        _, version, wire_id, layers, heads, width, slots, span, bits, name_length = fields
-        if version != VERSION or bits != BITS:
+        version = int.from_bytes(data[4:6], "little")
+        if version != VERSION:
+            remedy = "update latentwire" if version > VERSION else "send the text again"
             raise MessageError(
-                f"message version {version} with {bits} bits; this release reads version {VERSION} "
-                f"with {BITS}"
+                f"message of version {version}; this release reads version {VERSION}: {remedy}"
             )
-        start = _HEADER.size + name_length
-        values = 2 * layers * heads * slots * width
-        if values == 0 or len(data) != start + 2 * values:
+        if len(data) < _NAME:
+            raise MessageError(f"message has {len(data)} bytes; its header alone has {_NAME}")
+        checksum = _BEGIN.unpack_from(data)[2]
+        fields = _HEADER.unpack_from(data, _BEGIN.size)
+        wire_id, fingerprint, layers, heads, width, slots, span, bits, name_length = fields
+        check_bits(bits)
+        shape, start = (layers, heads, slots, width), _NAME + name_length
+        if math.prod(shape) == 0 or span == 0:
+            raise MessageError("message holds no latents; expected at least one")
+        if len(data) != start + packed_size(shape, bits):
             raise MessageError(
-                f"message has {len(data)} bytes; its header says {start + 2 * values}"
+                f"message has {len(data)} bytes; its header says {start + packed_size(shape, bits)}"
             )
+        if zlib.crc32(memoryview(data)[_BEGIN.size :]) != checksum:
+            raise MessageError("message was altered on the way: its checksum differs")
         try:
-            reader = data[_HEADER.size : start].decode()
+            reader = data[_NAME:start].decode()
         except UnicodeDecodeError:
             raise MessageError("the reader's name in the message is not UTF-8") from None
-        both = np.frombuffer(data, "<f2", values, start).astype(np.float32)
-        if not np.isfinite(both).all():
-            raise MessageError(
-                "message holds values that are not finite; it was altered on the way"
-            )
-        keys, vals = torch.from_numpy(both).view(2, layers, heads, slots, width)
-        return cls(wire_id, reader, Latents(keys, vals, span))
+        keys, values = unpack(memoryview(data)[start:], shape, bits)
+        if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
+            raise MessageError("message holds values that are not finite; expected finite ones")
+        return cls(wire_id, reader, fingerprint.hex(), Latents(keys, values, span), bits)
 
 
-def size_of(reader: str, values: int) -> int:
-    """Bytes of a message with so many values, keys and values together."""
-    return _HEADER.size + len(reader.encode()) + values * BITS // 8
+def check_bits(bits: int) -> None:
+    """Raises MessageError for bits that no codec has."""
+    if bits not in BITS:
+        raise MessageError(f"no codec has {bits} bits; expected one of {', '.join(map(str, BITS))}")
+
+
+def message_size(reader: str, shape: Shape, bits: int) -> int:
+    """Bytes of a message with keys and values of this shape each."""
+    return _NAME + len(reader.encode()) + packed_size(shape, bits)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from torch import Tensor, nn
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
 from latentwire.wire.latents import Latents, as_prefix
-from latentwire.wire.message import Message, MessageError, size_of
+from latentwire.wire.message import Message, MessageError, check_bits, message_size
 from latentwire.wire.scorer import Scorer
 from latentwire.wire.slots import Slots
 
@@ -92,17 +94,18 @@ class Wire(nn.Module):
         """Latents that a context of so many tokens becomes."""
         return sum(math.ceil(n / self.config.ratio) for n in self._windows(tokens))
 
-    def message_bytes(self, tokens: int) -> int:
-        """Bytes of the message of a context of so many tokens."""
+    def message_bytes(self, tokens: int, bits: int = 16) -> int:
+        """Bytes of the message of a context of so many tokens, in codes of so many bits."""
         keys = self.head.keys[0]
-        slot = len(self.head.keys) * keys.shape[1] * keys.shape[3]
-        return size_of(self.config.reader, 2 * slot * self.count(tokens))
+        shape = (len(self.head.keys), keys.shape[1], self.count(tokens), keys.shape[3])
+        return message_size(self.config.reader, shape, bits)
 
     def encode(self, contexts: Sequence[str], batch: int = 8) -> list[Latents]:
         """One Latents per text; `batch` windows run through the LM at a time.
 
-        The LM itself gets no gradient, the residual does. Raises WireError for an empty text or one
-        whose latents would not fit the reader's window.
+        The LM itself gets no gradient, the residual does. Raises WireError for an empty text, one
+        whose latents would not fit the reader's window, or one that the reader's tokenizer loses a
+        part of.
         """
         ids = [self.lm.ids(c) for c in contexts]
         jobs: list[tuple[int, Tensor, int]] = []
@@ -110,6 +113,7 @@ class Wire(nn.Module):
         for row, tokens in enumerate(ids):
             if len(tokens) == 0:
                 raise WireError(f"context {row} is empty; expected at least one token")
+            _check_kept(self.lm, row, contexts[row], tokens)
             starts, span = self._layout(len(tokens))
             pieces = tokens.split(self.config.window)
             jobs += [(row, piece, start) for piece, start in zip(pieces, starts, strict=True)]
@@ -127,25 +131,41 @@ class Wire(nn.Module):
         """First 8 bytes of the weights' sha256: which wire made a message."""
         return hashlib.sha256(self._weights()).digest()[:8]
 
-    def send(self, contexts: Sequence[str]) -> list[Message]:
-        """Texts as messages."""
+    def send(self, contexts: Sequence[str], bits: int = 16) -> list[Message]:
+        """Texts as messages in codes of `bits`: 16, 8, 6 or 4, else MessageError."""
+        check_bits(bits)
         with torch.no_grad():
             latents = self.encode(contexts)
-        wire_id = self.id
-        return [Message(wire_id, self.config.reader, z) for z in latents]
+        wire_id, fingerprint = self.id, self.lm.fingerprint
+        return [Message(wire_id, self.config.reader, fingerprint, z, bits) for z in latents]
 
     def receive(self, messages: Sequence[Message]) -> KVPrefix:
-        """Messages as a cache. Raises MessageError for a message that another wire made."""
+        """Messages as a cache. Raises MessageError for none, or for one that another wire made or
+        that does not fit the reader."""
+        if not messages:
+            raise MessageError("got no messages; expected at least one")
         wire_id = self.id
         for message in messages:
-            if message.wire_id != wire_id:
+            if (message.wire_id, message.reader) != (wire_id, self.config.reader):
                 raise MessageError(
                     f"message of wire {message.wire_id.hex()} for {message.reader}; "
                     f"this is wire {wire_id.hex()} for {self.config.reader}"
                 )
+            if message.fingerprint != self.lm.fingerprint:
+                warnings.warn(
+                    f"message was made with another copy of {message.reader} (its weights differ); "
+                    "expect somewhat lower scores",
+                    stacklevel=2,
+                )
             layers, heads, _, width = message.latents.keys.shape
             if (layers, heads, width) != (len(self.head.keys), *self.head.keys[0].shape[1::2]):
                 raise MessageError("the message was altered: its shape is not this wire's")
+            room = self.lm.window - len(self.head)
+            if max(message.latents.span, len(message.latents)) > room:
+                raise MessageError(
+                    f"message takes up {message.latents.span} positions with "
+                    f"{len(message.latents)} latents; {self.lm.name} has room for {room}"
+                )
         return self.prefix([m.latents for m in messages])
 
     def prefix(self, latents: Sequence[Latents]) -> KVPrefix:
@@ -273,6 +293,20 @@ class Wire(nn.Module):
 def _joined(windows: Sequence[Latents], span: int) -> Latents:
     keys = torch.cat([z.keys for z in windows], 2)
     return Latents(keys, torch.cat([z.values for z in windows], 2), span)
+
+
+def _check_kept(lm: FrozenLM, row: int, text: str, ids: Tensor) -> None:
+    """Raises WireError where a tokenizer without byte fallback put one token for all that it does
+    not know: the reader would answer from a text with holes. Spaces and Unicode forms may differ.
+    """
+    back = lm.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
+    ours, theirs = ("".join(unicodedata.normalize("NFKC", t).split()) for t in (text, back))
+    if ours != theirs:
+        lost = next(a for a, b in zip_longest(ours, theirs, fillvalue="") if a != b)
+        raise WireError(
+            f"context {row}: {lm.name}'s tokenizer cannot hold all of it (first {lost!r}); "
+            "take that out or use another reader"
+        )
 
 
 def _initial_format(lm: FrozenLM, count: int) -> Tensor:

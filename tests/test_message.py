@@ -1,0 +1,309 @@
+"""Messages: every byte of them, what comes out of damaged ones, and texts that are hard to send."""
+
+import struct
+import tracemalloc
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import CONFIGS, tiny_lm, tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from latentwire.lm import FrozenLM, Prompt
+from latentwire.wire.codec import BITS, pack, packed_size, unpack
+from latentwire.wire.latents import Latents
+from latentwire.wire.message import Message, MessageError
+from latentwire.wire.wire import Wire, WireConfig, WireError
+
+GOLDEN = {
+    16: (
+        "4c574952020057e15da7000102030405060700112233aabbccdd01000100020003000000070000001007"
+        "74696e792dc3a90000003e004200bc003c00340040004000400000ff7b0000"
+    ),
+    8: (
+        "4c5749520200f463ef9a000102030405060700112233aabbccdd01000100020003000000070000000807"
+        "74696e792dc3a9000000bc00400000062204200000045c0080ff00ff9f00000000ff00"
+    ),
+    6: (
+        "4c57495202006e212401000102030405060700112233aabbccdd01000100020003000000070000000607"
+        "74696e792dc3a9000000bc00400000182a10280000106400f803ff090000f003"
+    ),
+    4: (
+        "4c57495202008d1948ac000102030405060700112233aabbccdd01000100020003000000070000000407"
+        "74696e792dc3a9000000bc00400000663244300000446c800f9f00000f"
+    ),
+}
+"""What SMALL travels as."""
+
+
+def latents(layers=1, heads=1, slots=3, width=2, span=7) -> Latents:
+    generator = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, layers, heads, slots, width, generator=generator)
+    return Latents(keys * 5 + 3, values, span)
+
+
+SMALL = Message(
+    bytes(range(8)),
+    "tiny-é",
+    "00112233aabbccdd",
+    Latents(
+        torch.tensor([[[[0.0, -1.0], [1.5, 1.0], [3.0, 0.25]]]]),
+        torch.tensor([[[[2.0, 0.0], [2.0, 70000.0], [2.0, 1e-9]]]]),
+        span=7,
+    ),
+)
+
+
+def read_as_documented(data: bytes) -> tuple[dict, np.ndarray, np.ndarray]:
+    """A reader written from docs/wire-format.md alone: header, keys and values [L, H, M, E]."""
+    magic, version, checksum = struct.unpack_from("<4sHI", data, 0)
+    assert magic == b"LWIR" and version == 2 and checksum == zlib.crc32(data[10:])
+    wire_id, fingerprint = data[10:18], data[18:26]
+    layers, heads, width, slots, span, bits, n = struct.unpack_from("<HHHIIBB", data, 26)
+    name, at = data[42 : 42 + n].decode("utf-8"), 42 + n
+    count = 2 * layers * heads * width * slots
+    if bits == 16:
+        x = np.array(struct.unpack_from(f"<{count}e", data, at), dtype=np.float32)
+        assert len(data) == at + 2 * count
+    else:
+        groups = -(-slots // 64)
+        scales = 2 * layers * heads * width * groups
+        lowest = struct.unpack_from(f"<{scales}e", data, at)
+        step = struct.unpack_from(f"<{scales}e", data, at + 2 * scales)
+        stream = int.from_bytes(data[at + 4 * scales :], "little")
+        assert len(data) == at + 4 * scales + -(-count * bits // 8)
+        x = np.empty(count, dtype=np.float32)
+        for i in range(count):
+            code = (stream >> (i * bits)) & (2**bits - 1)
+            group = (i // slots) * groups + (i % slots) // 64
+            x[i] = np.float32(lowest[group]) + np.float32(code) * np.float32(step[group])
+    both = x.reshape(2, layers, heads, width, slots).transpose(0, 1, 2, 4, 3)
+    header = {"wire_id": wire_id, "fingerprint": fingerprint, "name": name, "span": span}
+    return {**header, "bits": bits}, both[0], both[1]
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_golden_bytes(bits):
+    data = replace(SMALL, bits=bits).to_bytes()
+    assert data.hex() == GOLDEN[bits]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("slots", [1, 3, 64, 65, 130])
+def test_a_reader_of_the_document_reads_the_same(bits, slots):
+    sent = Message(b"wire-id.", "tiny", "0123456789abcdef", latents(2, 3, slots, 5, 999), bits)
+    data = sent.to_bytes()
+    header, keys, values = read_as_documented(data)
+    assert header == {
+        "wire_id": b"wire-id.",
+        "fingerprint": bytes.fromhex("0123456789abcdef"),
+        "name": "tiny",
+        "span": 999,
+        "bits": bits,
+    }
+    read = Message.from_bytes(data)
+    assert (read.wire_id, read.reader, read.fingerprint) == (b"wire-id.", "tiny", sent.fingerprint)
+    assert read.bits == bits and read.latents.span == 999
+    np.testing.assert_array_equal(read.latents.keys.numpy(), keys)
+    np.testing.assert_array_equal(read.latents.values.numpy(), values)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
+def test_no_value_is_off_by_more_than_half_a_step(bits, scale):
+    sent = latents(2, 2, 100, 8)
+    x = torch.stack([sent.keys, sent.values]) * scale
+    shape = tuple(sent.keys.shape)
+    codes = pack(*x, bits)
+    assert len(codes) == packed_size(shape, bits)
+    error = (torch.stack(unpack(codes, shape, bits)) - x).abs()
+    # A half float has 11 binary digits and nothing below 2**-24, which 255 steps add up to 2**-16.
+    rounding = x.abs().amax() * 2**-10 + 2**-16
+    spread = 0.0 if bits == 16 else (x.amax(3) - x.amin(3)).amax() / (2**bits - 1) / 2
+    assert error.max() <= spread + rounding
+
+
+def test_what_no_half_float_holds_is_the_largest_one_and_equal_values_stay_equal():
+    for bits in BITS:
+        read = Message.from_bytes(replace(SMALL, bits=bits).to_bytes()).latents
+        assert read.values[..., 0].tolist() == [[[2.0, 2.0, 2.0]]]
+        assert read.values[0, 0, 1, 1] == pytest.approx(65504, rel=2**-10)
+    with pytest.raises(MessageError, match="not finite; they cannot be sent"):
+        replace(
+            SMALL, latents=replace(SMALL.latents, keys=torch.full((1, 1, 3, 2), torch.nan))
+        ).to_bytes()
+
+
+def sealed(data: bytes) -> bytes:
+    """With the checksum that these bytes should have: damage done on purpose."""
+    return data[:6] + struct.pack("<I", zlib.crc32(data[10:])) + data[10:]
+
+
+def edited(offset: int, form: str, value: int) -> bytes:
+    data = bytearray(SMALL.to_bytes())
+    struct.pack_into(form, data, offset, value)
+    return sealed(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "not a wire message: 0 bytes"),
+        (b"PK\x03\x04" + bytes(60), "not a wire message: 64 bytes"),
+        (SMALL.to_bytes()[:41], "its header alone has 42"),
+        (SMALL.to_bytes()[:-1], "message has 72 bytes; its header says 73"),
+        (SMALL.to_bytes() + b"\0", "message has 74 bytes; its header says 73"),
+        (SMALL.to_bytes()[:-1] + b"\1", "altered on the way: its checksum differs"),
+        (edited(4, "<H", 3), "version 3; this release reads version 2: update latentwire"),
+        (edited(4, "<H", 1), "version 1; this release reads version 2: send the text again"),
+        (edited(32, "<I", 0), "holds no latents"),
+        (edited(36, "<I", 0), "holds no latents"),
+        (edited(40, "<B", 5), "no codec has 5 bits; expected one of 16, 8, 6, 4"),
+        (edited(42, "<B", 255), "name in the message is not UTF-8"),
+        (edited(49, "<H", 0x7C00), "not finite"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(data, said):
+    with pytest.raises(MessageError, match=said) as error:
+        Message.from_bytes(data)
+    assert "\n" not in str(error.value)
+
+
+def mutated(data: bytes, random: np.random.Generator) -> bytes:
+    """Cut off, longer, with bits flipped, or with a field of the header set to an extreme."""
+    changed = bytearray(data)
+    for _ in range(int(random.integers(1, 4))):
+        kind, place = random.integers(4), int(random.integers(len(changed) or 1))
+        if kind == 0:
+            del changed[place:]
+        elif kind == 1:
+            changed += random.bytes(int(random.integers(1, 9)))
+        elif kind == 2 and changed:
+            changed[place] ^= 1 << int(random.integers(8))
+        elif kind == 3 and len(changed) >= 42:
+            form, offset = [("<H", 26), ("<H", 28), ("<H", 30), ("<I", 32), ("<I", 36), ("<B", 40)][
+                int(random.integers(6))
+            ]
+            most = 256 ** struct.calcsize(form) - 1
+            struct.pack_into(form, changed, offset, int(random.choice([0, 1, 2, 3, 4, 6, 8, most])))
+    return sealed(bytes(changed)) if random.random() < 0.7 else bytes(changed)
+
+
+def test_ten_thousand_mutated_messages_are_read_rightly_or_refused():
+    random = np.random.default_rng(0)
+    whole = [replace(SMALL, latents=latents(2, 2), bits=bits).to_bytes() for bits in BITS]
+    read = 0
+    tracemalloc.start()
+    for i in range(10_000):
+        data = mutated(whole[i % 4], random)
+        try:
+            got = Message.from_bytes(data).latents
+        except MessageError as error:
+            assert "\n" not in str(error)
+        else:
+            read += 1
+            layers, heads, width, slots, span = struct.unpack_from("<HHHII", data, 26)
+            assert got.keys.shape == got.values.shape == (layers, heads, slots, width)
+            assert got.span == span and torch.isfinite(got.keys).all()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert read > 500  # else only the header's checks were tried
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_reading_takes_memory_in_proportion_to_the_message(bits):
+    data = replace(SMALL, latents=latents(4, 4, 70, 64), bits=bits).to_bytes()
+    tracemalloc.start()
+    Message.from_bytes(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * len(data)
+
+
+def make_wire(lm: FrozenLM, **config) -> Wire:
+    return Wire(lm, WireConfig(lm.name, **{"window": 64, "rank": 4, "format_tokens": 3} | config))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_wires_messages_are_as_long_as_it_says_and_are_read(family):
+    lm = tiny_lm(family)
+    wire, text = make_wire(lm), "The lighthouse was built in 1759 by John Smeaton."
+    sent = wire.encode([text])[0]
+    for bits in BITS:
+        message = wire.send([text], bits)[0]
+        data = message.to_bytes()
+        assert len(data) == wire.message_bytes(len(lm.ids(text)), bits)
+        assert (message.fingerprint, message.reader) == (lm.fingerprint, lm.name)
+        prefix = wire.receive([Message.from_bytes(data)])
+        got = torch.stack(prefix.keys)[:, 0, :, len(wire.head) :]
+        torch.testing.assert_close(got, sent.keys, atol=8 * 2.0**-bits + 1e-3, rtol=0)
+    with pytest.raises(MessageError, match="no codec has 5 bits"):
+        wire.send([text], 5)
+
+
+def test_a_message_for_another_is_refused():
+    lm = tiny_lm("llama")
+    wire = make_wire(lm)
+    message = wire.send(["Short one."])[0]
+    with pytest.raises(MessageError, match=r"message of wire .* for tiny-llama; this is wire"):
+        make_wire(lm, rank=5).receive([message])
+    with pytest.raises(MessageError, match=r"for gemma3-270m; this is wire .* for tiny-llama"):
+        wire.receive([replace(message, reader="gemma3-270m")])
+    with pytest.raises(MessageError, match="shape is not this wire's"):
+        wire.receive([replace(message, latents=latents())])
+    with pytest.raises(MessageError, match="takes up 4294967295 positions with 3 latents"):
+        wire.receive([replace(message, latents=replace(message.latents, span=2**32 - 1))])
+    with pytest.raises(MessageError, match="no messages; expected at least one"):
+        wire.receive([])
+    with pytest.raises(MessageError, match="at least one latent"):
+        none = message.latents.keys[:, :, :0]
+        replace(message, latents=Latents(none, none, 1))
+    with pytest.raises(MessageError, match="name has 300 bytes; expected at most 255"):
+        replace(message, reader="x" * 300).to_bytes()
+    with pytest.warns(UserWarning, match="made with another copy of tiny-llama"):
+        wire.receive([replace(message, fingerprint="0" * 16)])
+
+
+def test_a_hundred_thousand_characters():
+    text = ("Of lighthouses, the one at Eddystone is the best known. " * 2000)[:100_000]
+    small = make_wire(tiny_lm("llama"))
+    with pytest.raises(WireError, match="context has 100000 tokens; at most") as error:
+        small.send([text])
+    assert "\n" not in str(error.value)
+    torch.manual_seed(0)
+    config = LlamaConfig(**CONFIGS["llama"].to_dict() | {"max_position_embeddings": 30_000})
+    lm = FrozenLM(AutoModelForCausalLM.from_config(config), tokenizer(), "tiny-long")
+    wire = make_wire(lm, window=512)
+    data = wire.send([text], 4)[0].to_bytes()
+    assert len(data) == wire.message_bytes(100_000, 4)
+    message = Message.from_bytes(data)
+    assert len(message.latents) == 25_000 >= message.latents.span / 4
+    prefix = wire.receive([message])
+    with torch.no_grad():
+        assert lm.final(Prompt.from_ids(lm, [lm.ids("?")], prefix)).isfinite().all()
+
+
+def test_texts_that_the_tokenizer_cannot_hold():
+    wire = make_wire(tiny_lm("llama"))
+    with pytest.raises(WireError, match="context 1 is empty"):
+        wire.send(["full", ""])
+    # What any encoding can write goes through: scripts, control characters, unmatched accents.
+    odd = ["灯台は1759年に", "\x00\x07\ufeff", "e\u0301\u0301 \U0001f980", " \n"]
+    spans = [m.latents.span for m in wire.send(odd)]
+    assert spans == [len(text.encode()) for text in odd]
+    with pytest.raises(ValueError, match=r"text has '\\ud800' at character 1, half of a surrogate"):
+        wire.send(["a\ud800"])
+    known = {"<unk>": 0, "<bos>": 1, "<eos>": 2, "built": 3, "in": 4}
+    words = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    lm = tiny_lm("llama")
+    lm.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
+    )
+    with pytest.raises(WireError, match="context 0: tiny-llama's tokenizer cannot hold all of it"):
+        make_wire(lm).send(["built in Rome"])
+    assert len(make_wire(lm).send(["built  in"])[0].latents) == 1
