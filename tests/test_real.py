@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from latentwire.evals.harness import evaluate, summarise
+from latentwire.lens.lens import Lens
 from latentwire.lm import FrozenLM, Prompt
 from latentwire.lm.doctor import CHECKS
 from latentwire.recipes.evaluation import ALMANAC, conditions
+from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens
 from latentwire.tasks.qa import by_context, load_questions
 from latentwire.wire.wire import Wire
 
@@ -44,3 +46,14 @@ def test_the_shipped_wire_reads_paragraphs_it_has_never_seen(wire):
     assert scores["wire"]["f1"] > scores["foreign_latents"]["f1_high"]
     assert scores["wire"]["nll"] < scores["closed_book"]["nll"] - 0.3
     assert scores["text"]["f1"] > 0.3
+
+
+def test_the_shipped_lens_explains_text_it_has_never_seen(wire, tmp_path):
+    passages = by_context(load_questions(ALMANAC, 120))
+    text = tmp_path / "almanac.txt"
+    text.write_text("\n\n".join(p.context for p in passages))
+    lens = Lens.from_pretrained("default", wire.lm)
+    result = evaluate_lens(lens, [text], LensEvaluation(documents=24, positions=2))
+    assert result["fve"] > 0.3
+    for name in ("mean", "zero", "other_text", "current_token", "untrained_decoder", "logit_lens"):
+        assert result["fve"] > result["controls"][name]["fve_high"], name

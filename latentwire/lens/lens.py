@@ -130,10 +130,6 @@ class Lens(nn.Module):
         LensError for a folder that is no lens, altered weights, or another LM than its own.
         """
         shipped = Path(str(files("latentwire") / "data" / "lens"))
-        if name == "default" and not shipped.exists():
-            raise LensError(
-                "this version ships no lens; train one: latentwire lens train smollm2 --text FILE"
-            )
         folder = shipped if name == "default" else Path(name)
         record = _read_config(folder)
         try:
