@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the lens of smollm2-135m's middle layer and evaluates it on the documents held out: on the
-# greedy explanations, which README quotes, and on the best of 8.
+# Trains the lens of smollm2-135m's middle layer and evaluates its greedy explanations on the documents
+# held out, as README quotes.
 #   reproduce/lens-smollm2.sh ../shared/data/text_*.txt
 # Interrupt it and start it again as you like. On one CPU core 100 minutes; its log is beside the
 # results in lens-smollm2/.
@@ -12,9 +12,5 @@ cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 latentwire lens train smollm2 --text "${texts[@]}" --out runs/lens-smollm2
 cp runs/lens-smollm2/metrics.jsonl reproduce/lens-smollm2/
-score() { # NAME options
-  latentwire lens eval runs/lens-smollm2/lens --text runs/lens-smollm2/held_out.txt \
-    "${@:2}" --json "reproduce/lens-smollm2/$1.json"
-}
-score greedy --limit 500
-score best-of-8 --limit 200 --samples 8
+latentwire lens eval runs/lens-smollm2/lens --text runs/lens-smollm2/held_out.txt --limit 500 \
+  --json reproduce/lens-smollm2/greedy.json
