@@ -39,9 +39,8 @@ def bootstrap(
 ) -> tuple[float, float]:
     """95% percentile interval of the mean (Efron 1979), over resamples of whole groups: questions
     on one passage share its luck, so passages are drawn and not questions."""
-    totals = _resampled([scores, [1.0] * len(scores)], groups, samples, seed)
-    low, high = np.percentile(totals[0] / totals[1], [2.5, 97.5])
-    return float(low), float(high)
+    _, low, high = ratio(scores, [1.0] * len(scores), groups, samples, seed)
+    return low, high
 
 
 def explained(
