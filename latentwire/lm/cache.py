@@ -44,7 +44,7 @@ class GrowingLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
         new = (key_states, value_states)
         if self.began is None:
-            keys, values = new
+            keys, values = (states.contiguous() for states in new)
         elif self.kept and not torch.is_grad_enabled():
             key_room, value_room = self.rooms or (None, None)
             keys, key_room = _appended(self.began[0], key_states, key_room)

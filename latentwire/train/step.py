@@ -79,9 +79,9 @@ def _backward(
         count = float(found.get("tokens", 1.0))
         (value * count).backward()
         sums["count"] += count
-        for name, figure in {"loss": value.detach(), **found}.items():
-            counted = float(figure) * (1.0 if name in ADDED else count)
-            sums[name] = sums.get(name, 0.0) + counted
+        for name, figure in {"loss": value, **found}.items():
+            plain = figure.item() if isinstance(figure, Tensor) else float(figure)
+            sums[name] = sums.get(name, 0.0) + plain * (1.0 if name in ADDED else count)
     return sums, norms
 
 
