@@ -23,7 +23,7 @@ from latentwire.lens.decoder import DecoderConfig
 from latentwire.lens.encoder import EncoderConfig
 from latentwire.lens.interventions import edited, salience
 from latentwire.lens.lens import Lens, LensConfig
-from latentwire.recipes.lens_explain import explain_text
+from latentwire.recipes.lens_explain import explain_text, tokens_of
 from latentwire.tasks.base import DataError
 
 DOCUMENTS = [f"Document {i} tells of river {7 * i} and of the sea." for i in range(12)]
@@ -147,9 +147,9 @@ def test_salience_is_the_error_that_leaving_a_word_out_adds(lens, vectors):
 
 
 def test_an_edited_explanation_changes_what_the_model_predicts(lens):
-    prefix = lens.lm.ids("Document 1 tells")
-    before, after = edited(lens, prefix, "something else", most=3)
-    expected = lens.lm.model(prefix[None]).logits[0, -1].softmax(-1).topk(3)
+    text = tokens_of(lens.lm, "Document 1 tells of a river")
+    before, after = edited(lens, text, 15, "something else", most=3)
+    expected = lens.lm.model(text.ids[None, :16]).logits[0, -1].softmax(-1).topk(3)
     assert [p for _, p in before] == pytest.approx(expected.values.tolist(), abs=1e-5)
     assert before != after and len(after) == 3
 

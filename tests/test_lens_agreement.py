@@ -146,7 +146,7 @@ def test_swapping_an_activation_with_itself_changes_nothing(lm):
     texts = tokenized(lm, list(TEXTS), window=40, skip=2)
     for layer in range(3):
         batch = at(lm, layer, draw(texts, 2, 0))
-        swap = swapping(lm, layer, batch.prefixes())
+        swap = swapping(lm, layer, batch.texts, batch.positions)
         original = swap(None)
         assert next_token_kl(original, swap(batch.vectors)).abs().max() <= 1e-6
         if layer < 2:  # what the last block says is not mixed any more: a swap there is seen too
@@ -154,17 +154,15 @@ def test_swapping_an_activation_with_itself_changes_nothing(lm):
 
 
 def test_a_swap_equals_a_patched_full_pass(lm):
-    ids = [lm.ids(t)[:n] for t, n in zip(TEXTS, (9, 6, 7), strict=True)]
-    v = vectors(lm, 3)
-    ours = swapping(lm, 1, ids)(v)
-    last = torch.tensor([[len(i) - 1] for i in ids])
-    full = lm.final(Prompt.from_ids(lm, ids, patches=[Patch(1, last, v[:, None])]))
-    torch.testing.assert_close(ours, lm.head(full[:, -1]), atol=1e-4, rtol=0)
-    single = swapping(lm, 1, [i[:1] for i in ids])(v)
-    alone = lm.final(
-        Prompt.from_ids(lm, [i[:1] for i in ids], patches=[Patch(1, last * 0, v[:, None])])
-    )
-    torch.testing.assert_close(single, lm.head(alone[:, -1]), atol=1e-4, rtol=0)
+    """Also of two tokens of one text, of a first token, and for several vectors of one token."""
+    texts = tokenized(lm, list(TEXTS), window=40, skip=0)
+    places = [(texts[0], 9), (texts[1], 6), (texts[0], 12), (texts[2], 0)]
+    v = vectors(lm, 8)
+    ours = swapping(lm, 1, *zip(*places, strict=True), k=2)(v)
+    for row, (text, position) in enumerate(p for p in places for _ in range(2)):
+        patch = Patch(1, torch.tensor([[position]]), v[row][None, None])
+        full = lm.final(Prompt.from_ids(lm, [text.ids[: position + 1]], patches=[patch]))
+        torch.testing.assert_close(ours[row], lm.head(full[0, -1]), atol=1e-4, rtol=0)
 
 
 def test_the_encoder_reads_the_state_of_its_last_position(lm):

@@ -78,7 +78,7 @@ def edit(
     whole = tokens_of(loaded.lm, text)
     place = len(whole.ids) - whole.bos - 1 if token is None else token
     said = explain_text(loaded, text, [place])[0].explanations[0].text
-    before, after = edited(loaded, whole.ids[: whole.bos + place + 1], words)
+    before, after = edited(loaded, whole, whole.bos + place, words)
     print(f"{'next token, as it is':32}next token, edited")
     for (one, p), (other, q) in zip(before, after, strict=True):
         print(f"{f'{p:6.1%} {one!r}':32}{q:6.1%} {other!r}")

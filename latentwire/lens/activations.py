@@ -90,10 +90,6 @@ class Activations:
             t.ids[p + 1 : p + 1 + count] for t, p in zip(self.texts, self.positions, strict=True)
         ]
 
-    def prefixes(self) -> list[Int[Tensor, " _"]]:
-        """Each text up to and including the activation's token: what predicts the next one."""
-        return [t.ids[: p + 1] for t, p in zip(self.texts, self.positions, strict=True)]
-
 
 def read_documents(paths: Sequence[Path]) -> list[str]:
     """Documents of UTF-8 text files: blocks between blank lines, in order."""

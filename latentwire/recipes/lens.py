@@ -325,7 +325,7 @@ def joint_losses(
     parts = {"mse": errors.mean()}
     kls = None
     if _on(weights.kl) or (grpo and recipe.reward == "kl"):
-        swap = swapping(lens.lm, lens.config.layer, batch.prefixes(), samples)
+        swap = swapping(lens.lm, lens.config.layer, batch.texts, batch.positions, samples)
         with torch.no_grad():
             original = swap(None)
         with torch.set_grad_enabled(_on(weights.kl)):

@@ -194,7 +194,7 @@ def _effects(
     ):
         index = range(start, min(start + BATCH, len(batch)))
         part = batch.pick(index)
-        swap = swapping(lens.lm, lens.config.layer, part.prefixes())
+        swap = swapping(lens.lm, lens.config.layer, part.texts, part.positions)
         original = swap(None)
         targets = torch.cat(part.after(1))[:, None]
         for name in kls:
