@@ -24,7 +24,7 @@ from latentwire.bench.measure import measured
 from latentwire.lm import FrozenLM
 from latentwire.recipes.wire import Batch, WireRecipe, batch_of, slots_losses
 from latentwire.tasks.qa import Passage
-from latentwire.train.settings import LoopConfig, Session
+from latentwire.train.settings import Session
 from latentwire.train.step import update
 from latentwire.wire.wire import Wire, WireConfig
 
@@ -100,9 +100,7 @@ def _steps(
     """A function that makes one more step of stage 3 and gives its batch."""
     wire.format.requires_grad_(False)
     parameters = dict(wire.slots.named_parameters())
-    groups = [{"params": list(parameters.values()), "rate": 1.0}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    config, done = LoopConfig(steps=1000, lr=1e-4), 0
+    optimizer, done = torch.optim.AdamW(list(parameters.values()), lr=1e-4, weight_decay=0.0), 0
 
     def run(within: Within) -> Batch:
         nonlocal done
@@ -116,7 +114,7 @@ def _steps(
                 after.enter_context(within("backward"))
                 return total, batches[0].figures
 
-            update(done, parameters, loss, optimizer, config, session, checking=False)
+            update(done, parameters, loss, optimizer, 1.0, session, checking=False)
         done += 1
         return batches[0]
 

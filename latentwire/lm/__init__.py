@@ -2,7 +2,7 @@
 
 from latentwire.lm.checkpointing import gradient_checkpointing
 from latentwire.lm.frozen import FrozenLM
-from latentwire.lm.outputs import Decoded, Scored, States
+from latentwire.lm.outputs import Decoded, Scored, States, kl_divergence
 from latentwire.lm.picks import (
     Choice,
     Greedy,
@@ -31,6 +31,7 @@ __all__ = [
     "States",
     "StraightThroughGumbel",
     "gradient_checkpointing",
+    "kl_divergence",
     "pad_right",
     "seed_of",
     "seeded_noise",

@@ -20,13 +20,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.optim import Optimizer
 
 from latentwire.train import parallel
 from latentwire.train.checkpoints import Checkpoints, log_row, logged
 from latentwire.train.guards import CollapseError, alarms, collapsed
 from latentwire.train.settings import LoopConfig, Session
-from latentwire.train.step import Loss, update
+from latentwire.train.step import Loss, parts_of, update
 from latentwire.train.trackers import tracked
 
 Probe = Callable[[], dict[str, float]]
@@ -40,14 +39,15 @@ def train(
     loss: Loss,
     config: LoopConfig,
     folder: Path,
-    rate: Callable[[str], float] = lambda name: 1.0,
+    rate: Callable[[str, int], float] = lambda part, step: 1.0,
     probe: Probe = dict,
     session: Session | None = None,
 ) -> None:
     """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors.
 
-    rate: of a parameter's name, its learning rate in multiples of the config's. probe: what the
-    checks for alarms (guards.py) measure on held-out examples. Where processes train together
+    rate: of a part, which the first two words of a parameter's name are, and a step: the part's
+    learning rate in multiples of the config's. probe: what the checks for alarms (guards.py)
+    measure on held-out examples. Where processes train together
     (parallel.py), each has its own share of a step's rows, gradients are averaged, and the first
     one checks and writes.
 
@@ -57,7 +57,8 @@ def train(
     the state before that step in STAGE.failed.safetensors; CollapseError as the session says.
     """
     session = session or Session()
-    optimizer = _optimizer(parameters, config, rate)
+    groups = [{"params": list(p.values()), "part": n} for n, p in parts_of(parameters).items()]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
     first, console = parallel.rank() == 0, Console(stderr=True)
     checkpoints, log = Checkpoints(folder, stage, session.keep), folder / "metrics.jsonl"
     step, damaged = checkpoints.load(parameters, optimizer)
@@ -74,8 +75,10 @@ def train(
             checking = step == 0 or (step + 1) % session.check_every == 0
             checking = checking or step + 1 == config.steps
             began = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * rate(group["part"], step) * _schedule(step, config)
             try:
-                figures = update(step, parameters, loss, optimizer, config, session, checking)
+                figures = update(step, parameters, loss, optimizer, config.clip, session, checking)
             except FloatingPointError:
                 if first:
                     checkpoints.save(parameters, optimizer, step, "failed")
@@ -121,16 +124,6 @@ def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1000 + epoch))
         indices.append(int(order[place]))
     return indices
-
-
-def _optimizer(
-    parameters: Mapping[str, Tensor], config: LoopConfig, rate: Callable[[str], float]
-) -> Optimizer:
-    by_rate: dict[float, list[Tensor]] = {}
-    for name, tensor in parameters.items():
-        by_rate.setdefault(rate(name), []).append(tensor)
-    groups = [{"params": members, "rate": r} for r, members in by_rate.items()]
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
 
 
 def _tell(checks: Sequence[Mapping[str, str]], stage: str, step: int, console: Console) -> None:
@@ -186,3 +179,10 @@ def _stop_held() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _schedule(step: int, config: LoopConfig) -> float:
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
