@@ -80,7 +80,7 @@ def test_accelerate_launch_gives_the_losses_of_one_process(lm, quick, tmp_path):
     # That there are two shows where rows cannot be shared; nothing is loaded before.
     refused = launched("--passages", "3", "--out", str(tmp_path / "no"))
     assert refused.returncode != 0 and not (tmp_path / "no").exists()
-    assert "latentwire: 3 rows a step for 2 processes; expected a multiple" in refused.stderr
+    assert "latentwire: 3 rows a step for 2 process(es)" in refused.stderr
     done = launched("--passages", str(quick.passages), "--out", str(tmp_path / "two"))
     # Status 1 is the launcher's for our 3: alarms stand at the end.
     assert done.returncode in (0, 1) and (tmp_path / "two" / "wire").is_dir(), done.stderr

@@ -42,7 +42,7 @@ def test_a_step_in_parts_is_the_joint_one(lm, quick, tmp_path):  # noqa: F811
 
 def test_rows_that_cannot_be_parted_are_refused_before_any_compute(quick, monkeypatch):  # noqa: F811
     monkeypatch.setattr(recipes, "FrozenLM", None)
-    with pytest.raises(ValueError, match="2 rows a step for 1 processes times 3 parts; expected a"):
+    with pytest.raises(ValueError, match=r"2 rows a step .* expected a multiple of 3"):
         train_wire(quick, Session(gradient_accumulation=3))
     with parallel.part(1, 2):
         assert parallel.share([0, 1, 2, 3]) == [1, 3]

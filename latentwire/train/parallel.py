@@ -99,8 +99,10 @@ def share(rows: Sequence[T]) -> Sequence[T]:
 def check_rows(rows: int, parts: int) -> None:
     """Raises ValueError where a step's rows cannot be shared evenly."""
     if rows % (world() * parts):
-        several = f"{world()} processes" + (f" times {parts} parts" if parts > 1 else "")
-        raise ValueError(f"{rows} rows a step for {several}; expected a multiple")
+        raise ValueError(
+            f"{rows} rows a step for {world()} process(es) and --gradient-accumulation {parts}; "
+            f"expected a multiple of {world() * parts}"
+        )
 
 
 def mean(figures: Mapping[str, float]) -> dict[str, float]:
