@@ -23,8 +23,6 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from latentwire.lm import FrozenLM
 
@@ -66,6 +64,9 @@ def sharded(lm: FrozenLM) -> FrozenLM:
     values of its cache, where FSDP2 does not see that the block's weights are needed.
     """
     if _fsdp() and world() > 1:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(lm.device.type, (world(),))
         for module in list(lm.blocks.modules()):
             if any(p.ndim > 1 for p in module.parameters(recurse=False)):
