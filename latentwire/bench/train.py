@@ -41,13 +41,14 @@ def bench_train(
     lm: FrozenLM, passages: Sequence[Passage], steps: int, rows: int, session: Session
 ) -> dict[str, Any]:
     """Costs of a step of `rows` passages, medians over `steps`. "share" is of the ceiling,
-    "over_matmuls" the time of a step in multiples of the time inside its matmuls."""
+    "over_matmuls" the time of a step in multiples of the time inside its matmuls, "busy" the part
+    of the time in which our threads had a core: beside other jobs "share" cannot be above it."""
     wire = Wire(lm, WireConfig(lm.name))
     recipe = WireRecipe("bench", wire.config, passages=rows)
     run = _steps(wire, passages, recipe, session)
     run(nullcontext)  # what is made on first use is made before the clock starts
     seconds: dict[str, list[float]] = {name: [] for name in PARTS}
-    with measured(lm) as cost:
+    with measured(lm) as cost, _busy() as busy:
         batches = [run(lambda name: _timed(seconds[name], lm)) for _ in range(steps)]
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         flops = _by_part(run, lambda: float(counter.get_total_flops()))
@@ -68,6 +69,7 @@ def bench_train(
         "gradient_checkpointing": session.gradient_checkpointing,
         "passages": rows,
         "seconds": step,
+        "busy": busy[0],
         "tokens_per_second": tokens / step,
         "memory": cost.memory,
         "ceiling": ceiling,
@@ -127,6 +129,16 @@ def _timed(seconds: list[float], lm: FrozenLM) -> Iterator[None]:
     began = _now(lm)
     yield
     seconds.append(_now(lm) - began)
+
+
+@contextmanager
+def _busy() -> Iterator[list[float]]:
+    """The CPU time of what runs inside, of what all threads could have had."""
+    found: list[float] = []
+    began, used = time.perf_counter(), time.process_time()
+    yield found
+    could = (time.perf_counter() - began) * torch.get_num_threads()
+    found.append((time.process_time() - used) / could)
 
 
 def _now(lm: FrozenLM) -> float:

@@ -102,7 +102,8 @@ def train(
     memory = "" if result["memory"] is None else f", {result['memory'] / 1e6:.0f} MB at its peak"
     print(
         f"{result['tokens_per_second']:.0f} tokens/s{memory}; ceiling "
-        f"{result['ceiling'] / 1e9:.0f} GFLOP/s; {result['over_matmuls']:.2f}x its matmuls"
+        f"{result['ceiling'] / 1e9:.0f} GFLOP/s; {result['over_matmuls']:.2f}x its matmuls; "
+        f"{result['busy']:.0%} of the time on a core"
     )
     write_json(json_out, result)
 
