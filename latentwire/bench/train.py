@@ -46,16 +46,16 @@ def bench_train(
     wire = Wire(lm, WireConfig(lm.name))
     recipe = WireRecipe("bench", wire.config, passages=rows)
     run = _steps(wire, passages, recipe, session)
-    run(nullcontext)  # what is made on first use is made before the clock starts
+    batch = run(nullcontext)  # what is made on first use is made before the clock starts
     seconds: dict[str, list[float]] = {name: [] for name in PARTS}
     with measured(lm) as cost, _busy() as busy:
-        batches = [run(lambda name: _timed(seconds[name], lm)) for _ in range(steps)]
+        for _ in range(steps):
+            run(lambda name: _timed(seconds[name], lm))
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         flops = _by_part(run, lambda: float(counter.get_total_flops()))
     ceiling = matmul_ceiling(lm, session)
     step = sum(statistics.median(seconds[name]) for name in PARTS)
-    matmuls, others = _matmul_seconds(run, lm)
-    tokens = statistics.mean(_tokens(lm, batch) for batch in batches)
+    profiled = _profiled(run, lm)
     parts = {}
     for name in PARTS:
         part = statistics.median(seconds[name])
@@ -70,15 +70,13 @@ def bench_train(
         "passages": rows,
         "seconds": step,
         "busy": busy[0],
-        "tokens_per_second": tokens / step,
+        "tokens_per_second": _tokens(lm, batch) / step,
         "memory": cost.memory,
         "ceiling": ceiling,
         "flops": sum(flops.values()),
         "share": sum(flops.values()) / step / ceiling,
-        "matmul_seconds": matmuls,
-        "over_matmuls": step / matmuls,
+        **profiled,
         "parts": parts,
-        "others": others,
     }
 
 
@@ -99,13 +97,12 @@ def matmul_ceiling(lm: FrozenLM, session: Session) -> float:
 def _steps(
     wire: Wire, passages: Sequence[Passage], recipe: WireRecipe, session: Session
 ) -> Callable[[Within], Batch]:
-    """A function that makes one more step of stage 3 and gives its batch."""
+    """A function that makes a step of stage 3, always on the same batch, and gives that."""
     wire.format.requires_grad_(False)
     parameters = dict(wire.slots.named_parameters())
-    optimizer, done = torch.optim.AdamW(list(parameters.values()), lr=1e-4, weight_decay=0.0), 0
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=1e-4, weight_decay=0.0)
 
     def run(within: Within) -> Batch:
-        nonlocal done
         batches: list[Batch] = []
         with ExitStack() as after:
 
@@ -116,8 +113,7 @@ def _steps(
                 after.enter_context(within("backward"))
                 return total, batches[0].figures
 
-            update(done, parameters, loss, optimizer, 1.0, session, checking=False)
-        done += 1
+            update(0, parameters, loss, optimizer, 1.0, session, checking=False)
         return batches[0]
 
     return run
@@ -161,20 +157,29 @@ def _by_part(run: Callable[[Within], Batch], count: Callable[[], float]) -> dict
     return found
 
 
-def _matmul_seconds(run: Callable[[Within], Batch], lm: FrozenLM) -> tuple[float, dict[str, float]]:
-    """Seconds inside matmuls in one step, and of the ten costliest operations that are none."""
-    cuda = lm.device.type == "cuda"
+def _profiled(run: Callable[[Within], Batch], lm: FrozenLM) -> dict[str, Any]:
+    """Of one step under torch's profiler: its time in multiples of that inside matmuls, and the
+    seconds of the ten costliest operations that are none."""
+    cuda, whole = lm.device.type == "cuda", []
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as profiled:
+    with profile(activities=activities) as profiled, _timed(whole, lm):
         run(nullcontext)
     spent: dict[str, float] = {}
     for event in profiled.key_averages():
         if event.key.startswith("aten::"):
             took = event.self_device_time_total if cuda else event.self_cpu_time_total
             spent[event.key.removeprefix("aten::")] = took / 1e6
-    matmuls = {n: s for n, s in spent.items() if n in MATMULS or "attention" in n}
-    others = sorted(((s, n) for n, s in spent.items() if n not in matmuls), reverse=True)
-    return sum(matmuls.values()), {name: seconds for seconds, name in others[:10]}
+    matmuls = sum(s for name, s in spent.items() if _is_matmul(name))
+    others = sorted(((s, name) for name, s in spent.items() if not _is_matmul(name)), reverse=True)
+    return {
+        "matmul_seconds": matmuls,
+        "over_matmuls": whole[0] / matmuls,
+        "others": {name: seconds for seconds, name in others[:10]},
+    }
+
+
+def _is_matmul(name: str) -> bool:
+    return name in MATMULS or "attention" in name
 
 
 def _tokens(lm: FrozenLM, batch: Batch) -> int:
