@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -97,12 +98,14 @@ def gemma3_4x() -> WireRecipe:
 RECIPES = {"smollm2-4x": smollm2_4x, "smollm2-2x": smollm2_2x, "gemma3-4x": gemma3_4x}
 
 
-def train_wire(recipe: WireRecipe, session: Session = Session()) -> Path:  # noqa: B008
+def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     """Run all stages, or what is left of them; the run folder, whose wire/ is the trained wire.
 
     Raises ValueError for a run folder that holds another run, before any compute.
     """
+    session = session or Session()
     parallel.join()
+    parallel.check_rows(recipe.passages, session.gradient_accumulation)
     out = recipe.out or Path("runs") / recipe.name
     config = json.dumps({**asdict(recipe), "out": None}, indent=1)
     check_training(out, config)
@@ -112,7 +115,7 @@ def train_wire(recipe: WireRecipe, session: Session = Session()) -> Path:  # noq
     first = parallel.rank() == 0
     if first:
         begin_training(out, config)
-    wire = Wire(FrozenLM.from_pretrained(recipe.wire.reader), recipe.wire)
+    wire = Wire(parallel.sharded(FrozenLM.from_pretrained(recipe.wire.reader)), recipe.wire)
     wire.check_window()
     checked = _checked(wire, passages[kept:], recipe, session)
     train_format(wire, passages[:kept], recipe, out, checked, session)
@@ -134,13 +137,11 @@ def train_format(
     """Stage 1: the format tokens, with the full text as context."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        began = time.perf_counter()
-        batch = _batch(passages, recipe, step)
-        targets, mask = _targets(wire.lm, batch)
-        made = _made(mask, began)
-        text = _read(wire, batch)[1].prefix
-        log_probs = wire.lm.score(_prompt(wire, batch, text), targets, mask)
-        return answer_loss(log_probs, mask), made
+        batch = batch_of(wire.lm, passages, recipe, step)
+        text = _read(wire, batch.passages)[1].prefix
+        prompt = _prompt(wire, batch.passages, text)
+        log_probs = wire.lm.score(prompt, batch.targets, batch.mask)
+        return answer_loss(log_probs, batch.mask), {**batch.figures}
 
     def probe() -> dict[str, float]:
         return check_text(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
@@ -178,18 +179,9 @@ def train_slots(
     """Stage 3: the residual of the slots; reader, scorer and format tokens stay as they are."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        began = time.perf_counter()
-        batch = _batch(passages, recipe, step)
-        targets, mask = _targets(wire.lm, batch)
-        made = _made(mask, began)
-        prompt, states = _read(wire, batch)
-        with torch.no_grad():
-            teacher = wire.lm.logits(_prompt(wire, batch, states.prefix), targets, mask)
-        latents = wire.prefix(wire.compress(prompt, states))
-        student = wire.lm.logits(_prompt(wire, batch, latents), targets, mask)
-        log_probs = student.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-        ce, kl = answer_loss(log_probs, mask), distillation(teacher, student, mask)
-        return ce + kl, {"ce": ce, "kl": kl, **made}
+        batch = batch_of(wire.lm, passages, recipe, step)
+        parts = slots_losses(wire, batch)
+        return torch.stack(list(parts.values())).sum(), {**parts, **batch.figures}
 
     def probe() -> dict[str, float]:
         return check_latents(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
@@ -197,6 +189,29 @@ def train_slots(
     wire.format.requires_grad_(False)
     parameters = dict(wire.slots.named_parameters())
     train("slots", parameters, loss, recipe.slots, out, probe=probe, session=session)
+
+
+def slots_losses(
+    wire: Wire, batch: Batch, within: Callable[[str], AbstractContextManager] = nullcontext
+) -> dict[str, Tensor]:
+    """The objectives of stage 3, in nats per answer token. within: a context for each part of the
+    work, by its name, for who wants to know what it costs."""
+
+    def answers(context: KVPrefix) -> Tensor:
+        prompt = _prompt(wire, batch.passages, context)
+        return wire.lm.logits(prompt, batch.targets, batch.mask)
+
+    with within("encoder"):
+        prompt, states = _read(wire, batch.passages)
+        latents = wire.prefix(wire.compress(prompt, states))
+    with within("reader forward"):
+        with torch.no_grad():
+            teacher = answers(states.prefix)
+        student = answers(latents)
+    with within("loss"):
+        log_probs = student.float().log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+        ce = answer_loss(log_probs, batch.mask)
+        return {"ce": ce, "kl": distillation(teacher, student, batch.mask)}
 
 
 def _checked(
@@ -218,14 +233,28 @@ def _forced(wire: Wire) -> Forced:
     return forced
 
 
-def _made(mask: Tensor, began: float) -> dict[str, Tensor | float]:
-    return {"tokens": float(mask.sum()), "waited": time.perf_counter() - began}
+@dataclass(frozen=True)
+class Batch:
+    """What one step of a stage sees."""
+
+    passages: list[Passage]
+    targets: Tensor
+    """[b, n] answers of all questions, EOS at the end."""
+    mask: Tensor
+    """[b, n] real targets."""
+    figures: dict[str, float]
+    """For the log: how many targets, and how long it took to make."""
 
 
-def _batch(passages: Sequence[Passage], recipe: WireRecipe, step: int) -> list[Passage]:
+def batch_of(lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe, step: int) -> Batch:
+    """This process's share of a step's passages."""
+    began = time.perf_counter()
     chosen = shuffled(len(passages), recipe.seed, step, recipe.passages)
     mine = [passages[i] for i in parallel.share(chosen)]
-    return [Passage(p.context, p.questions[: recipe.questions]) for p in mine]
+    asked = [Passage(p.context, p.questions[: recipe.questions]) for p in mine]
+    targets, mask = _targets(lm, asked)
+    figures = {"tokens": float(mask.sum()), "waited": time.perf_counter() - began}
+    return Batch(asked, targets, mask, figures)
 
 
 def _targets(lm: FrozenLM, batch: Sequence[Passage]) -> tuple[Tensor, Tensor]:
