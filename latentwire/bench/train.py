@@ -24,7 +24,7 @@ from latentwire.bench.measure import measured
 from latentwire.lm import FrozenLM
 from latentwire.recipes.wire import Batch, WireRecipe, batch_of, slots_losses
 from latentwire.tasks.qa import Passage
-from latentwire.train.settings import Session
+from latentwire.train.settings import LoopConfig, Session
 from latentwire.train.step import update
 from latentwire.wire.wire import Wire, WireConfig
 
@@ -100,7 +100,8 @@ def _steps(
     """A function that makes a step of stage 3, always on the same batch, and gives that."""
     wire.format.requires_grad_(False)
     parameters = dict(wire.slots.named_parameters())
-    optimizer = torch.optim.AdamW(list(parameters.values()), lr=1e-4, weight_decay=0.0)
+    groups = [{"params": list(parameters.values()), "rate": 1.0}]
+    optimizer, config = torch.optim.AdamW(groups, weight_decay=0.0), LoopConfig(steps=1, lr=1e-4)
 
     def run(within: Within) -> Batch:
         batches: list[Batch] = []
@@ -113,7 +114,7 @@ def _steps(
                 after.enter_context(within("backward"))
                 return total, batches[0].figures
 
-            update(0, parameters, loss, optimizer, 1.0, session, checking=False)
+            update(0, parameters, loss, optimizer, config, session, checking=False)
         return batches[0]
 
     return run

@@ -20,12 +20,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.optim import Optimizer
 
 from latentwire.train import parallel
 from latentwire.train.checkpoints import Checkpoints, log_row, logged
 from latentwire.train.guards import CollapseError, alarms, collapsed
 from latentwire.train.settings import LoopConfig, Session
-from latentwire.train.step import Loss, parts_of, update
+from latentwire.train.step import Loss, by_part, update
 from latentwire.train.trackers import tracked
 
 Probe = Callable[[], dict[str, float]]
@@ -57,8 +58,7 @@ def train(
     the state before that step in STAGE.failed.safetensors; CollapseError as the session says.
     """
     session = session or Session()
-    groups = [{"params": list(p.values()), "part": n} for n, p in parts_of(parameters).items()]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
+    optimizer = _optimizer(parameters, config)
     first, console = parallel.rank() == 0, Console(stderr=True)
     checkpoints, log = Checkpoints(folder, stage, session.keep), folder / "metrics.jsonl"
     step, damaged = checkpoints.load(parameters, optimizer)
@@ -76,9 +76,9 @@ def train(
             checking = checking or step + 1 == config.steps
             began = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * rate(group["part"], step) * _schedule(step, config)
+                group["rate"] = rate(group["part"], step)
             try:
-                figures = update(step, parameters, loss, optimizer, config.clip, session, checking)
+                figures = update(step, parameters, loss, optimizer, config, session, checking)
             except FloatingPointError:
                 if first:
                     checkpoints.save(parameters, optimizer, step, "failed")
@@ -124,6 +124,11 @@ def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1000 + epoch))
         indices.append(int(order[place]))
     return indices
+
+
+def _optimizer(parameters: Mapping[str, Tensor], config: LoopConfig) -> Optimizer:
+    groups = [{"params": list(p.values()), "part": n} for n, p in by_part(parameters).items()]
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
 
 
 def _tell(checks: Sequence[Mapping[str, str]], stage: str, step: int, console: Console) -> None:
@@ -179,10 +184,3 @@ def _stop_held() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _schedule(step: int, config: LoopConfig) -> float:
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from latentwire.lm import gradient_checkpointing
 from latentwire.train import parallel
-from latentwire.train.settings import Session
+from latentwire.train.settings import LoopConfig, Session
 
 Loss = Callable[[int], tuple[Tensor, Mapping[str, Tensor | float]]]
 """loss(step) -> (scalar to minimise, figures to log). A figure with a gradient is an objective;
@@ -25,13 +25,15 @@ def update(
     parameters: Mapping[str, Tensor],
     loss: Loss,
     optimizer: Optimizer,
-    clip: float,
+    config: LoopConfig,
     session: Session,
     checking: bool,
 ) -> dict[str, float]:
     """One step; its figures, with gradient norms by part and by objective where it is checked.
     Raises FloatingPointError, before the update, where loss or gradient is not finite."""
     tensors = list(parameters.values())
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * group["rate"] * _schedule(step, config)
     optimizer.zero_grad()
     sums, norms = _backward(step, loss, tensors, session, checking)
     sums = parallel.mean(sums)
@@ -48,7 +50,7 @@ def update(
         assert tensor.grad is not None
         tensor.grad /= count
     norms |= _part_norms(parameters) if checking else {}
-    norm = torch.nn.utils.clip_grad_norm_(tensors, clip)
+    norm = torch.nn.utils.clip_grad_norm_(tensors, config.clip)
     if not torch.isfinite(norm):
         raise FloatingPointError(f"gradient is {norm} at step {step}; the last checkpoint is good")
     optimizer.step()
@@ -95,7 +97,13 @@ def _objective_norms(
     return found
 
 
-def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _part_norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """Gradient norm of each part."""
+    gradients = {n: t.grad for n, t in parameters.items() if t.grad is not None}
+    return {f"grad.{part}": _norm(list(own.values())) for part, own in by_part(gradients).items()}
+
+
+def by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Tensors by part: those whose names begin with the same two words."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -103,11 +111,12 @@ def parts_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def _part_norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """Gradient norm of each part."""
-    gradients = {n: t.grad for n, t in parameters.items() if t.grad is not None}
-    return {f"grad.{part}": _norm(list(own.values())) for part, own in parts_of(gradients).items()}
-
-
 def _norm(gradients: list[Tensor]) -> float:
     return torch.nn.utils.get_total_norm(gradients).item() if gradients else 0.0
+
+
+def _schedule(step: int, config: LoopConfig) -> float:
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
