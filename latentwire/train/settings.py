@@ -55,7 +55,7 @@ class Session:
 
     stop_on: Literal["nothing", "collapse"] = "nothing"
     """collapse: end the run when an alarm says that more steps will not mend it."""
-    check_every: int = 50
+    check_every: int = 100
     """Steps between checks for alarms; the first and the last step are checked too."""
     checked: int = 12
     """Held-out passages or documents that a check looks at; they also judge the best checkpoint."""
