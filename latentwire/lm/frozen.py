@@ -1,7 +1,7 @@
 """The port: a frozen causal LM and the one forward function that everything is built on.
 
 Training loss, reward, evaluation and generation all call `FrozenLM._forward`; the label shift
-exists once, in `logits`; logits are computed only for the states whose predictions are read.
+exists once, in `predicting`; logits are computed only for the states whose predictions are read.
 
     lm = FrozenLM.from_pretrained("smollm2-135m")
     prompt = Prompt.from_chat(lm, ["Name a river."])
@@ -36,6 +36,8 @@ from latentwire.lm.prompt import Frame, KVPrefix, Prompt
 from latentwire.lm.zoo import ZooError, locate
 
 Caching = Literal["kv", "none", "checkpoint"]
+REMEMBERED = 50_000
+"""Texts whose ids are kept."""
 
 
 class FrozenLM:
@@ -48,6 +50,7 @@ class FrozenLM:
     def __init__(self, model: Any, tokenizer: Any, name: str, adapter: str | None = None):
         self.model, self.tokenizer, self.name, self.adapter = model, tokenizer, name, adapter
         self._family = family_of(model.config)
+        self._known: dict[str, Tensor] = {}
         if adapter is None:
             model.eval().requires_grad_(False)
 
@@ -117,7 +120,12 @@ class FrozenLM:
 
     def ids(self, text: str) -> Int[Tensor, " n"]:
         """Token ids of a piece of text, without any special token added. Raises ValueError for half
-        of a surrogate pair, which JSON can spell and no encoding can write."""
+        of a surrogate pair, which JSON can spell and no encoding can write.
+
+        Ids of texts seen before are remembered, since one text is asked for again and again.
+        """
+        if (known := self._known.get(text)) is not None:
+            return known
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -126,7 +134,9 @@ class FrozenLM:
                 "pair; expected Unicode text"
             ) from None
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        return torch.tensor(ids, dtype=torch.long, device=self.device)
+        if len(self._known) == REMEMBERED:
+            self._known.clear()
+        return self._known.setdefault(text, torch.tensor(ids, device=self.device).long())
 
     def text(self, ids: Int[Tensor, " n"]) -> str:
         """The text of token ids, special tokens left out."""
@@ -254,14 +264,24 @@ class FrozenLM:
         targets: Int[Tensor, "b n"],
         mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n v"]:
-        """Logits that predict each target given the prompt and the targets before it.
+        """Logits that predict each target given the prompt and the targets before it."""
+        return self.head(self.predicting(prompt, targets, mask))
+
+    def predicting(
+        self,
+        prompt: Prompt,
+        targets: Int[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """The states that predict each target given the prompt and the targets before it; the head
+        makes them logits.
 
         The only place of the label shift: state t predicts token t + 1.
         """
         mask = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
         full = prompt.append(self.embed(targets[:, :-1]), mask[:, :-1])
         first = prompt.embeds.shape[1] - 1
-        return self.head(self.final(full)[:, first : first + targets.shape[1]])
+        return self.final(full)[:, first : first + targets.shape[1]]
 
     def score(
         self,

@@ -1,18 +1,18 @@
 """A sweep: a grid of recipes, each trained and evaluated in a process and a folder of its own.
 
-    # grid.py
-    from dataclasses import replace
-    from latentwire.recipes.wire import smollm2_4x
+# grid.py
+from dataclasses import replace
+from latentwire.recipes.wire import smollm2_4x
 
-    base = smollm2_4x()
-    grid = {f"{n}x": replace(base, wire=replace(base.wire, ratio=n)) for n in (2, 4, 8)}
+base = smollm2_4x()
+grid = {f"{n}x": replace(base, wire=replace(base.wire, ratio=n)) for n in (2, 4, 8)}
 
-    latentwire sweep grid.py --data squad_dev.jsonl --limit 500
-    latentwire report runs/grid
+latentwire sweep grid.py --data squad_dev.jsonl --limit 500
+latentwire report runs/grid
 
-    runs/grid/results.json          all members; the report is made from it
-    runs/grid/NAME/                 one run, as of `latentwire train`, and its evaluations
-    runs/grid/NAME/member.json      what it came to, or why it failed
+runs/grid/results.json          all members; the report is made from it
+runs/grid/NAME/                 one run, as of `latentwire train`, and its evaluations
+runs/grid/NAME/member.json      what it came to, or why it failed
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Evaluation:
     """What every member of a sweep is asked when it is trained."""
 
     data: str = ALMANAC
-    """JSONL with rows {"id", "context", "question", "answers"}; the shipped almanac if not given."""
+    """JSONL with rows {"id", "context", "question", "answers"}, or hub:NAME; the shipped almanac if
+    not given."""
     limit: int | None = None
     """Only the first so many questions."""
     bits: tuple[int, ...] = (16,)
@@ -84,7 +85,7 @@ def load_grid(path: Path) -> dict[str, WireRecipe]:
 def run_sweep(
     grid: Mapping[str, WireRecipe],
     out: Path,
-    evaluation: Evaluation = Evaluation(),  # noqa: B008
+    evaluation: Evaluation = Evaluation(),
     session: Session = Session(),  # noqa: B008
     ray: str | None = None,
     said: Callable[[str], None] = print,
@@ -164,9 +165,7 @@ def _asked(recipe: WireRecipe, evaluation: Evaluation) -> dict[str, Any]:
     return json.loads(json.dumps(asked))
 
 
-def _collect(
-    grid: Mapping[str, WireRecipe], out: Path, evaluation: Evaluation
-) -> dict[str, Any]:
+def _collect(grid: Mapping[str, WireRecipe], out: Path, evaluation: Evaluation) -> dict[str, Any]:
     members = {name: _result(name, recipe, out, evaluation) for name, recipe in grid.items()}
     about = {**asdict(evaluation), "data": Path(evaluation.data).name}
     result = {"kind": "sweep", **about, "members": members}

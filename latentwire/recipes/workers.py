@@ -86,7 +86,9 @@ def _alone(job: Callable[..., None], arguments: tuple) -> str | None:
     finally:
         signal.signal(signal.SIGTERM, before)
     code = process.exitcode or 0
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}" if code else None
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit status {code}" if code else None
 
 
 def _in_own_group(job: Callable[..., None], arguments: tuple) -> None:

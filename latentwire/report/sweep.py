@@ -1,7 +1,7 @@
 """What a sweep's results say: the verdict in words, and the rows of its table.
 
-    print(*verdict(results), sep="\\n")
-    rich.print(sweep_table(results))
+print(*verdict(results), sep="\\n")
+rich.print(sweep_table(results))
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def sweep_table(results: dict[str, Any]) -> Table:
     table = terminal_table(
         columns,
         "Brackets: 95% interval. text: F1 of the full text\n"
-        "reads: above no text, zero latents and another example's latents",
+        "reads: above no text, zero latents, foreign latents",
     )
     table.columns[1].justify = "left"
     for row in sweep_rows(results):

@@ -32,8 +32,8 @@ def _plots(reader: str, rows: list[tuple[int, Scored]]) -> str:
 {cost_plot(rows, "tokens")}
 {cost_plot(rows, "bytes")}
 <p class="note">Means over contexts, on logarithmic axes. Numbers: those of the table. Bars: the
-wire's 95% interval. A text that was cut to equal tokens is drawn at its share of the text's bytes, one
-that was cut to equal bytes at its share of the tokens.</p>"""
+wire's 95% interval. A text that was cut to equal tokens is drawn at its share of the text's bytes,
+one that was cut to equal bytes at its share of the tokens.</p>"""
 
 
 def _troubles(members: dict[str, Any]) -> str:
