@@ -6,7 +6,6 @@ rich.print(sweep_table(results))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,7 @@ RESULTS = {
 }
 """What results.json must hold, as `folder.expect` takes it."""
 
-COLUMNS = ("#", "member", "F1, %", "full text, %", "latents", "bytes", "reads its latents")
+COLUMNS = ("member", "F1, %", "full text, %", "latents", "bytes", "reads its latents")
 
 
 @dataclass(frozen=True)
@@ -106,23 +105,21 @@ def sweep_rows(results: dict[str, Any]) -> list[list[str]]:
             for key in ("latents_out", "message_bytes")
         ]
         whole = "not measured" if text is None else f"{100 * text['f1']:.1f}"
-        rows.append([str(number), one.label, interval(one.row, "f1"), whole, *sizes, reads])
+        rows.append([f"{number}. {one.label}", interval(one.row, "f1"), whole, *sizes, reads])
     for member, record in results["members"].items():
         if not record.get("evaluations"):
             state = "failed" if record.get("error") else "not run yet"
-            rows.append(["", member, state, "", "", "", ""])
+            rows.append([member, state, "", "", "", ""])
     return rows
 
 
 def sweep_table(results: dict[str, Any]) -> Table:
     """The rows for a terminal of 80 columns."""
-    columns: Sequence[str] = ("#", "member", "F1, %", "text", "latents", "bytes", "reads")
     table = terminal_table(
-        columns,
+        ("member", "F1, %", "text", "latents", "bytes", "reads"),
         "Brackets: 95% interval. text: F1 of the full text\n"
         "reads: above no text, zero latents, foreign latents",
     )
-    table.columns[1].justify = "left"
     for row in sweep_rows(results):
-        table.add_row(*row, style=None if row[0] else "dim")
+        table.add_row(*row, style=None if row[-1] else "dim")
     return table

@@ -63,8 +63,9 @@ def cost_plot(rows: Sequence[tuple[int, Scored]], unit: Unit) -> str:
             axes.axhline(level, label=name("closed_book"), **line)
         for number, one in rows:
             _wire(axes, number, one, unit)
-        axes.set_ylim(0, None)
-        axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high < 200 * low else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("positions that the reader attends to" if unit == "tokens" else "bytes")
