@@ -15,6 +15,7 @@ from test_commands import run
 from test_recipes import data, recipe  # noqa: F401 (data: a fixture)
 from tiny import tiny_lm
 
+from latentwire.__main__ import main
 from latentwire.recipes import sweep as sweeps
 from latentwire.recipes.sweep import Evaluation, run_sweep
 from latentwire.recipes.wire import WireRecipe
@@ -174,7 +175,7 @@ def test_evaluation_on_ray_equals_that_of_one_process(
     assert found[0] == found[1]
 
 
-def test_seek_on_ray_equals_that_of_one_process(ray, reader, tmp_path, monkeypatch, capsys):
+def test_seek_on_ray_equals_that_of_one_process(ray, reader, tmp_path, monkeypatch):
     path = tmp_path / "sums.jsonl"
     rows = [{"id": f"{i}", "question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -183,8 +184,8 @@ def test_seek_on_ray_equals_that_of_one_process(ray, reader, tmp_path, monkeypat
     for name, more in (("one", ()), ("many", ("--ray", ray))):
         run_folder = str(tmp_path / name)
         asked = ["seek", reader, *common, "--max-new-tokens", "12", "--run", run_folder, *more]
-        status, _, err = run(monkeypatch, capsys, *asked)
-        assert status == 0, err
+        monkeypatch.setattr(sys, "argv", ["latentwire", *asked])
+        main()
         records = [json.loads(r) for r in (tmp_path / name / "predictions.jsonl").open()]
         for step in (s for r in records for arm in r["arms"].values() for s in arm["trace"]):
             step.pop("seconds")

@@ -14,7 +14,7 @@ Positional = tyro.conf.Positional
 def seek(arguments: list[str]) -> None:
     """Improve answers at test time by searching a model's own hidden states, beside controls."""
     from latentwire.lm.frozen import FrozenLM
-    from latentwire.recipes.seek import SeekRecipe, load_task, run_seek, seek_prompt
+    from latentwire.recipes.seek import SeekRecipe, load_lm, load_task, run_seek, seek_prompt
     from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
     from latentwire.report.seek import seek_table, verdict
@@ -49,9 +49,8 @@ def seek(arguments: list[str]) -> None:
             return
         task = load_task(recipe)  # a mistake in the data costs no loading of the model
         run = run or recipe.folder()
-        load = partial(FrozenLM.from_pretrained, model)
-        spread = None if ray is None else on_ray(ray, load)
-        result = run_seek(load(), recipe, run, task, spread)
+        spread = None if ray is None else on_ray(ray, partial(load_lm, model))
+        result = run_seek(load_lm(model), recipe, run, task, spread)
         out.print(seek_table(result))
         for line in verdict(result):
             out.print(f"- {line}", markup=False, highlight=False)

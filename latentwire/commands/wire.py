@@ -73,18 +73,16 @@ def evaluate(
             questions of the data.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
     """
-    from latentwire.recipes.evaluation import ALMANAC, evaluate_wire
+    from latentwire.recipes.evaluation import ALMANAC, evaluate_wire, load_wire
     from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
     from latentwire.report.tables import results_table, verdict
-    from latentwire.wire.wire import Wire
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
-    load = partial(Wire.from_pretrained, wire)
-    spread = None if ray is None else on_ray(ray, load)
-    result = evaluate_wire(load(), data or ALMANAC, limit, run, bits, needles, spread)
+    spread = None if ray is None else on_ray(ray, partial(load_wire, wire))
+    result = evaluate_wire(load_wire(wire), data or ALMANAC, limit, run, bits, needles, spread)
     out.print(results_table(result))
     for line in verdict(result):
         out.print(f"- {line}", markup=False, highlight=False)

@@ -139,6 +139,11 @@ def evaluate_wire(
     return result
 
 
+def load_wire(name: str) -> Wire:
+    """What a worker begins with."""
+    return Wire.from_pretrained(name)
+
+
 def _answering(
     wire: Wire, passages: Sequence[Passage], bits: int, answer_tokens: int
 ) -> Callable[[Sequence[Passage]], list[Answer]]:

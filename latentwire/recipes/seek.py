@@ -202,14 +202,12 @@ def run_seek(
     setting = {"kind": "seek", "model": lm.name, "task": task.name, "problems": known}
     setting |= {**asdict(recipe), "data": Path(recipe.data).name}
     records = [] if out is None else _resumed(out, setting, len(problems), recipe.batch)
-
-    def work(loaded: FrozenLM) -> Callable[[Sequence[Problem]], list[dict[str, Any]]]:
-        return partial(_batch, loaded, recipe, task)
-
     with _progress() as progress:
         bar = progress.add_task("", total=len(problems), completed=len(records), said="")
         starts = range(len(records), len(problems), recipe.batch)
         parts = [problems[start : start + recipe.batch] for start in starts]
+        # Workers load the task themselves: what grades an answer is no value that could be sent.
+        work = partial(_searching, recipe=recipe, task=None if spread else task)
         for batch in (spread or here(lm))(work, parts):
             records += batch
             if out is not None:
@@ -263,6 +261,18 @@ def _said(records: Sequence[dict]) -> str:
 
 
 # -- one batch ------------------------------------------------------------------------------------
+
+
+def load_lm(name: str) -> FrozenLM:
+    """What a worker begins with."""
+    return FrozenLM.from_pretrained(name)
+
+
+def _searching(
+    lm: FrozenLM, recipe: SeekRecipe, task: Task | None
+) -> Callable[[Sequence[Problem]], list[dict[str, Any]]]:
+    """What searches a batch of the recipe's problems; task: the recipe's, if it is loaded."""
+    return partial(_batch, lm, recipe, task or load_task(recipe))
 
 
 def _batch(
