@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -99,7 +100,7 @@ class Features:
             self.written += 1
 
 
-def _add(key: hashlib._Hash, name: str, tensor: Tensor) -> None:
+def _add(key: Any, name: str, tensor: Tensor) -> None:
     """Name, type, shape and values."""
     key.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
     whole = tensor.detach().cpu().contiguous()

@@ -99,7 +99,7 @@ def run_sweep(
     evaluation.check()
     _begin(grid, out, evaluation)
     left = {n: r for n, r in grid.items() if _result(n, r, out, evaluation).get("error", True)}
-    for name in grid.keys() - left.keys():
+    for name in (n for n in grid if n not in left):
         said(f"{name}: done before")
     jobs = {n: (n, r, out, evaluation, session) for n, r in left.items()}
     for name in left:
