@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
 from threading import Lock
@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from latentwire.lm.adapters import adapted, lora_parameters, switch
 from latentwire.lm.cache import as_cache, attention_mask, grown
+from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
 from latentwire.lm.families import family_of, softcap
 from latentwire.lm.hooks import Reached, hooked, replacing, tensor_of
 from latentwire.lm.outputs import Decoded, Scored, States
@@ -343,7 +344,7 @@ class FrozenLM:
             raise ValueError(f"{short} is {min(int(most.min()), samples)}; expected at least 1")
         self._check_window(int((prompt.next_position + most).max()))
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
-        with adapted(self.model, self.adapter):
+        with self._adapted():
             return self._decode(prompt, pick, most, stops, stop_strings, caching, samples)
 
     def _decode(
@@ -426,7 +427,7 @@ class FrozenLM:
         self._check_window(int(prompt.positions.max()) + 1)
         cached = keep_cache or prompt.prefix is not None
         cache = as_cache(prompt.prefix, keep_cache) if cached else None
-        with self._patched(prompt), adapted(self.model, self.adapter):
+        with self._patched(prompt), self._adapted(), recomputed(self.blocks, self._adapted):
             output = self.body(
                 inputs_embeds=prompt.embeds,
                 attention_mask=attention_mask(prompt, self.model.config),
@@ -448,9 +449,13 @@ class FrozenLM:
             return self.final(prompt)[:, -1], None
 
         def last(embeds: Tensor) -> Tensor:
-            return self.final(replace(prompt, embeds=embeds))[:, -1]
+            with gradient_checkpointing(False):  # of the whole, and not of each block as well
+                return self.final(replace(prompt, embeds=embeds))[:, -1]
 
         return checkpoint(last, prompt.embeds, use_reentrant=False), None  # pyright: ignore
+
+    def _adapted(self) -> AbstractContextManager[None]:
+        return adapted(self.model, self.adapter)
 
     @contextmanager
     def _patched(self, prompt: Prompt) -> Iterator[None]:

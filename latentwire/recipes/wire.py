@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -101,12 +102,14 @@ def gemma3_4x() -> WireRecipe:
 RECIPES = {"smollm2-4x": smollm2_4x, "smollm2-2x": smollm2_2x, "gemma3-4x": gemma3_4x}
 
 
-def train_wire(recipe: WireRecipe, session: Session = Session()) -> Path:  # noqa: B008
+def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     """Run all stages, or what is left of them; the run folder, whose wire/ is the trained wire.
 
     Raises ValueError for a run folder that holds another run, before any compute.
     """
+    session = session or Session()
     parallel.join()
+    parallel.check_rows(recipe.passages, session.gradient_accumulation)
     out = recipe.out or Path("runs") / recipe.name
     config = json.dumps({**asdict(recipe), "out": None}, indent=1)
     check_training(out, config)
@@ -116,9 +119,10 @@ def train_wire(recipe: WireRecipe, session: Session = Session()) -> Path:  # noq
     first = parallel.rank() == 0
     if first:
         begin_training(out, config)
-    wire = Wire(FrozenLM.from_pretrained(recipe.wire.reader), recipe.wire)
+    lm = FrozenLM.from_pretrained(recipe.wire.reader)
+    features = Features(lm)  # of the whole weights, before they are shared out
+    wire = Wire(parallel.sharded(lm), recipe.wire)
     wire.check_window()
-    features = Features(wire.lm)
     checked = _checked(wire, passages[kept:], recipe, session)
     parts = in_parts(passages[:kept], recipe.questions)
     train_format(wire, parts, recipe, out, checked, session)
@@ -141,14 +145,12 @@ def train_format(
     """Stage 1: the format tokens, with the full text as context."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        began = time.perf_counter()
         coming(step)
-        batch = _batch(passages, recipe, step)
-        targets, mask = _targets(wire.lm, batch)
-        made = _made(mask, began)
-        text = _read(wire, batch)[1].prefix
-        log_probs = wire.lm.score(_prompt(wire, batch, text), targets, mask)
-        return answer_loss(log_probs, mask), made
+        batch = batch_of(wire.lm, passages, recipe, step)
+        text = _read(wire, batch.passages)[1].prefix
+        prompt = _prompt(wire, batch.passages, text)
+        log_probs = wire.lm.score(prompt, batch.targets, batch.mask)
+        return answer_loss(log_probs, batch.mask), {**batch.figures}
 
     def probe() -> dict[str, float]:
         return check_text(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
@@ -197,19 +199,10 @@ def train_slots(
     """Stage 3: the residual of the slots; reader, scorer and format tokens stay as they are."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        began = time.perf_counter()
         coming(step)
-        batch = _batch(passages, recipe, step)
-        targets, mask = _targets(wire.lm, batch)
-        made = _made(mask, began)
-        prompt, states = _read(wire, batch)
-        with torch.no_grad():
-            teacher = wire.lm.head(_teacher(wire, batch, states.prefix, targets, mask, features))
-        latents = wire.prefix(wire.compress(prompt, states))
-        student = wire.lm.logits(_prompt(wire, batch, latents), targets, mask)
-        log_probs = student.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-        ce, kl = answer_loss(log_probs, mask), distillation(teacher, student, mask)
-        return ce + kl, {"ce": ce, "kl": kl, **made}
+        batch = batch_of(wire.lm, passages, recipe, step)
+        parts = slots_losses(wire, batch, features=features)
+        return torch.stack(list(parts.values())).sum(), {**parts, **batch.figures}
 
     def probe() -> dict[str, float]:
         return check_latents(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
@@ -220,23 +213,42 @@ def train_slots(
         train("slots", parameters, loss, recipe.slots, out, probe=probe, session=session)
 
 
-def _teacher(
-    wire: Wire,
-    batch: Sequence[Passage],
-    text: KVPrefix,
-    targets: Tensor,
-    mask: Tensor,
-    features: Features,
-) -> Tensor:
+def _teacher(wire: Wire, batch: Batch, text: KVPrefix, features: Features | None) -> Tensor:
     """The states [b, n, d] that predict the answers after the full text. The texts' own cache would
     be hundreds of times as large, so it is computed at every step and only these are kept."""
-    prompt = _prompt(wire, batch, text)
-    asked = [prompt.embeds, prompt.mask, prompt.positions, targets, mask]
-    return features(
-        "teacher",
-        [wire.format, *_rows(wire, batch), *asked],
-        lambda: {"states": wire.lm.predicting(prompt, targets, mask)},
-    )["states"]
+    prompt = _prompt(wire, batch.passages, text)
+
+    def states() -> dict[str, Tensor]:
+        return {"states": wire.lm.predicting(prompt, batch.targets, batch.mask)}
+
+    if features is None:
+        return states()["states"]
+    asked = [prompt.embeds, prompt.mask, prompt.positions, batch.targets, batch.mask]
+    return features("teacher", [wire.format, *_rows(wire, batch.passages), *asked], states)[
+        "states"
+    ]
+
+
+def slots_losses(
+    wire: Wire,
+    batch: Batch,
+    within: Callable[[str], AbstractContextManager] = nullcontext,
+    features: Features | None = None,
+) -> dict[str, Tensor]:
+    """The objectives of stage 3, in nats per answer token. within: a context for each part of the
+    work, by its name, for who wants to know what it costs. features: where the teacher's states are
+    kept."""
+    with within("encoder"):
+        prompt, states = _read(wire, batch.passages)
+        latents = wire.prefix(wire.compress(prompt, states))
+    with within("reader forward"):
+        with torch.no_grad():
+            teacher = wire.lm.head(_teacher(wire, batch, states.prefix, features))
+        student = wire.lm.logits(_prompt(wire, batch.passages, latents), batch.targets, batch.mask)
+    with within("loss"):
+        log_probs = student.float().log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+        ce = answer_loss(log_probs, batch.mask)
+        return {"ce": ce, "kl": distillation(teacher, student, batch.mask)}
 
 
 def _checked(
@@ -258,13 +270,26 @@ def _forced(wire: Wire) -> Forced:
     return forced
 
 
-def _made(mask: Tensor, began: float) -> dict[str, Tensor | float]:
-    return {"tokens": float(mask.sum()), "waited": time.perf_counter() - began}
+@dataclass(frozen=True)
+class Batch:
+    """What one step of a stage sees."""
+
+    passages: list[Passage]
+    targets: Tensor
+    """[b, n] answers of all questions, EOS at the end."""
+    mask: Tensor
+    """[b, n] real targets."""
+    figures: dict[str, float]
+    """For the log: how many targets, and how long it took to make."""
 
 
-def _batch(passages: Sequence[Passage], recipe: WireRecipe, step: int) -> list[Passage]:
+def batch_of(lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe, step: int) -> Batch:
     """This process's share of a step's passages."""
-    return list(parallel.share(_chosen(passages, recipe, step)))
+    began = time.perf_counter()
+    mine = list(parallel.share(_chosen(passages, recipe, step)))
+    targets, mask = _targets(lm, mine)
+    figures = {"tokens": float(mask.sum()), "waited": time.perf_counter() - began}
+    return Batch(mine, targets, mask, figures)
 
 
 def _chosen(passages: Sequence[Passage], recipe: WireRecipe, step: int) -> list[Passage]:
