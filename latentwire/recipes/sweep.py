@@ -86,7 +86,7 @@ def run_sweep(
     grid: Mapping[str, WireRecipe],
     out: Path,
     evaluation: Evaluation = Evaluation(),
-    session: Session = Session(),  # noqa: B008
+    session: Session | None = None,
     ray: str | None = None,
     said: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def run_sweep(
 
 
 def run_member(
-    name: str, recipe: WireRecipe, out: Path, evaluation: Evaluation, session: Session
+    name: str, recipe: WireRecipe, out: Path, evaluation: Evaluation, session: Session | None
 ) -> None:
     """Train and evaluate one member, or go on with it; its member.json says what it came to."""
     folder = out / name
