@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +87,23 @@ def test_a_killed_job_stops_no_other(by, request, tmp_path):
     assert set(ended) == set(asked) and ended["a"] is ended["b"] is None
     assert ended["die"] and "\n" not in ended["die"]
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "a", "b": "b"}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_stopped_stops_its_member_once(sent, tmp_path):
+    code = (
+        "import pathlib, jobs; from latentwire.recipes.workers import apart; "
+        f"list(apart(jobs.wait, {{'a': (pathlib.Path({str(tmp_path)!r}),)}}, None))"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    sweep = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
+    while not (tmp_path / "began").exists():
+        assert sweep.poll() is None
+        time.sleep(0.05)
+    sweep.send_signal(sent)
+    assert sweep.wait(60) == (143 if sent == signal.SIGTERM else -signal.SIGINT)
+    # It was waited for, and its second signal, which ends a training at once, did not come.
+    assert (tmp_path / "came").read_text() == "15"
 
 
 def test_members_fail_alone_and_are_tried_again(small, at_once, tmp_path):
