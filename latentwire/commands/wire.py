@@ -1,5 +1,6 @@
 """Commands of the wire: ask, eval, train."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,6 +56,7 @@ def evaluate(
     run: Path | None = None,
     bits: int = 16,
     needles: Literal["number", "uuid"] | None = None,
+    ray: str | None = None,
 ) -> None:
     """Score a wire beside full text, truncation, no text, and latents that say nothing.
 
@@ -69,16 +71,18 @@ def evaluate(
         bits: Bits of one code of a message: 16, 8, 6 or 4.
         needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the
             questions of the data.
+        ray: Answer by the workers of the Ray at this address, or of one started here if local.
     """
-    from latentwire.recipes.evaluation import ALMANAC, evaluate_wire
+    from latentwire.recipes.evaluation import ALMANAC, evaluate_wire, load_wire
+    from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
     from latentwire.report.tables import results_table, verdict
-    from latentwire.wire.wire import Wire
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
-    result = evaluate_wire(Wire.from_pretrained(wire), data or ALMANAC, limit, run, bits, needles)
+    spread = None if ray is None else on_ray(ray, partial(load_wire, wire))
+    result = evaluate_wire(load_wire(wire), data or ALMANAC, limit, run, bits, needles, spread)
     out.print(results_table(result))
     for line in verdict(result):
         out.print(f"- {line}", markup=False, highlight=False)

@@ -1,7 +1,7 @@
 """The port: a frozen causal LM and the one forward function that everything is built on.
 
 Training loss, reward, evaluation and generation all call `FrozenLM._forward`; the label shift
-exists once, in `logits`; logits are computed only for the states whose predictions are read.
+exists once, in `predicting`; logits are computed only for the states whose predictions are read.
 
     lm = FrozenLM.from_pretrained("smollm2-135m")
     prompt = Prompt.from_chat(lm, ["Name a river."])
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
+from threading import Lock
 from typing import Any, Literal
 from warnings import catch_warnings, simplefilter
 
@@ -37,6 +38,10 @@ from latentwire.lm.prompt import Frame, KVPrefix, Prompt
 from latentwire.lm.zoo import ZooError, locate
 
 Caching = Literal["kv", "none", "checkpoint"]
+REMEMBERED = 50_000
+"""Texts whose ids are kept."""
+TOKENIZING = Lock()
+"""A tokenizer is one for all threads, and changes while it works."""
 
 
 class FrozenLM:
@@ -49,6 +54,7 @@ class FrozenLM:
     def __init__(self, model: Any, tokenizer: Any, name: str, adapter: str | None = None):
         self.model, self.tokenizer, self.name, self.adapter = model, tokenizer, name, adapter
         self._family = family_of(model.config)
+        self._known: dict[str, Tensor] = {}
         if adapter is None:
             model.eval().requires_grad_(False)
 
@@ -119,7 +125,12 @@ class FrozenLM:
     def ids(self, text: str) -> Int[Tensor, " n"]:
         """Token ids of a piece of text: no special token is added, and one that the text spells out
         ("<|im_end|>") is words like others. Raises ValueError for half of a surrogate pair, which
-        JSON can spell and no encoding can write."""
+        JSON can spell and no encoding can write.
+
+        Ids of texts seen before are remembered, since one text is asked for again and again.
+        """
+        if (known := self._known.get(text)) is not None:
+            return known
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -127,7 +138,10 @@ class FrozenLM:
                 f"text has {text[error.start]!a} at character {error.start}, half of a surrogate "
                 "pair; expected Unicode text"
             ) from None
-        return self._ids(text, split_special_tokens=True)
+        if len(self._known) == REMEMBERED:
+            self._known.clear()
+        with TOKENIZING:
+            return self._known.setdefault(text, self._ids(text, split_special_tokens=True))
 
     def text(self, ids: Int[Tensor, " n"]) -> str:
         """The text of token ids, special tokens left out."""
@@ -255,14 +269,24 @@ class FrozenLM:
         targets: Int[Tensor, "b n"],
         mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n v"]:
-        """Logits that predict each target given the prompt and the targets before it.
+        """Logits that predict each target given the prompt and the targets before it."""
+        return self.head(self.predicting(prompt, targets, mask))
+
+    def predicting(
+        self,
+        prompt: Prompt,
+        targets: Int[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """The states that predict each target given the prompt and the targets before it; the head
+        makes them logits.
 
         The only place of the label shift: state t predicts token t + 1.
         """
         mask = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
         full = prompt.append(self.embed(targets[:, :-1]), mask[:, :-1])
         first = prompt.embeds.shape[1] - 1
-        return self.head(self.final(full)[:, first : first + targets.shape[1]])
+        return self.final(full)[:, first : first + targets.shape[1]]
 
     def score(
         self,
