@@ -148,12 +148,14 @@ def connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    local = {"include_dashboard": False} if address == "local" else {}
+    options: dict[str, Any] = {"logging_level": "ERROR"}
+    if address == "local":
+        options["include_dashboard"] = False
     # Ray would report its use to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         _check_answers(address)
-        ray.init(address, logging_level="ERROR", **local)
+        ray.init(address, **options)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"--ray {address}: no Ray answers there ({error}); start one with `ray start --head`, "

@@ -105,7 +105,7 @@ def _wire(axes: Axes, number: int, one: Scored, unit: Unit) -> None:
         return
     low, f1, high = (100 * one.row[k] for k in ("f1_low", "f1", "f1_high"))
     axes.plot([x, x], [low, high], color=ACCENT, linewidth=1.6, solid_capstyle="round", zorder=3)
-    first = {} if "wire" in axes.get_legend_handles_labels()[1] else {"label": "wire"}
+    first: Any = {} if "wire" in axes.get_legend_handles_labels()[1] else {"label": "wire"}
     axes.plot([x], [f1], "o", color=ACCENT, markersize=6, zorder=3, **first)
     beside = {"textcoords": "offset points", "va": "center", "zorder": 4}
     axes.annotate(str(number), (x, f1), (6, 5), color=ACCENT, weight="bold", **beside)
