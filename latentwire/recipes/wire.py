@@ -120,7 +120,8 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     if first:
         begin_training(out, config)
     lm = FrozenLM.from_pretrained(recipe.wire.reader)
-    features = Features(lm)  # of the whole weights, before they are shared out
+    # Where a pass needs all processes, none may skip one because it found what another did not.
+    features = None if parallel.all_check() else Features(lm)
     wire = Wire(parallel.sharded(lm), recipe.wire)
     wire.check_window()
     checked = _checked(wire, passages[kept:], recipe, session)
@@ -130,6 +131,7 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     train_slots(wire, parts, recipe, out, checked, session, features)
     if first:
         wire.save(out / "wire")
+    if first and features is not None:
         Console(stderr=True).print(str(features), style="dim", highlight=False, soft_wrap=True)
     return out
 
@@ -161,7 +163,9 @@ def train_format(
 
 
 @torch.no_grad()
-def fit_scorer(wire: Wire, passages: Sequence[Passage], out: Path, features: Features) -> None:
+def fit_scorer(
+    wire: Wire, passages: Sequence[Passage], out: Path, features: Features | None
+) -> None:
     """Stage 2: ridge regression on the attention that tokens get from questions with their answers,
     and from the passage repeated."""
     path = out / "scorer.safetensors"
@@ -182,7 +186,7 @@ def fit_scorer(wire: Wire, passages: Sequence[Passage], out: Path, features: Fea
     for p in passages:
         parts += [*_rows(wire, [p]), *_targets(wire.lm, [p])]
         parts += [question_ids(wire.lm, q.question) for q in p.questions]
-    wire.scorer.load_state_dict(features("scorer", parts, fitted))
+    wire.scorer.load_state_dict(features("scorer", parts, fitted) if features else fitted())
     if parallel.rank() == 0:
         write_whole(path, save(wire.scorer.state_dict()))
 
@@ -194,7 +198,7 @@ def train_slots(
     out: Path,
     checked: Sequence[Passage],
     session: Session,
-    features: Features,
+    features: Features | None,
 ) -> None:
     """Stage 3: the residual of the slots; reader, scorer and format tokens stay as they are."""
 
