@@ -117,9 +117,9 @@ def _reading(f: Figures) -> str | None:
     if f.get("gap_low", 1.0) > 0:
         return None
     return (
-        f"another example's latents cost {f['gap']:.3f} (95% interval from {f['gap_low']:.3f}): "
-        "the reader ignores its latents; try a lower ratio, more steps, or more weight on "
-        "distillation"
+        f"another example's latents, or words in a lens, cost {f['gap']:.3f} (95% interval from "
+        f"{f['gap_low']:.3f}): its own are not read; try more steps, and in a wire a lower ratio or "
+        "more weight on distillation"
     )
 
 
