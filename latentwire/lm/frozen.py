@@ -97,6 +97,13 @@ class FrozenLM:
         return self.model.config.hidden_size
 
     @property
+    def kv_shape(self) -> tuple[int, int]:
+        """KV heads of a layer, and the width of one."""
+        config = self.model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return heads, getattr(config, "head_dim", None) or self.width // config.num_attention_heads
+
+    @property
     def window(self) -> int:
         """Most positions that the model was made for, in tokens."""
         return self.model.config.max_position_embeddings
