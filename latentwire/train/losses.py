@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -19,3 +20,8 @@ def distillation(
     target = teacher.detach().float().log_softmax(-1)
     divergence = (target.exp() * (target - student.float().log_softmax(-1))).sum(-1)
     return (divergence * mask).sum() / mask.sum()
+
+
+def token_loss(logits: Float[Tensor, "k v"], targets: Int[Tensor, " k"]) -> Float[Tensor, ""]:
+    """Cross-entropy in nats per token of logits without padding."""
+    return torch.nn.functional.cross_entropy(logits.float(), targets)

@@ -33,7 +33,7 @@ def values(codes: Int[Tensor, "*n c"], bits: int) -> Float[Tensor, "*n c"]:
 
 
 def pack(codes: Int[Tensor, "m c"], bits: int) -> bytes:
-    """Codes as one stream of bits, the lowest bit of each first, in ceil(m * c * bits / 8) bytes."""
+    """Codes as one stream of bits, the lowest bit of each first: ceil(m * c * bits / 8) bytes."""
     numbers = codes.cpu().numpy().astype(np.uint8)[..., None]
     spread = np.unpackbits(numbers, axis=-1, count=bits, bitorder="little")
     return np.packbits(spread, bitorder="little").tobytes()

@@ -18,13 +18,21 @@ class Adapter(nn.Module):
     """One bidirectional layer of the reader's own, its ways in, and its format tokens."""
 
     def __init__(
-        self, lm: FrozenLM, width: int, block: int, ways: Sequence[str], format_tokens: int
+        self,
+        lm: FrozenLM,
+        channels: int,
+        width: int,
+        block: int,
+        ways: Sequence[str],
+        format_tokens: int,
     ):
-        """block: most latents that are looked at together."""
+        """channels: of a code; width: of a state; block: most latents that see one another."""
         super().__init__()
         self.lm, self.block = lm, block
         self.layer = transformer(width, 1)
-        self.ways = nn.ModuleList(WAYS_IN[way](lm, width, not i) for i, way in enumerate(ways))
+        self.ways = nn.ModuleList(
+            WAYS_IN[way](lm, channels, width, not i) for i, way in enumerate(ways)
+        )
         self.format = nn.Parameter(initial_format(lm, format_tokens).float())
         self.to(lm.device)
 
@@ -39,14 +47,17 @@ class Adapter(nn.Module):
         """Positions that a context may take up."""
         return self.lm.window - len(self.head) - RESERVE
 
-    def forward(self, rows: Sequence[Tensor], spans: Sequence[int]) -> KVPrefix:
-        """States [m, w] of each context as this reader's cache, the head before them. A span longer
-        than the room is drawn together, evenly."""
-        states, mask = padded(in_blocks(self.layer, rows, self.block))
+    def forward(
+        self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
+    ) -> KVPrefix:
+        """Values [m, c] and states [m, w] of each context's latents as this reader's cache, the
+        head before them. A span longer than the room is drawn together, evenly."""
+        batch, mask = padded(in_blocks(self.layer, states, self.block))
+        codes = padded([row.to(batch.device) for row in values])[0]
         fitting = torch.tensor([min(span, self.room) for span in spans], device=mask.device)
-        prefix = None
+        slots, prefix = Slots(codes, batch, mask, fitting), None
         for way in self.ways:
-            prefix = way(self.lm, self.head, Slots(states, mask, fitting), prefix)
+            prefix = way(self.lm, self.head, slots, prefix)
         assert prefix is not None
         return prefix
 

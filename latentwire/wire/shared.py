@@ -74,6 +74,10 @@ class SharedConfig:
         for name, value in numbers.items():
             if type(value) is not int or value < 1:
                 raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
+        if "embeddings" in self.ways_in[1:]:
+            raise WireError(
+                f"ways_in is {', '.join(self.ways_in)}; embeddings can only be the first"
+            )
         if self.bits > 8 or self.sizes.channels > 255:
             raise WireError(f"bits is {self.bits}; expected at most 8, and at most 255 channels")
         if self.sizes.window % self.sizes.ratio or self.sizes.width % 2:
@@ -120,18 +124,21 @@ class SharedWire(nn.Module):
         for adapter in self.adapters:
             self.calibrate(adapter, texts)
 
-    @staticmethod
-    def calibrate(adapter: nn.Module, texts: Sequence[str]) -> None:
+    @torch.no_grad()
+    def calibrate(self, adapter: nn.Module, texts: Sequence[str]) -> None:
         """What is measured on training texts for one adapter."""
         assert isinstance(adapter, Adapter)
+        values = self.encode(texts)
+        units = [len(self.encoder.units(text)) / self.encoder.per_latent for text in texts]
         for way in adapter.ways:
-            way.calibrate(adapter.lm, texts)  # type: ignore
+            way.calibrate(adapter.lm, texts, values, units)  # type: ignore
 
     @property
     def id(self) -> bytes:
         """First 8 bytes of the sha256 of all weights that are no adapter's: which wire made a
         message. A reader that is added later leaves it as it is."""
-        now = tuple(t._version for t in self.state_dict(keep_vars=True).values())
+        tensors = self.state_dict(keep_vars=True).values()
+        now = tuple(x for t in tensors for x in (t.data_ptr(), t._version))
         if self._known[0] != now:
             self._known = now, hashlib.sha256(save(_stored(self._shared()))).digest()[:8]
         return self._known[1]
@@ -218,7 +225,9 @@ class SharedWire(nn.Module):
         try:
             wire.load_state_dict({k: v.float() for k, v in state.items()}, strict=True)
         except RuntimeError:
-            raise WireError(f"{folder}: config.json does not fit the weights; it was altered") from None
+            raise WireError(
+                f"{folder}: config.json does not fit the weights; it was altered"
+            ) from None
         return wire.eval()
 
     def with_reader(self, name: str, lm: FrozenLM) -> SharedWire:
@@ -238,8 +247,9 @@ class SharedWire(nn.Module):
         return wire
 
     def _adapter(self, lm: FrozenLM) -> Adapter:
-        config = self.config
-        return Adapter(lm, config.sizes.width, self.block, config.ways_in, config.format_tokens)
+        config, sizes = self.config, self.config.sizes
+        ways, tokens = config.ways_in, config.format_tokens
+        return Adapter(lm, sizes.channels, sizes.width, self.block, ways, tokens)
 
     def _shared(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.state_dict().items() if not k.startswith("adapters.")}
@@ -276,14 +286,24 @@ class Reader:
         """Tokens in per latent out."""
         return self.wire.config.sizes.ratio
 
+    @property
+    def bits(self) -> int:
+        """Of a message's codes."""
+        return self.wire.config.bits
+
+    def check_bits(self, bits: int | None) -> None:
+        """Raises MessageError for other bits than the code was trained with."""
+        if bits not in (None, self.bits):
+            raise MessageError(f"this wire's codes have {self.bits} bits; got {bits}")
+
     def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
         """Latents and bytes of the message of a text."""
-        self._check_bits(bits)
+        self.check_bits(bits)
         return self.wire.cost(text)
 
     def send(self, texts: Sequence[str], bits: int | None = None) -> list[SharedMessage]:
         """Texts as messages, the same for every reader."""
-        self._check_bits(bits)
+        self.check_bits(bits)
         return self.wire.send(texts)
 
     def receive(self, messages: Sequence[SharedMessage]) -> KVPrefix:
@@ -309,11 +329,7 @@ class Reader:
 
     def prefix(self, values: Sequence[Float[Tensor, "m c"]], spans: Sequence[int]) -> KVPrefix:
         """Values of codes as a cache that the reader continues from, with gradients."""
-        return self.adapter(self.wire.states(values), spans)
-
-    def _check_bits(self, bits: int | None) -> None:
-        if bits not in (None, self.wire.config.bits):
-            raise MessageError(f"this wire's codes have {self.wire.config.bits} bits; got {bits}")
+        return self.adapter(values, self.wire.states(values), spans)
 
 
 def read_record(folder: Path) -> dict:
@@ -326,7 +342,8 @@ def read_record(folder: Path) -> dict:
         raise WireError(f"{folder}/config.json is not a shared wire's")
     if record.get("format_version") != FORMAT_VERSION:
         raise WireError(
-            f"{folder}: shared wire format {record.get('format_version')}; expected {FORMAT_VERSION}"
+            f"{folder}: shared wire format {record.get('format_version')}; "
+            f"expected {FORMAT_VERSION}"
         )
     return record
 
@@ -346,7 +363,9 @@ def _config(folder: Path, record: dict) -> SharedConfig:
         given["readers"], given["ways_in"] = tuple(given["readers"]), tuple(given["ways_in"])
         return SharedConfig(**given)
     except (KeyError, TypeError):
-        raise WireError(f"{folder}/config.json lacks a field; expected the one save wrote") from None
+        raise WireError(
+            f"{folder}/config.json lacks a field; expected the one save wrote"
+        ) from None
 
 
 def _read_weights(folder: Path, sums: Mapping[str, str]) -> dict[str, Tensor]:

@@ -47,6 +47,10 @@ class SharedMessage:
         if len(self.codes) > 0xFFFF or self.span > 0xFFFFFFFF:
             raise MessageError(f"message has {len(self.codes)} latents; expected at most 65535")
 
+    def __len__(self) -> int:
+        """Latents."""
+        return len(self.codes)
+
     def zeros(self) -> SharedMessage:
         """The same message with every latent at the middle of its codes: a control."""
         return replace(self, codes=torch.full_like(self.codes, 2 ** (self.bits - 1)))
@@ -77,7 +81,9 @@ class SharedMessage:
                 + ("update latentwire" if data[4] > VERSION else "send the text again")
             )
         if len(data) < HEADER_BYTES:
-            raise MessageError(f"message has {len(data)} bytes; its header alone has {HEADER_BYTES}")
+            raise MessageError(
+                f"message has {len(data)} bytes; its header alone has {HEADER_BYTES}"
+            )
         wire_id, latents, span, channels, bits = _HEADER.unpack_from(data, _BEGIN.size)
         if not 1 <= bits <= 8 or latents * channels * span == 0:
             raise MessageError(

@@ -75,6 +75,7 @@ class Wire(nn.Module):
         self.scorer = Scorer(layers, lm.width, heads)
         self.slots = Slots(layers, lm.width, heads, head_dim, config.rank)
         self.format = nn.Parameter(initial_format(lm, config.format_tokens))
+        self._known: tuple[tuple[int, ...], bytes] = ((), b"")
         self.to(lm.device)
 
     @cached_property
@@ -98,6 +99,15 @@ class Wire(nn.Module):
     def ratio(self) -> int:
         """Tokens in per latent out."""
         return self.config.ratio
+
+    @property
+    def bits(self) -> int:
+        """Of a message's codes, unless told otherwise."""
+        return BITS
+
+    def check_bits(self, bits: int) -> None:
+        """Raises MessageError for bits that no codec has."""
+        check_bits(bits)
 
     def cost(self, text: str, bits: int = BITS) -> tuple[int, int]:
         """Latents and bytes of the message of a text."""
@@ -143,7 +153,11 @@ class Wire(nn.Module):
     @property
     def id(self) -> bytes:
         """First 8 bytes of the weights' sha256: which wire made a message."""
-        return hashlib.sha256(self._weights()).digest()[:8]
+        tensors = self.state_dict(keep_vars=True).values()
+        now = tuple(x for t in tensors for x in (t.data_ptr(), t._version))
+        if self._known[0] != now:  # all weights are read for it, and receiving asks each time
+            self._known = now, hashlib.sha256(self._weights()).digest()[:8]
+        return self._known[1]
 
     def send(self, contexts: Sequence[str], bits: int = BITS) -> list[Message]:
         """Texts as messages in codes of `bits`: 16, 8, 6 or 4, else MessageError."""

@@ -55,7 +55,7 @@ class Encoder(nn.Module, ABC):
     def compress(self, windows: Sequence[Tensor]) -> list[Float[Tensor, "m c"]]:
         """Windows of units [n] as latents, ceil(n / per_latent) of each; not yet bounded."""
 
-    def fit(self, texts: Sequence[str]) -> None:  # noqa: B027  (most have nothing to fit)
+    def fit(self, texts: Sequence[str]) -> None:
         """What is computed from training texts in closed form, before any step."""
 
     def lengths(self, text: str) -> list[int]:

@@ -14,9 +14,12 @@ from latentwire.lm import FrozenLM, KVPrefix
 
 @dataclass(frozen=True)
 class Slots:
-    """Latents as one reader's states [b, m, w], padded on the left, and where they stand."""
+    """Latents as one reader gets them, rows padded on the left, and where they stand."""
 
+    values: Float[Tensor, "b m c"]
+    """Of the codes themselves."""
     states: Float[Tensor, "b m w"]
+    """What the wire's layers made of them."""
     mask: Bool[Tensor, "b m"]
     spans: Int[Tensor, " b"]
     """Positions that each row takes up."""
@@ -32,8 +35,8 @@ class Slots:
 class WayIn(nn.Module, ABC):
     """Slots to a cache of one reader."""
 
-    def __init__(self, lm: FrozenLM, width: int, first: bool):
-        """width: of a slot's state. first: whether no way in stands before this one."""
+    def __init__(self, lm: FrozenLM, channels: int, width: int, first: bool):
+        """channels: of a code; width: of a state. first: whether no way in stands before this."""
         super().__init__()
 
     @abstractmethod
@@ -43,5 +46,15 @@ class WayIn(nn.Module, ABC):
         """The reader's cache: the head (one row) and the slots behind it. before: what the way in
         before this one made of the same slots."""
 
-    def calibrate(self, lm: FrozenLM, texts: Sequence[str]) -> None:
-        """Measure on texts what the reader's own values are like, so that slots begin there."""
+    def calibrate(
+        self,
+        lm: FrozenLM,
+        texts: Sequence[str],
+        values: Sequence[Float[Tensor, "m c"]],
+        units: Sequence[float],
+    ) -> None:
+        """Measure on texts what the reader's own values are like, so that slots begin there.
+
+        values: each text's latents; units: how many latents a text is long, its last one counted
+        as the part that it has.
+        """

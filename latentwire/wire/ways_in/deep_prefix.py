@@ -26,8 +26,8 @@ class DeepPrefix(WayIn):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, lm: FrozenLM, width: int, first: bool):
-        super().__init__(lm, width, first)
+    def __init__(self, lm: FrozenLM, channels: int, width: int, first: bool):
+        super().__init__(lm, channels, width, first)
         self.shape = (len(lm.blocks), 2, *lm.kv_shape)
         self.first = first
         self.norm = nn.LayerNorm(width)
@@ -39,7 +39,7 @@ class DeepPrefix(WayIn):
     def forward(
         self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
     ) -> KVPrefix:
-        layers, _, heads, width = self.shape
+        heads = self.shape[2]
         b, m = slots.mask.shape
         made = self.map(self.norm(slots.states)).view(b, m, *self.shape) * self.deviation
         if self.first:
@@ -70,7 +70,13 @@ class DeepPrefix(WayIn):
         )
 
     @torch.no_grad()
-    def calibrate(self, lm: FrozenLM, texts: Sequence[str]) -> None:
+    def calibrate(
+        self,
+        lm: FrozenLM,
+        texts: Sequence[str],
+        values: Sequence[Float[Tensor, "m c"]],
+        units: Sequence[float],
+    ) -> None:
         seen: list[Tensor] = []
         for text in texts:
             ids = torch.cat([lm.frame.head, lm.ids(text)])
