@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from latentwire.evals.baselines import full_text, replayed
 from latentwire.evals.harness import evaluate
-from latentwire.lm import FrozenLM, Prompt
+from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
 from latentwire.recipes.evaluation import conditions, evaluate_shared
 from latentwire.recipes.shared import (
     SharedRecipe,
@@ -21,7 +21,7 @@ from latentwire.recipes.shared import (
     train_shared,
     wire_loss,
 )
-from latentwire.tasks.qa import Passage, Question
+from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt
 from latentwire.train.loop import LoopConfig
 from latentwire.train.losses import token_loss
 from latentwire.train.schedules import Schedule
@@ -122,11 +122,36 @@ def test_a_wire_of_window_one_with_no_residual_is_the_text(lms):
     reader = wire.readers[0]
     with torch.no_grad():
         values = wire.encoder([text])
-        reader.adapter.ways[0].calibrate(reader.lm, [text], values, [len(values[0])])
+        reader.adapter.ways[0].calibrate(reader.lm, [text], values, [float(len(values[0]))])
         lm, rest = reader.lm, [reader.lm.ids(" and?")]
         read = lm.final(Prompt.from_ids(lm, rest, reader.prefix(values, [len(values[0])])))
         told = lm.final(Prompt.from_ids(lm, rest, full_text(lm)([text])))
     torch.testing.assert_close(lm.head(read), lm.head(told), atol=2e-3, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def reading(lms) -> dict[str, FrozenLM]:
+    """Models that were trained to answer from the text itself: random ones cannot be made to."""
+    made = {name: tiny_lm(name.removeprefix("tiny-")) for name in BOTH}
+    asked = Stock(passages(), [])
+    for name, lm in made.items():
+        lm.tokenizer = lms[name].tokenizer
+        optimizer = torch.optim.Adam(lm.model.requires_grad_(True).parameters(), lr=3e-3)
+        targets, mask = pad_right(
+            [answer_ids(lm, p.questions[0].answers[0]) for p in asked.passages]
+        )
+        for _ in range(80):
+            texts = full_text_with_gradient(lm, [p.context for p in asked.passages])
+            prompt = question_prompt(lm, ["Who?"] * len(targets), texts)
+            optimizer.zero_grad()
+            token_loss(lm.packed_logits(prompt, targets, mask), targets[mask]).backward()
+            optimizer.step()
+        lm.model.requires_grad_(False).zero_grad()
+    return made
+
+
+def full_text_with_gradient(lm: FrozenLM, texts: list[str]) -> KVPrefix:
+    return lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(t)]) for t in texts]))
 
 
 def passages() -> list[Passage]:
@@ -142,24 +167,29 @@ def recipe(wire: SharedConfig, **changes) -> SharedRecipe:
 
 @pytest.mark.parametrize("ways", WAYS, ids="+".join)
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_eight_examples_are_learnt_by_heart(lms, encoder, ways):
-    wire = make_wire(lms, encoder, ways).train()
+def test_eight_examples_are_learnt_by_heart(reading, encoder, ways):
+    wire = make_wire(reading, encoder, ways).train()
     given = recipe(wire.config, distil=0.0, repeat=Schedule(0.0))
     stock, readers = Stock(passages(), []), wire.readers
     wire.fit([p.context for p in stock.passages])
     trained = [p for p in wire.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=1e-2)
-    for step in range(160):
+    optimizer = torch.optim.Adam(trained, lr=3e-3)
+    losses = [9.0, 9.0]
+    for step in range(240):
         optimizer.zero_grad()
-        wire_loss(wire, readers[step % 2], stock, given, step)[0].backward()
+        loss = wire_loss(wire, readers[step % 2], stock, given, step)[0]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+        losses[step % 2] = loss.item()
+        if sum(losses) < 0.55:  # soft-capped logits cannot get below 0.34
+            break
     wire.eval()
     for reader in readers:
         rows = {"wire": conditions(reader, stock.passages)["wire"]}
         told = evaluate(reader.lm, reader.format, stock.passages, rows, answer_tokens=4)
         assert [a.em for batch in told for a in batch] == [1.0] * 8, reader.reader
-    assert all(p.grad is None for lm in lms.values() for p in lm.model.parameters())
+    assert all(p.grad is None for lm in reading.values() for p in lm.model.parameters())
 
 
 def test_losses_and_checks_of_a_step(lms):
@@ -171,7 +201,6 @@ def test_losses_and_checks_of_a_step(lms):
         torch.testing.assert_close(total, sum(parts))
         assert figures["tokens"] == 8
     found = check_readers(wire.readers, stock.held, ["text"])
-    # The first question's NLL under the wire, by the port alone.
     assert found["held"] == pytest.approx(sum(found[f"{name}.wire.nll"] for name in BOTH) / 2)
     assert {f"{name}.text.f1" for name in BOTH} <= set(found) and "gap_low" in found
 

@@ -83,7 +83,7 @@ class SharedRecipe:
     """Most tokens of a passage, as the source counts; longer ones are left out."""
     repeated: int = 48
     """Tokens of the piece of each passage that is said again."""
-    repeat: Schedule = field(default_factory=lambda: Schedule(1.0, 0.3, over=2000))
+    repeat: Schedule = field(default_factory=lambda: Schedule(1.0, 0.3, over=2000.0))
     """Weight of saying again."""
     distil: float = 1.0
     """Weight of the KL to the same reader with the full text; 0 leaves that reader out."""

@@ -148,20 +148,16 @@ class SharedWire(nn.Module):
         latents = sum(self.encoder.lengths(text))
         return latents, message_size(latents, self.config.sizes.channels, self.config.bits)
 
-    def encode(self, texts: Sequence[str]) -> list[Float[Tensor, "m c"]]:
+    def encode(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
         """Texts as the values of their codes, in [-1, 1], with gradients. Raises WireError for an
         empty text, or one that the source's tokenizer loses a part of."""
-        for row, text in enumerate(texts):
-            units = self.encoder.units(text)
-            if len(units) == 0:
-                raise WireError(f"context {row} is empty; expected at least one token")
-            if self.config.encoder != "utf8":
-                check_kept(self.encoder.lm, row, text, units)
+        self._check(texts)
         return [fsq.bounded(z, self.config.bits) for z in self.encoder(texts)]
 
     @torch.no_grad()
     def send(self, texts: Sequence[str]) -> list[SharedMessage]:
         """Texts as messages. Raises what `encode` raises."""
+        self._check(texts)
         wire_id, bits = self.id, self.config.bits
         made = []
         for text in texts:
@@ -169,7 +165,15 @@ class SharedWire(nn.Module):
             made.append(SharedMessage(wire_id, codes, bits, self.encoder.span(text)))
         return made
 
-    def states(self, values: Sequence[Float[Tensor, "m c"]]) -> list[Float[Tensor, "m w"]]:
+    def _check(self, texts: Sequence[str]) -> None:
+        for row, text in enumerate(texts):
+            units = self.encoder.units(text)
+            if len(units) == 0:
+                raise WireError(f"context {row} is empty; expected at least one token")
+            if self.config.encoder != "utf8":
+                check_kept(self.encoder.lm, row, text, units)
+
+    def states(self, values: Sequence[Float[Tensor, "_ c"]]) -> list[Float[Tensor, "_ w"]]:
         """Values of codes as the states that every adapter reads."""
         width = self.config.sizes.width
         rows = []
@@ -327,7 +331,7 @@ class Reader:
         values = [fsq.values(m.codes, m.bits) for m in messages]
         return self.prefix(values, [m.span for m in messages])
 
-    def prefix(self, values: Sequence[Float[Tensor, "m c"]], spans: Sequence[int]) -> KVPrefix:
+    def prefix(self, values: Sequence[Float[Tensor, "_ c"]], spans: Sequence[int]) -> KVPrefix:
         """Values of codes as a cache that the reader continues from, with gradients."""
         return self.adapter(values, self.wire.states(values), spans)
 

@@ -52,7 +52,7 @@ class Encoder(nn.Module, ABC):
         return self.config.window * (self.per_latent // self.config.ratio)
 
     @abstractmethod
-    def compress(self, windows: Sequence[Tensor]) -> list[Float[Tensor, "m c"]]:
+    def compress(self, windows: Sequence[Tensor]) -> list[Float[Tensor, "_ c"]]:
         """Windows of units [n] as latents, ceil(n / per_latent) of each; not yet bounded."""
 
     def fit(self, texts: Sequence[str]) -> None:
@@ -68,7 +68,7 @@ class Encoder(nn.Module, ABC):
         """Positions that the text takes up in a reader: about its tokens."""
         return math.ceil(len(self.units(text)) * self.config.ratio / self.per_latent)
 
-    def forward(self, texts: Sequence[str]) -> list[Float[Tensor, "m c"]]:
+    def forward(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
         """Latents of each text, its windows one after another."""
         cut = [self.units(text).split(self.per_window) for text in texts]
         made = iter(self.compress([window for windows in cut for window in windows]))

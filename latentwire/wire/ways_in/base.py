@@ -50,7 +50,7 @@ class WayIn(nn.Module, ABC):
         self,
         lm: FrozenLM,
         texts: Sequence[str],
-        values: Sequence[Float[Tensor, "m c"]],
+        values: Sequence[Float[Tensor, "_ c"]],
         units: Sequence[float],
     ) -> None:
         """Measure on texts what the reader's own values are like, so that slots begin there.

@@ -74,7 +74,7 @@ class DeepPrefix(WayIn):
         self,
         lm: FrozenLM,
         texts: Sequence[str],
-        values: Sequence[Float[Tensor, "m c"]],
+        values: Sequence[Float[Tensor, "_ c"]],
         units: Sequence[float],
     ) -> None:
         seen: list[Tensor] = []

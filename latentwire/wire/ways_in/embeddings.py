@@ -56,7 +56,7 @@ class Embeddings(WayIn):
         self,
         lm: FrozenLM,
         texts: Sequence[str],
-        values: Sequence[Float[Tensor, "m c"]],
+        values: Sequence[Float[Tensor, "_ c"]],
         units: Sequence[float],
     ) -> None:
         fit = Ridge(1, self.start.in_features, self.start.out_features)
