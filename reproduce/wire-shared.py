@@ -45,6 +45,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.5, help="of everything")
     parser.add_argument("--passages", type=int, default=96 if cuda else 4)
     parser.add_argument("--limit", type=int, default=500, help="questions to report on")
+    parser.add_argument("--checked", type=int, default=24 if cuda else 2, help="held-out passages")
+    parser.add_argument("--fitted", type=int, default=64 if cuda else 8, help="passages to measure")
     parser.add_argument("--format-steps", type=int, default=120 if cuda else 4)
     parser.add_argument("--steps", type=int, help="of the wire, in place of what the minutes allow")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -73,6 +75,7 @@ def recipe_of(given: argparse.Namespace) -> SharedRecipe:
         text=tuple(given.text),
         out=given.out,
         passages=given.passages,
+        fitted=given.fitted,
         format=LoopConfig(given.format_steps, 3e-3, warmup=10),
         dtype="bfloat16" if torch.cuda.is_available() else "float32",
     )
@@ -105,7 +108,7 @@ def main() -> None:
         train=LoopConfig(steps, given.lr, warmup=max(1, min(100, steps // 10)), save_every=10**6),
         repeat=Schedule(1.0, 0.3, over=steps / 2),
     )
-    session = Session(check_every=math.ceil(60 / second), checked=24)
+    session = Session(check_every=math.ceil(60 / second), checked=given.checked)
     folder = train_shared(recipe, session, lms)
     print(f"trained after {time.perf_counter() - began:.0f} s", flush=True)
     wire = SharedWire.from_pretrained(folder / "wire", lms)

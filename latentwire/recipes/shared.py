@@ -157,9 +157,9 @@ def add_reader(
     """A new adapter for one more reader; what the others share, and their adapters, stay as they
     are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
     setting = {"added": name, "to": wire.id.hex(), **asdict(recipe), "wire": asdict(wire.config)}
-    out = _begin(recipe.out or Path("runs") / recipe.name, setting)
     torch.manual_seed(recipe.seed)
     wire = wire.with_reader(name, load_models({name}, recipe.dtype)[name])
+    out = _begin(recipe.out or Path("runs") / recipe.name, setting)
     stock = load_stock(recipe, wire.encoder.lm)
     new = wire.reader(name)
     wire.calibrate(new.adapter, [p.context for p in stock.passages[: recipe.fitted]])
