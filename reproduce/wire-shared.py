@@ -8,7 +8,8 @@ On a GPU: bfloat16 readers, large batches, all of the minutes. On a CPU, to see 
         --minutes 3 --passages 2 --limit 6
 
 OUT gets metrics.jsonl (loss of every step, held-out scores every minute), wire/ (bf16 weights in
-files of at most 16 MiB) and results.json. It needs both zoo models on the machine (latentwire
+files of at most 16 MiB, 33 MB in all) and results.json, which are worth keeping, and checkpoints of
+some 250 MB each, which are not. It needs both zoo models on the machine (latentwire
 fetch), and packages as in pyproject.toml, though neither tyro nor peft.
 """
 
@@ -101,14 +102,14 @@ def main() -> None:
     second = seconds_of_a_step(SharedWire(recipe.wire, lms), recipe, 2 * len(recipe.wire.readers))
     # A format step costs less than one of the wire; the evaluation's share is a guess.
     left = 60 * given.minutes - (time.perf_counter() - began)
-    steps = given.steps or max(2, int(0.75 * left / second) - given.format_steps)
+    steps = given.steps or max(2, int(0.7 * left / second) - given.format_steps)
     print(f"{second:.2f} s a step, {steps} steps", flush=True)
     recipe = replace(
         recipe,
         train=LoopConfig(steps, given.lr, warmup=max(1, min(100, steps // 10)), save_every=10**6),
         repeat=Schedule(1.0, 0.3, over=steps / 2),
     )
-    session = Session(check_every=math.ceil(60 / second), checked=given.checked)
+    session = Session(check_every=math.ceil(60 / second), checked=given.checked, keep=1)
     folder = train_shared(recipe, session, lms)
     print(f"trained after {time.perf_counter() - began:.0f} s", flush=True)
     wire = SharedWire.from_pretrained(folder / "wire", lms)
