@@ -212,3 +212,10 @@ def test_two_continuations_of_one_cache_do_not_see_each_other(lm):
         whole = torch.cat([context, lm.ids("x"), way, lm.ids("?")])
         theirs = lm.model(whole[None]).logits[0, -1]
         torch.testing.assert_close(lm.head(end), theirs, atol=1e-4, rtol=0)
+
+
+def test_a_special_token_that_a_text_spells_out_is_words(lm):
+    text, byte = "a<eos>b", lm.tokenizer.convert_tokens_to_ids
+    assert lm.ids(text).tolist() == [byte(c) for c in text]
+    prompt = Prompt.from_chat(lm, [text])
+    assert not torch.isin(prompt.embeds, lm.embed(torch.tensor([2]))).all(-1).any()

@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import CONFIGS, tiny_lm
 
 from latentwire.lens.activations import (
+    Dump,
+    Statistics,
     at,
     draw,
     dump,
-    dumped,
     read_documents,
     split,
     statistics,
@@ -19,11 +21,11 @@ from latentwire.lens.activations import (
     tokenized,
 )
 from latentwire.lens.checks import LensError
-from latentwire.lens.decoder import DecoderConfig
+from latentwire.lens.decoder import Decoder, DecoderConfig
 from latentwire.lens.encoder import EncoderConfig
 from latentwire.lens.interventions import edited, salience
 from latentwire.lens.lens import Lens, LensConfig
-from latentwire.recipes.lens_explain import explain_text
+from latentwire.recipes.lens_explain import explain_text, tokens_of
 from latentwire.tasks.base import DataError
 
 DOCUMENTS = [f"Document {i} tells of river {7 * i} and of the sea." for i in range(12)]
@@ -147,9 +149,9 @@ def test_salience_is_the_error_that_leaving_a_word_out_adds(lens, vectors):
 
 
 def test_an_edited_explanation_changes_what_the_model_predicts(lens):
-    prefix = lens.lm.ids("Document 1 tells")
-    before, after = edited(lens, prefix, "something else", most=3)
-    expected = lens.lm.model(prefix[None]).logits[0, -1].softmax(-1).topk(3)
+    text = tokens_of(lens.lm, "Document 1 tells of a river")
+    before, after = edited(lens, text, 15, "something else", most=3)
+    expected = lens.lm.model(text.ids[None, :16]).logits[0, -1].softmax(-1).topk(3)
     assert [p for _, p in before] == pytest.approx(expected.values.tolist(), abs=1e-5)
     assert before != after and len(after) == 3
 
@@ -196,20 +198,48 @@ def test_documents_are_split_and_not_tokens(tmp_path):
 
 def test_dumped_activations_are_the_streamed_ones(lens, tmp_path):
     texts = tokenized(lens.lm, DOCUMENTS * 3, window=40, skip=2)
-    dump(lens.lm, 1, texts, tmp_path, count=3, seed=2, shard=40)
+    dump(lens.lm, 1, texts, tmp_path, shard=400)
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
-    again, fresh = list(dumped(lens.lm, 1, texts, tmp_path)), stream(lens.lm, 1, texts, 3, 2)
-    streamed = list(fresh)
-    assert torch.equal(
-        torch.cat([b.vectors for b in again]), torch.cat([b.vectors for b in streamed])
+    read = Dump(lens.lm, 1, texts, tmp_path)
+    for places in (draw(texts, 3, seed=2)[::-1], [(texts[30], [2, 17, 2]), (texts[0], [])]):
+        again, fresh = read.at(places), at(lens.lm, 1, places)
+        torch.testing.assert_close(again.vectors, fresh.vectors, atol=1e-5, rtol=1e-5)
+        assert again.tokens == fresh.tokens
+    shorter_skip = tokenized(lens.lm, DOCUMENTS * 3, window=40, skip=1)
+    for other in ((2, texts), (1, texts[1:]), (1, shorter_skip)):
+        with pytest.raises(LensError, match=r"was dumped with .*: give another folder or remove"):
+            Dump(lens.lm, *other, tmp_path)
+
+
+def test_a_decoder_with_a_copy_of_its_own_trains_that_and_not_the_lm(tmp_path):
+    lens = make(lora=0)  # whose encoder has put a LoRA on the LM before
+    config = replace(lens.config, decoder=DecoderConfig(own_copy=True, max_new_tokens=4))
+    own = Lens(lens.lm, config, Statistics(lens.mean, lens.norm, lens.spread))
+    names = {n.removeprefix("decoder.base.") for n in own.tensors() if ".base." in n}
+    assert names == {n for n, _ in tiny_lm("llama").model.named_parameters()}
+    before = {n: p.clone() for n, p in lens.lm.model.named_parameters()}
+    ids = torch.tensor([[5, 9, 2]])
+    vector = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    scored = own.decoder.score(vector, ids, torch.ones_like(ids, dtype=torch.bool))
+    frozen = Decoder(lens.lm, DecoderConfig(max_new_tokens=4), lens.norm)
+    same = frozen.score(vector, ids, torch.ones_like(ids, dtype=torch.bool))
+    torch.testing.assert_close(scored.log_probs, same.log_probs)
+    scored.log_probs.sum().backward()
+    tensors = own.tensors()
+    weights = [t for n, t in tensors.items() if n.startswith("decoder.base.")]
+    assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in weights)
+    with torch.no_grad():
+        for tensor in weights:
+            tensor -= 0.05 * tensor.grad
+    assert all(torch.equal(before[n], p) for n, p in lens.lm.model.named_parameters())
+    own.save(tmp_path)
+    again = Lens.from_pretrained(str(tmp_path), tiny_lm("llama"))
+    for name, tensor in tensors.items():
+        assert torch.equal(again.tensors()[name], tensor.bfloat16().float()), name
+    assert (
+        again.explain(vector)[0][0].text
+        == Lens.from_pretrained(str(tmp_path), lens.lm).explain(vector)[0][0].text
     )
-    places = [(t.number, p) for b in again for t, p in zip(b.texts, b.positions, strict=True)]
-    assert places == [
-        (t.number, p) for b in streamed for t, p in zip(b.texts, b.positions, strict=True)
-    ]
-    for other in ((2, texts), (1, texts[1:])):
-        with pytest.raises(LensError, match=r"was dumped with .*: dump anew"):
-            list(dumped(lens.lm, *other, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -219,6 +249,7 @@ def test_dumped_activations_are_the_streamed_ones(lens, tmp_path):
         ({"template": "{activation} or {activation}"}, "has 2 slots; expected exactly one"),
         ({"layers": 4}, "layers is 4; tiny-llama has 3"),
         ({"layers": -1}, "layers is -1; expected at least 0"),
+        ({"own_copy": True}, "own_copy and lora 2; expected one of them"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; expected at least 1"),
     ],
 )

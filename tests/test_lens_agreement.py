@@ -1,10 +1,13 @@
 """The decoder's patches through every path: one layer, N layers, all layers, on all families."""
 
+import math
+
 import pytest
 import torch
 from tiny import CONFIGS, tiny_lm
 
 from latentwire.lens.activations import at, draw, stream, tokenized
+from latentwire.lens.checks import LensError
 from latentwire.lens.decoder import Decoder, DecoderConfig, words
 from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.interventions import swapping
@@ -146,7 +149,7 @@ def test_swapping_an_activation_with_itself_changes_nothing(lm):
     texts = tokenized(lm, list(TEXTS), window=40, skip=2)
     for layer in range(3):
         batch = at(lm, layer, draw(texts, 2, 0))
-        swap = swapping(lm, layer, batch.prefixes())
+        swap = swapping(lm, layer, batch.texts, batch.positions)
         original = swap(None)
         assert next_token_kl(original, swap(batch.vectors)).abs().max() <= 1e-6
         if layer < 2:  # what the last block says is not mixed any more: a swap there is seen too
@@ -154,17 +157,15 @@ def test_swapping_an_activation_with_itself_changes_nothing(lm):
 
 
 def test_a_swap_equals_a_patched_full_pass(lm):
-    ids = [lm.ids(t)[:n] for t, n in zip(TEXTS, (9, 6, 7), strict=True)]
-    v = vectors(lm, 3)
-    ours = swapping(lm, 1, ids)(v)
-    last = torch.tensor([[len(i) - 1] for i in ids])
-    full = lm.final(Prompt.from_ids(lm, ids, patches=[Patch(1, last, v[:, None])]))
-    torch.testing.assert_close(ours, lm.head(full[:, -1]), atol=1e-4, rtol=0)
-    single = swapping(lm, 1, [i[:1] for i in ids])(v)
-    alone = lm.final(
-        Prompt.from_ids(lm, [i[:1] for i in ids], patches=[Patch(1, last * 0, v[:, None])])
-    )
-    torch.testing.assert_close(single, lm.head(alone[:, -1]), atol=1e-4, rtol=0)
+    """Also of two tokens of one text, of a first token, and for several vectors of one token."""
+    texts = tokenized(lm, list(TEXTS), window=40, skip=0)
+    places = [(texts[0], 9), (texts[1], 6), (texts[0], 12), (texts[2], 0)]
+    v = vectors(lm, 8)
+    ours = swapping(lm, 1, *zip(*places, strict=True), k=2)(v)
+    for row, (text, position) in enumerate(p for p in places for _ in range(2)):
+        patch = Patch(1, torch.tensor([[position]]), v[row][None, None])
+        full = lm.final(Prompt.from_ids(lm, [text.ids[: position + 1]], patches=[patch]))
+        torch.testing.assert_close(ours[row], lm.head(full[0, -1]), atol=1e-4, rtol=0)
 
 
 def test_the_encoder_reads_the_state_of_its_last_position(lm):
@@ -177,6 +178,29 @@ def test_the_encoder_reads_the_state_of_its_last_position(lm):
             embeds = torch.cat([encoder.before, lm.embed(ids), *soft])
             theirs = lm.model(inputs_embeds=embeds[None], output_hidden_states=True).hidden_states
             torch.testing.assert_close(vector, theirs[2][0, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoder_may_be_told_the_token_and_its_position(lm):
+    plain = Encoder(lm, 1, EncoderConfig(before=3))
+    told = Encoder(lm, 1, EncoderConfig(before=3, position=True, token=True))
+    rows, tokens = [lm.ids("a river"), lm.ids("in the far north")], [(7, 12), (3, 40)]
+    with_token = [
+        torch.cat([torch.tensor([i]), ids]) for (_, i), ids in zip(tokens, rows, strict=True)
+    ]
+    torch.testing.assert_close(told(rows, tokens), plain(with_token), atol=1e-5, rtol=1e-5)
+    assert told.position is not None
+    with torch.no_grad():
+        told.position.weight.copy_(torch.eye(32))
+    for row, (ids, (position, _)) in enumerate(zip(with_token, tokens, strict=True)):
+        # Vaswani et al.: sin and cos of position / 10000^(2i / width)
+        angles = [position / 10000 ** (2 * i / 32) for i in range(16)]
+        encoding = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
+        alone = Encoder(lm, 1, EncoderConfig(before=3))
+        with torch.no_grad():
+            alone.before[-1] += encoding
+        torch.testing.assert_close(told(rows, tokens)[row], alone([ids])[0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(LensError, match="is told each activation's token and position"):
+        told(rows)
 
 
 def test_the_encoder_takes_soft_text_and_leaves_it_as_it_was(lm):

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,11 +20,16 @@ from latentwire.lens.activations import at, draw, read_documents, tokenized
 from latentwire.lens.checks import LensError
 from latentwire.lens.decoder import DecoderConfig
 from latentwire.lens.encoder import EncoderConfig
+from latentwire.lens.interventions import edited
 from latentwire.lens.lens import Lens, LensConfig
-from latentwire.lm import FrozenLM
+from latentwire.lm import FrozenLM, Patch, Prompt, Sampled, seeded_noise
 from latentwire.recipes import lens as recipes
-from latentwire.recipes.lens import Data, LensRecipe, Rates, Weights, smollm2, train_lens
+from latentwire.recipes import lens_steps as steps
+from latentwire.recipes.lens import smollm2, train_lens
+from latentwire.recipes.lens_config import Data, LensRecipe, Rates, Weights
 from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens, reconstructions
+from latentwire.recipes.lens_explain import explain_text, tokens_of
+from latentwire.tasks.base import DataError
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig
 from latentwire.train.schedules import Schedule
@@ -69,7 +75,7 @@ def recipe(text, out, **changes) -> LensRecipe:
         group=3,
         weights=Weights(kl=on, fluency=on, entropy=on, entropy_floor=5.0),
         tau=Schedule(2.0, 1.0, over=3.0),
-        rates=Rates(projections=0.5, encoder=2.0),
+        rates=Rates(projections=Schedule(0.5), encoder=Schedule(2.0, 1.0, over=4.0)),
     )
     decoder = DecoderConfig("It {activation} is", layers=2, lora=2, max_new_tokens=6)
     lens = LensConfig("tiny-llama", 1, decoder, EncoderConfig(before=3, lora=2))
@@ -86,7 +92,7 @@ def losses(folder) -> list[dict]:
 def test_interrupted_and_resumed_equals_uninterrupted(text, tmp_path, monkeypatch, refine, stopped):
     """In the warm stage and in the joint one."""
     straight = train_lens(recipe(text, tmp_path / "a", refine=refine))
-    batch_of, calls = recipes.batch_of, []
+    batch_of, calls = steps.batch_of, []
 
     def interrupting(*arguments):
         calls.append(1)
@@ -94,7 +100,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(text, tmp_path, monkeypatc
             signal.raise_signal(signal.SIGINT)
         return batch_of(*arguments)
 
-    monkeypatch.setattr(recipes, "batch_of", interrupting)
+    monkeypatch.setattr(steps, "batch_of", interrupting)
     with pytest.raises(KeyboardInterrupt):
         train_lens(recipe(text, tmp_path / "b", refine=refine))
     assert len(losses(tmp_path / "b")) == stopped
@@ -123,7 +129,7 @@ def test_grpo_raises_the_reward(text, tmp_path):
         joint=LoopConfig(steps=60, lr=0.03, warmup=1),
         weights=Weights(mse=Schedule(0.0), reference=Schedule(0.0)),
         group=16,
-        rates=Rates(encoder=0.0),
+        rates=Rates(encoder=Schedule(0.0)),
     )
     short = replace(made.lens.decoder, max_new_tokens=2)
     out = train_lens(replace(made, lens=replace(made.lens, decoder=short)))
@@ -131,27 +137,129 @@ def test_grpo_raises_the_reward(text, tmp_path):
     assert sum(errors[-20:]) < 0.97 * sum(errors[:20])
 
 
+def test_what_grpo_rewards_by_kl(text, tmp_path):
+    """The gradient is that of the advantages worked out from patched passes of the whole text."""
+    made = recipe(text, tmp_path, reward="kl", weights=Weights(reference=Schedule(0.0)))
+    lm = tiny_lm("llama")
+    texts = tokenized(lm, read_documents([text])[:2], 32, 4)
+    lens = Lens(lm, made.lens, recipes._measured(lm, texts, made, tmp_path))
+    batch = at(lm, 1, [(texts[0], [6, 11]), (texts[1], [9])])
+    parts = steps.joint_losses(lens, None, batch, made, 0, tau=1.0)
+    assert set(parts) == {"mse", "kl", "entropy", "policy"}
+
+    noise = seeded_noise(steps._seeds(batch, made, 0, 3))
+    said = lens.decoder.generate(batch.vectors, Sampled(noise, 1.0), 3)
+    vectors = lens.reconstruct(said.texts).detach()
+    kls = torch.zeros(9)
+    for row in range(9):
+        document, position = batch.texts[row // 3], batch.positions[row // 3]
+        ids = document.ids[: position + 1]
+        patch = Patch(1, torch.tensor([[position]]), vectors[row][None, None])
+        logits = [
+            lm.head(lm.final(Prompt.from_ids(lm, [ids], patches=patches))[0, -1]).log_softmax(-1)
+            for patches in ([], [patch])
+        ]
+        kls[row] = (logits[0].exp() * (logits[0] - logits[1])).sum()
+    torch.testing.assert_close(parts["kl"], kls.mean(), atol=1e-5, rtol=1e-4)
+    rewards = -kls.view(3, 3)
+    spread = rewards.std(1, correction=0, keepdim=True) + 1e-6
+    advantages = ((rewards - rewards.mean(1, keepdim=True)) / spread).flatten()
+    scored = lens.decoder.score(batch.vectors, said.ids, said.mask, 1.0)
+    expected = -(scored.log_probs.sum(1) / said.mask.sum(1) * advantages).mean()
+    tensors = list(lens.decoder.tensors().values())
+    for ours, theirs in zip(
+        torch.autograd.grad(parts["policy"], tensors, allow_unused=True),
+        torch.autograd.grad(expected, tensors, allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
+
+
+def test_training_reads_a_dump_as_it_reads_the_model(text, tmp_path):
+    made = recipe(text, tmp_path / "a")
+    dumped = replace(made, out=tmp_path / "b", data=replace(made.data, dump=tmp_path / "dump"))
+    plain, read = train_lens(made), train_lens(dumped)
+    assert (tmp_path / "dump" / "index.json").exists()
+    for ours, theirs in zip(losses(read), losses(plain), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3), ours["step"]
+    with pytest.raises(LensError, match="was dumped with layer 1; expected 2"):
+        other = replace(dumped, lens=replace(made.lens, layer=2), out=tmp_path / "c")
+        train_lens(other)
+
+
+def test_pairs_of_somebody_are_what_the_decoder_learns_to_say(text, tmp_path):
+    pairs, lm = tmp_path / "pairs.jsonl", tiny_lm("llama")
+    rows = [
+        {"text": d, "token": len(lm.ids(d)) - 9, "explanation": PLACES[i % 5]}
+        for i, d in enumerate(DOCUMENTS)  # "by the sea of old.": the token ends the place's name
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = recipe(
+        text,
+        tmp_path / "a",
+        data=Data(held_out=0.2, window=40, documents=5, positions=2, pairs=pairs),
+        warm=LoopConfig(steps=100, lr=0.02, warmup=2),
+        refine="none",
+    )
+    trained = Lens.from_pretrained(str(train_lens(made) / "lens"))
+    says = {}
+    for document, place in zip(DOCUMENTS[:5], PLACES, strict=True):
+        rows = explain_text(trained, document, [len(lm.ids(document)) - 9])
+        says[place] = rows[0].explanations[0].text
+    assert says == {place: place for place in PLACES}
+    pairs.write_text('{"text": "The sea.", "token": 8, "explanation": "a"}')
+    with pytest.raises(DataError, match=r"pair 1: token is 8; expected one of the text's, 0..7"):
+        train_lens(replace(made, out=tmp_path / "b"))
+
+
+def test_a_lens_with_a_copy_and_an_encoder_that_is_told_the_token(text, tmp_path):
+    decoder = DecoderConfig("It {activation} is", own_copy=True, max_new_tokens=4)
+    config = LensConfig("tiny-llama", 1, decoder, EncoderConfig(position=True, token=True))
+    out = train_lens(replace(recipe(text, tmp_path / "a"), lens=config))
+    lens = Lens.from_pretrained(str(out / "lens"))
+    moved = [
+        n
+        for n, p in tiny_lm("llama").model.named_parameters()
+        if not torch.equal(p, lens.tensors()[f"decoder.base.{n}"])
+    ]
+    assert moved and lens.tensors()["encoder.position.weight"].abs().sum() > 0
+    result = evaluate_lens(lens, [text], LensEvaluation(documents=6, samples=2))
+    assert list(result["controls"]) == CONTROLS
+    assert edited(lens, tokens_of(lens.lm, DOCUMENTS[0]), 5, "a lake")
+
+
+def test_damaged_statistics_are_one_line(text, tmp_path):
+    out = train_lens(recipe(text, tmp_path / "a"))
+    kept = out / "statistics.safetensors"
+    kept.write_bytes(kept.read_bytes()[:40])
+    with pytest.raises(LensError, match=r"statistics\.safetensors is truncated or damaged; remove"):
+        train_lens(recipe(text, tmp_path / "a"))
+
+
 def test_what_the_decoder_is_taught_to_say():
     lm = tiny_lm("llama")
     (document,) = tokenized(lm, ["abcdefgh"], window=20, skip=2)
     batch = at(lm, 1, [(document, [2, 5, 7])])
-    texts = recipes.target_texts(lm, batch, Data(before=4, after=2))
+    texts = steps.target_texts(lm, batch, Data(before=4, after=2))
     assert [lm.tokenizer.decode(t) for t in texts] == ["de\nabc", "gh\ncdef", "efgh"]
-    texts = recipes.target_texts(lm, batch, Data(before=1, after=0))
+    texts = steps.target_texts(lm, batch, Data(before=1, after=0))
     assert [lm.tokenizer.decode(t) for t in texts] == ["c", "f", "h"]
 
 
 def test_rates_are_those_of_the_parts():
-    rates = Rates(projections=2.0, prompts=3.0, base=5.0, encoder=7.0)
-    expected = {
-        "decoder.project.weight": 2.0,
-        "decoder.before": 3.0,
-        "decoder.lora.q_proj.lora_A.weight": 5.0,
-        "encoder.project.bias": 14.0,
-        "encoder.after": 21.0,
-        "encoder.lora.x": 35.0,
+    falling = Schedule(7.0, 1.0, over=2.0, unit="epochs")
+    rates = Rates(Schedule(2.0), prompts=Schedule(3.0), base=Schedule(5.0), encoder=falling)
+    expected = {  # at the start, after one epoch, at the end
+        "decoder.project": (2.0, 2.0, 2.0),
+        "decoder.before": (3.0, 3.0, 3.0),
+        "decoder.lora": (5.0, 5.0, 5.0),
+        "decoder.base": (5.0, 5.0, 5.0),
+        "encoder.project": (14.0, 8.0, 2.0),
+        "encoder.after": (21.0, 12.0, 3.0),
+        "encoder.lora": (35.0, 20.0, 5.0),
     }
-    assert {name: rates.of(name) for name in expected} == expected
+    found = {n: tuple(rates.of(n, step, 10) for step in (0, 10, 25)) for n in expected}
+    assert found == expected
 
 
 def gradients(text, out) -> dict[str, torch.Tensor]:
@@ -160,11 +268,11 @@ def gradients(text, out) -> dict[str, torch.Tensor]:
     lm = tiny_lm("llama")
     texts = tokenized(lm, read_documents([text]), 32, 4)
     lens = Lens(lm, made.lens, recipes._measured(lm, texts, made, out))
-    copy = recipes.frozen_copy(lens)
+    copy = steps.frozen_copy(lens)
     for step in (0, 1):
-        batch, weight = recipes.batch_of(lens, texts, made, step)
-        parts = recipes.joint_losses(lens, copy, batch, made, step, tau=1.0)
-        parts |= recipes.warm_losses(lens, batch, made.data)
+        batch, weight = steps.batch_of(partial(at, lm, 1), texts, made, step)
+        parts = steps.joint_losses(lens, copy, batch, made, step, tau=1.0)
+        parts |= steps.warm_losses(lens, batch, steps.target_texts(lm, batch, made.data))
         (weight * torch.stack(list(parts.values())).sum()).backward()
     parallel.average_gradients(list(lens.tensors().values()))
     return {n: t.grad for n, t in lens.tensors().items()}

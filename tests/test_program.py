@@ -215,6 +215,8 @@ def test_a_sandbox_that_does_not_start_is_no_fault_of_the_program(tmp_path, monk
     monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "broken.py"))
     with pytest.raises(SandboxError, match="ended with 1 before it was ready: cannot start"):
         run_program(FLIP, [A])
+    rating = rated(answer(FLIP), problem((A, B)))
+    assert rating.failure is not None and "cannot start" in rating.failure
 
 
 def test_what_programs_do_in_earnest_works():

@@ -420,12 +420,17 @@ def test_confidence_is_bounded_by_certainty_and_indifference():
 
 
 def test_confidence_reads_the_probabilities_that_hugging_face_gives(llama):
-    attempt = _attempt(llama.text(llama.ids("abc")), llama.ids("abc"))
-    prompt = prompt_ids(llama, attempt.problem)
-    whole = torch.cat([prompt, attempt.ids])
-    probs = llama.model(whole[None]).logits[0, len(prompt) - 1 : -1].softmax(-1)
-    expected = -(4 * probs.topk(4).values.log().mean(-1).exp()).mean().item()
-    assert rate(Confidence(llama, 4), [attempt])[0].value == pytest.approx(expected, abs=1e-5)
+    texts = ["abc", "", *("d" * n for n in range(1, 12))]  # more than one pass
+    attempts = [_attempt(t, llama.ids(t)) for t in texts]
+    ratings = rate(Confidence(llama, 4), attempts)
+    assert ratings.pop(1).failure == "an answer without tokens has no confidence"
+    for attempt, rating in zip(attempts[:1] + attempts[2:], ratings, strict=True):
+        prompt = prompt_ids(llama, attempt.problem)
+        whole = torch.cat([prompt, attempt.ids])
+        probs = llama.model(whole[None]).logits[0, len(prompt) - 1 : -1].softmax(-1)
+        expected = -(4 * probs.topk(4).values.log().mean(-1).exp()).mean().item()
+        assert rating.value == pytest.approx(expected, abs=1e-5)
+        assert rating.tokens == len(whole)
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_lm
 
 from latentwire.__main__ import main
+from latentwire.lm import seed_of
 from latentwire.recipes import seek as recipe_module
 from latentwire.recipes.seek import SeekRecipe, best_of_n, load_task, run_seek, seek_prompt
 from latentwire.seek.rewards.base import Rating
+from latentwire.seek.rewards.confidence import Confidence
 from latentwire.seek.search import Seek
-from latentwire.tasks.base import DataError
+from latentwire.seek.thoughts import Thoughts, ThoughtsConfig
+from latentwire.tasks.base import DataError, Problem
 
 
 class ByText:
@@ -133,11 +137,31 @@ def test_arc_goes_through_the_whole_path_with_program(lm, recipe, tmp_path):
 def test_thoughts_search_before_the_answer(lm, recipe, tmp_path):
     thoughts = replace(recipe, strategy="thoughts", steps=4, k=0.2, lr=0.03)
     result = run_seek(lm, thoughts, tmp_path / "run")
-    assert "random_sign" not in result["arms"] and result["n"] == 5
+    assert result["arms"]["random_sign"]["tokens"] > 0 and result["n"] == 5
     found = seek_prompt(lm, thoughts, "What is 2 + 2?")
     assert len(found.trace) == 2 and -1 <= found.trace[1].parts["confidence"] <= 0
     none = seek_prompt(lm, replace(thoughts, steps=0), "What is 2 + 2?")
     assert none.trace[0].text  # placeholders alone are tried too
+
+
+def test_thoughts_move_along_the_noise_or_with_its_sign_tossed(lm, monkeypatch):
+    monkeypatch.setattr("latentwire.seek.thoughts.confidence", lambda logits, k: torch.tensor(-0.4))
+    seen, final = [], lm.final
+    monkeypatch.setattr(
+        lm, "final", lambda prompt: (seen.append(prompt.embeds[0]), final(prompt))[1]
+    )
+    config = ThoughtsConfig(count=2, steps=3, max_new_tokens=4, lr=0.5)
+    signs = [1 - 2 * (seed_of(0, "p", step) % 2) for step in range(3)]
+    assert -1 in signs[:2]
+    for update, by in (("reward", [1, 1]), ("random_sign", signs)):
+        seen.clear()
+        search = Thoughts(lm, Confidence(lm), replace(config, update=update))
+        search([Problem("p", "q", "What is 2 + 2?")])
+        generator = torch.Generator().manual_seed(seed_of(0, "p"))
+        noise = [torch.randn(2, 32, generator=generator) for _ in range(3)]
+        moved = sum(0.5 * 0.6 * sign * n for sign, n in zip(by, noise[:2], strict=False))
+        expected = search.start + search.scale * (moved + 0.1 * 0.95**2 * noise[2])
+        torch.testing.assert_close(seen[2], expected)
 
 
 @pytest.mark.parametrize(

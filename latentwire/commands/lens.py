@@ -50,7 +50,7 @@ def explain(
         said = "".join(c if c.isprintable() else "·" for c in best.text.replace("\n", " / "))
         print(f"{row.index:>4} {row.token!r:14} {1 - best.error:9.2f} {row.kl:6.2f}  {said}")
         if words:
-            counts = salience(loaded, row.vector, best.text)
+            counts = salience(loaded, row.vector, best.text, [row.place])
             print(f"{'':37}" + "  ".join(f"{word} {worse:+.2f}" for word, worse in counts))
     if html is not None:
         facts = {"model": loaded.config.model, "layer": loaded.config.layer, "explanations": k}
@@ -78,7 +78,7 @@ def edit(
     whole = tokens_of(loaded.lm, text)
     place = len(whole.ids) - whole.bos - 1 if token is None else token
     said = explain_text(loaded, text, [place])[0].explanations[0].text
-    before, after = edited(loaded, whole.ids[: whole.bos + place + 1], words)
+    before, after = edited(loaded, whole, whole.bos + place, words)
     print(f"{'next token, as it is':32}next token, edited")
     for (one, p), (other, q) in zip(before, after, strict=True):
         print(f"{f'{p:6.1%} {one!r}':32}{q:6.1%} {other!r}")

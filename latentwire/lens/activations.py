@@ -15,8 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -55,6 +57,8 @@ class Text:
 
 Place = tuple[Text, Sequence[int]]
 """A text, and positions in it."""
+Tokens = Sequence[tuple[int, int]]
+"""Of each activation's token its position, BOS counted, and its id."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,11 @@ class Activations:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def tokens(self) -> Tokens:
+        """What an encoder may be told of each one beside words."""
+        return [(p, int(t.ids[p])) for t, p in zip(self.texts, self.positions, strict=True)]
 
     def pick(self, index: Sequence[int]) -> Activations:
         """Some of them, in the order of `index`."""
@@ -89,10 +98,6 @@ class Activations:
         return [
             t.ids[p + 1 : p + 1 + count] for t, p in zip(self.texts, self.positions, strict=True)
         ]
-
-    def prefixes(self) -> list[Int[Tensor, " _"]]:
-        """Each text up to and including the activation's token: what predicts the next one."""
-        return [t.ids[: p + 1] for t, p in zip(self.texts, self.positions, strict=True)]
 
 
 def read_documents(paths: Sequence[Path]) -> list[str]:
@@ -213,57 +218,66 @@ def statistics(batches: Iterable[Activations]) -> Statistics:
     return Statistics(mean.float(), all_norms.median().item(), spread.item())
 
 
-def dump(
-    lm: FrozenLM,
-    layer: int,
-    texts: Sequence[Text],
-    folder: Path,
-    count: int | None = None,
-    seed: int = 0,
-    shard: int = 65536,
-) -> None:
-    """Write activations as safetensors of at least `shard` rows each, and an index.json."""
+def dump(lm: FrozenLM, layer: int, texts: Sequence[Text], folder: Path, shard: int = 65536) -> None:
+    """Write all activations of some texts as safetensors of at least `shard` rows each, in float32,
+    and an index.json. `places` [n, 2] beside them has each one's document and position."""
     folder.mkdir(parents=True, exist_ok=True)
     # An index that outlived its shards would pass an interrupted dump off as whole.
     (folder / "index.json").unlink(missing_ok=True)
-    names: list[str] = []
+    shards: dict[str, int] = {}
     waiting: list[Activations] = []
 
     def flush() -> None:
-        names.append(f"activations-{len(names):05}.safetensors")
+        name = f"activations-{len(shards):05}.safetensors"
         flat = [(t.number, p) for a in waiting for t, p in zip(a.texts, a.positions, strict=True)]
         vectors = torch.cat([a.vectors for a in waiting]).to("cpu", torch.float32)
-        write_whole(folder / names[-1], save({"vectors": vectors, "places": torch.tensor(flat)}))
+        write_whole(folder / name, save({"vectors": vectors, "places": torch.tensor(flat)}))
+        shards[name] = len(flat)
         waiting.clear()
 
-    for batch in stream(lm, layer, texts, count, seed):
+    for batch in stream(lm, layer, texts):
         waiting.append(batch)
         if sum(map(len, waiting)) >= shard:
             flush()
     if waiting:
         flush()
-    index = {**_origin(lm, layer, texts), "shards": names}
+    index = {**_origin(lm, layer, texts), "shards": shards}
     write_whole(folder / "index.json", json.dumps(index, indent=1))
 
 
-def dumped(lm: FrozenLM, layer: int, texts: Sequence[Text], folder: Path) -> Iterator[Activations]:
-    """What `dump` wrote, a shard at a time. Raises LensError where it was made of another model,
-    layer or text."""
-    index = json.loads(read_text(folder / "index.json"))
-    for name, expected in _origin(lm, layer, texts).items():
-        if index.get(name) != expected:
-            raise LensError(
-                f"{folder} was dumped with {name} {index.get(name)}; expected {expected}: dump anew"
-            )
-    by_number = {text.number: text for text in texts}
-    for name in index["shards"]:
-        with safe_open(str(folder / name), framework="pt", device=str(lm.device)) as file:
-            vectors, places = file.get_tensor("vectors"), file.get_tensor("places").tolist()
-        yield Activations(
-            vectors, tuple(by_number[n] for n, _ in places), tuple(p for _, p in places)
-        )
+class Dump:
+    """What `dump` wrote, read where it is asked for. Raises LensError where that was of another
+    model, layer or text."""
+
+    def __init__(self, lm: FrozenLM, layer: int, texts: Sequence[Text], folder: Path):
+        index = json.loads(read_text(folder / "index.json"))
+        for name, expected in _origin(lm, layer, texts).items():
+            if index.get(name) != expected:
+                raise LensError(
+                    f"{folder} was dumped with {name} {index.get(name)}; expected {expected}: "
+                    "give another folder or remove it"
+                )
+        self.device = lm.device
+        files = [safe_open(str(folder / name), framework="pt") for name in index["shards"]]
+        self._vectors = [file.get_slice("vectors") for file in files]
+        self._starts = list(accumulate(index["shards"].values(), initial=0))
+        lengths = accumulate((len(text.usable) for text in texts), initial=0)
+        self._first = {t.number: s for t, s in zip(texts, lengths, strict=False)}
+
+    def at(self, places: Sequence[Place]) -> Activations:
+        """Activations at usable positions of its texts."""
+        texts = tuple(text for text, positions in places for _ in positions)
+        flat = tuple(p for _, positions in places for p in positions)
+        rows = [self._first[t.number] + t.usable.index(p) for t, p in zip(texts, flat, strict=True)]
+        vectors = []
+        for row in rows:
+            shard = bisect_right(self._starts, row) - 1
+            own = row - self._starts[shard]
+            vectors.append(self._vectors[shard][own : own + 1])
+        return Activations(torch.cat(vectors).to(self.device), texts, flat)
 
 
 def _origin(lm: FrozenLM, layer: int, texts: Sequence[Text]) -> dict:
-    digest = hashlib.sha256(json.dumps([t.ids.tolist() for t in texts]).encode()).hexdigest()
+    rows = [[t.skip, *t.ids.tolist()] for t in texts]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     return {"model": lm.fingerprint, "layer": layer, "text": digest[:16]}

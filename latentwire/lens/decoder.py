@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from latentwire.lens.activations import Text
 from latentwire.lens.checks import LensError, check_places, checked
-from latentwire.lens.parts import Projection, trainable, with_lora
+from latentwire.lens.parts import Projection, own_copy, trainable, with_lora
 from latentwire.lm import Decoded, FrozenLM, Patch, Pick, Prompt, Scored
 from latentwire.lm.frozen import Caching
 from latentwire.ridge import Ridge
@@ -41,6 +41,8 @@ class DecoderConfig:
     """Whether the embeddings of the template's words are trained too."""
     lora: int = 0
     """Rank of a LoRA on the LM; 0 for none."""
+    own_copy: bool = False
+    """Whether the decoder has a copy of the LM, all of whose weights are trained."""
     max_new_tokens: int = 24
     """Longest explanation, in tokens, EOS counted."""
 
@@ -50,6 +52,8 @@ class DecoderConfig:
             raise LensError(
                 f"template {self.template!r} has {slots} slots; expected exactly one {SLOT}"
             )
+        if self.own_copy and self.lora:
+            raise LensError(f"own_copy and lora {self.lora}; expected one of them")
         for name, least in (("layers", 0), ("lora", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
                 raise LensError(f"{name} is {getattr(self, name)}; expected at least {least}")
@@ -76,7 +80,7 @@ class Decoder(nn.Module):
         self.before = nn.Parameter(before, requires_grad=config.train_prompt)
         self.after = nn.Parameter(after, requires_grad=config.train_prompt)
         self.to(lm.device)
-        self.lm = with_lora(lm, config.lora, len(lm.blocks))
+        self.lm = own_copy(lm) if config.own_copy else with_lora(lm, config.lora, len(lm.blocks))
 
     def tensors(self) -> dict[str, Tensor]:
         """What training changes, by name."""

@@ -1,7 +1,9 @@
 """Text to vector: the LM reads an explanation and its state at the read layer is the activation.
 
 Nothing above the read layer is run. Explanations may be token ids or embeddings, such as those of
-a straight-through generation, through which gradients flow back to the decoder.
+a straight-through generation, through which gradients flow back to the decoder. An encoder may also
+be told which token the activation stands on and where: then not all that it rebuilds is in the
+words, and controls must be told the same.
 
     encoder = Encoder(lm, 15, EncoderConfig())
     encoder([lm.ids("a river in France")])           # [1, d]
@@ -14,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from latentwire.lens.activations import Tokens
 from latentwire.lens.checks import LensError, check_layer
 from latentwire.lens.parts import Projection, trainable, with_lora
 from latentwire.lm import FrozenLM, Prompt
@@ -37,6 +40,10 @@ class EncoderConfig:
     """Whether a linear map, the identity at the start, follows."""
     lora: int = 0
     """Rank of a LoRA on the LM; 0 for none."""
+    position: bool = False
+    """Whether it is told the position of the activation's token."""
+    token: bool = False
+    """Whether it is told the activation's token, which then stands between soft tokens and text."""
 
     def __post_init__(self) -> None:
         for name, least in (("before", 1), ("after", 0), ("lora", 0)):
@@ -57,6 +64,9 @@ class Encoder(nn.Module):
         self.before = nn.Parameter(soft[: config.before])
         self.after = nn.Parameter(soft[config.before :]) if config.after else None
         self.project = Projection(lm.width, torch.ones(1)) if config.project else None
+        self.position = nn.Linear(lm.width, lm.width, bias=False) if config.position else None
+        if self.position is not None:
+            nn.init.zeros_(self.position.weight)  # step 0 is the encoder without it
         self.to(lm.device)
         self.lm = with_lora(lm, config.lora, layer + 1)
 
@@ -64,10 +74,44 @@ class Encoder(nn.Module):
         """What training changes, by name."""
         return trainable(self, self.lm)
 
-    def forward(self, texts: Sequence[Tensor]) -> Float[Tensor, "b d"]:
-        """Activations of explanations, each token ids [n] or embeddings [n, d]; n may be 0."""
+    def forward(
+        self, texts: Sequence[Tensor], tokens: Tokens | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Activations of explanations, each token ids [n] or embeddings [n, d]; n may be 0.
+
+        tokens: of the activations, which an encoder with `position` or `token` needs and another
+        one leaves unread.
+        """
         after = [] if self.after is None else [self.after]
-        prompt = Prompt.of(self.lm, [[self.before, text, *after] for text in texts])
+        before = self._before(len(texts), tokens)
+        rows = [[*own, text, *after] for own, text in zip(before, texts, strict=True)]
+        prompt = Prompt.of(self.lm, rows)
         state = self.lm.hidden(prompt, self.layer)[:, -1]
         state = state.to(torch.promote_types(state.dtype, torch.float32))
         return state if self.project is None else self.project(state)[0]
+
+    def _before(self, rows: int, tokens: Tokens | None) -> list[list[Tensor]]:
+        """What stands before each text."""
+        before: list[list[Tensor]] = [[self.before] for _ in range(rows)]
+        if self.position is None and not self.config.token:
+            return before
+        if tokens is None:
+            raise LensError(
+                "this encoder is told each activation's token and position beside the words; give "
+                "them as Activations.tokens has them"
+            )
+        places, ids = torch.tensor(tokens, device=self.lm.device).T
+        if self.position is not None:
+            moved = self.before[-1] + self.position(sinusoids(places, self.lm.width))
+            before = [[self.before[:-1], last] for last in moved[:, None]]
+        if self.config.token:
+            before = [[*own, token] for own, token in zip(before, ids[:, None], strict=True)]
+        return before
+
+
+def sinusoids(positions: Int[Tensor, " b"], width: int) -> Float[Tensor, "b d"]:
+    """Sines and cosines of positions at wavelengths from 2 pi to 10000 * 2 pi (Vaswani et al. 2017,
+    arXiv 1706.03762; sines first, then cosines)."""
+    steps = torch.arange(math.ceil(width / 2), device=positions.device)
+    angles = positions[:, None] * 10000.0 ** (-2 * steps / width)
+    return torch.cat([angles.sin(), angles.cos()], 1)[:, :width]

@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from latentwire.files import write_whole
-from latentwire.lens.activations import Statistics
+from latentwire.lens.activations import Statistics, Tokens
 from latentwire.lens.checks import LensError, check_layer, checked
 from latentwire.lens.decoder import Decoder, DecoderConfig, template_ids
 from latentwire.lens.encoder import Encoder, EncoderConfig
@@ -88,21 +88,25 @@ class Lens(nn.Module):
         samples: int = 1,
         temperature: float = 1.0,
         seed: int = 0,
+        tokens: Tokens | None = None,
     ) -> list[list[Explanation]]:
         """`samples` explanations of each activation, best reconstruction first: the greedy one, and
-        others that are drawn."""
+        others that are drawn. tokens [b]: what the encoder is told beside the words, if it asks."""
         vectors = checked(vectors, self.lm)
         texts = several(self.decoder, vectors, samples, temperature, seed)
-        made = self.reconstruct(texts)
+        told = None if tokens is None else [t for t in tokens for _ in range(samples)]
+        made = self.reconstruct(texts, told)
         errors = scaled_mse(made, vectors.repeat_interleave(samples, 0), self.spread).tolist()
         all_made = [Explanation(t, v, e) for t, v, e in zip(texts, made, errors, strict=True)]
         groups = [all_made[i : i + samples] for i in range(0, len(all_made), samples)]
         return [sorted(group, key=lambda e: e.error) for group in groups]
 
-    def reconstruct(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
-        """What the encoder makes of words alone: texts are tokenized anew, so nothing but their
-        characters carries information."""
-        return self.encoder([self.lm.ids(text) for text in texts])
+    def reconstruct(
+        self, texts: Sequence[str], tokens: Tokens | None = None
+    ) -> Float[Tensor, "b d"]:
+        """What the encoder makes of words: texts are tokenized anew, so nothing but their
+        characters carries information (and `tokens`, to an encoder that asks for them)."""
+        return self.encoder([self.lm.ids(text) for text in texts], tokens)
 
     def save(self, folder: Path) -> None:
         """config.json and bf16 weights, with all that a load must find equal."""

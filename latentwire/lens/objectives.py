@@ -6,9 +6,10 @@ processes with half of the rows each give together what one gives with all of th
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from latentwire.lm import kl_divergence
 
 
 def scaled_mse(
@@ -25,7 +26,7 @@ def next_token_kl(
 ) -> Float[Tensor, " b"]:
     """KL(original || swapped) of next-token distributions given as logits: what the model loses by
     the swap, weighed by what it believed without it. Gradients flow to `swapped` alone."""
-    return _kl(original.detach(), swapped)
+    return kl_divergence(original.detach(), swapped)
 
 
 def fluency_kl(
@@ -33,7 +34,7 @@ def fluency_kl(
 ) -> Float[Tensor, " b"]:
     """KL(policy || frozen) per token of an explanation: how far the decoder is from what the LM
     itself would write. Gradients flow to the policy alone."""
-    return _row_mean(_kl(policy, frozen.detach()), mask)
+    return _row_mean(kl_divergence(policy, frozen.detach()), mask)
 
 
 def entropy_floor(
@@ -71,12 +72,6 @@ def k3(
     r = reference / policy (Schulman 2020, "Approximating KL divergence"); never negative."""
     difference = reference.detach() - log_probs
     return _row_mean(difference.exp() - difference - 1, mask)
-
-
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    dtype = torch.promote_types(p.dtype, torch.float32)
-    log_p, log_q = p.to(dtype).log_softmax(-1), q.to(dtype).log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def _row_mean(values: Tensor, mask: Tensor) -> Tensor:

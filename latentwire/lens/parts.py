@@ -1,11 +1,13 @@
-"""What decoder and encoder are made of: a projection that begins as the identity, and a LoRA.
+"""What decoder and encoder are made of: a projection that begins as the identity, and an LM with a
+LoRA or of their own.
 
-Both parts name their trainable tensors the same way (`project.weight`, `before`, `lora.…`), so that
-one list drives the optimizer, the learning rates, the file and the load.
+Both parts name their trainable tensors the same way (`project.weight`, `before`, `lora.…`,
+`base.…`), so that one list drives the optimizer, the learning rates, the file and the load.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import count
 
 import torch
@@ -48,9 +50,20 @@ def with_lora(lm: FrozenLM, rank: int, blocks: int) -> FrozenLM:
         return lm.add_lora(name, lora_config(lm.model.config, rank, blocks))
 
 
+def own_copy(lm: FrozenLM) -> FrozenLM:
+    """A copy of the LM whose weights a part trains, in float32 or finer."""
+    model = deepcopy(lm.model).to(torch.promote_types(lm.dtype, torch.float32))
+    copy = FrozenLM(model, lm.tokenizer, lm.name)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" not in name)
+    return copy
+
+
 def trainable(part: nn.Module, lm: FrozenLM) -> dict[str, Tensor]:
-    """The tensors of a part that training changes: its parameters and its adapter's, whose names
-    do not depend on what the adapter happened to be called."""
-    own = {n: p for n, p in part.named_parameters() if p.requires_grad}
+    """The tensors of a part that training changes: its parameters, its adapter's and those of a
+    copy of its own. Names do not depend on what else was put on the model."""
+    tensors = {n: p for n, p in part.named_parameters() if p.requires_grad}
     lora = {} if lm.adapter is None else lm.adapter_parameters()
-    return own | {f"lora.{n.replace(f'.{lm.adapter}.', '.')}": p for n, p in lora.items()}
+    tensors |= {f"lora.{n.replace(f'.{lm.adapter}.', '.')}": p for n, p in lora.items()}
+    weights = {n: p for n, p in lm.model.named_parameters() if p.requires_grad and "lora_" not in n}
+    return tensors | {f"base.{n.replace('.base_layer.', '.')}": p for n, p in weights.items()}

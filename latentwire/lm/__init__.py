@@ -1,7 +1,7 @@
 """The port: the only code that calls a Hugging Face model."""
 
 from latentwire.lm.frozen import FrozenLM
-from latentwire.lm.outputs import Decoded, Scored, States
+from latentwire.lm.outputs import Decoded, Scored, States, kl_divergence
 from latentwire.lm.picks import (
     Choice,
     Greedy,
@@ -29,6 +29,7 @@ __all__ = [
     "Span",
     "States",
     "StraightThroughGumbel",
+    "kl_divergence",
     "pad_right",
     "seed_of",
     "seeded_noise",

@@ -123,8 +123,9 @@ class FrozenLM:
     # -- text to ids ------------------------------------------------------------------------
 
     def ids(self, text: str) -> Int[Tensor, " n"]:
-        """Token ids of a piece of text, without any special token added. Raises ValueError for half
-        of a surrogate pair, which JSON can spell and no encoding can write."""
+        """Token ids of a piece of text: no special token is added, and one that the text spells out
+        ("<|im_end|>") is words like others. Raises ValueError for half of a surrogate pair, which
+        JSON can spell and no encoding can write."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -132,8 +133,7 @@ class FrozenLM:
                 f"text has {text[error.start]!a} at character {error.start}, half of a surrogate "
                 "pair; expected Unicode text"
             ) from None
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        return torch.tensor(ids, dtype=torch.long, device=self.device)
+        return self._ids(text, split_special_tokens=True)
 
     def text(self, ids: Int[Tensor, " n"]) -> str:
         """The text of token ids, special tokens left out."""
@@ -161,7 +161,7 @@ class FrozenLM:
             [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
         )
         head, tail = text.split(marker)
-        return Frame(self.ids(head), self.ids(tail))
+        return Frame(self._ids(head), self._ids(tail))
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -412,6 +412,10 @@ class FrozenLM:
         return lora_parameters(self.model, self.adapter)
 
     # -- inside -------------------------------------------------------------------------------
+
+    def _ids(self, text: str, **options: bool) -> Int[Tensor, " n"]:
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False, **options).input_ids
+        return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     def _forward(self, prompt: Prompt, keep_cache: bool = False) -> tuple[Tensor, KVPrefix | None]:
         """Final states [b, t, d] and, on request, the grown cache. Every path ends here."""

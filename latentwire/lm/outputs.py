@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -27,6 +28,13 @@ class Scored:
 
     log_probs: Float[Tensor, "b n"]
     entropies: Float[Tensor, "b n"]
+
+
+def kl_divergence(p: Float[Tensor, "*n v"], q: Float[Tensor, "*n v"]) -> Float[Tensor, "*n"]:
+    """KL(p || q) in nats of two distributions that are given as logits, in float32 or finer."""
+    dtype = torch.promote_types(p.dtype, torch.float32)
+    log_p, log_q = p.to(dtype).log_softmax(-1), q.to(dtype).log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 @dataclass(frozen=True)

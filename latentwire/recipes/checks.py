@@ -86,7 +86,7 @@ def check_lens(lens: Lens, places: Sequence[Place]) -> dict[str, float]:
         return {}
     batch = at(lens.lm, lens.config.layer, places)
     said = lens.decoder.generate(batch.vectors, Greedy())
-    made = lens.reconstruct(said.texts)
+    made = lens.reconstruct(said.texts, batch.tokens)
     documents = [text.number for text in batch.texts]
     n = len(batch)
     other = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,14 @@ from rich.progress import track
 from torch import Tensor
 
 from latentwire.evals.metrics import explained
-from latentwire.lens.activations import Activations, at, draw, read_documents, tokenized
+from latentwire.lens.activations import (
+    Activations,
+    Tokens,
+    at,
+    draw,
+    read_documents,
+    tokenized,
+)
 from latentwire.lens.checks import LensError
 from latentwire.lens.decoder import Decoder
 from latentwire.lens.interventions import swapping
@@ -82,7 +90,7 @@ def evaluate_lens(lens: Lens, text: Sequence[Path], config: LensEvaluation | Non
         tuple(i for p in parts for i in p.positions),
     )
     said = explanations(lens, lens.decoder, batch, config)
-    plain = replace(lens.config.decoder, lora=0)
+    plain = replace(lens.config.decoder, lora=0, own_copy=False)
     untrained = Decoder(lens.lm, plain, lens.norm)
     untrained.fit(lens.config.layer, chosen[:FITTED])
     rows = reconstructions(lens, batch, said, explanations(lens, untrained, batch, config), config)
@@ -115,8 +123,9 @@ def explanations(
         range(0, len(batch), BATCH), description="explaining", console=Console(stderr=True)
     ):
         vectors, k = batch.vectors[start : start + BATCH], config.samples
+        told = [t for t in batch.tokens[start : start + BATCH] for _ in range(k)]
         texts = several(decoder, vectors, k, 1.0, seed_of(config.seed, start))
-        errors = (lens.reconstruct(texts) - vectors.repeat_interleave(k, 0)).square().sum(1)
+        errors = (lens.reconstruct(texts, told) - vectors.repeat_interleave(k, 0)).square().sum(1)
         best = errors.view(-1, k).argmin(1).tolist()
         chosen += [texts[row * k + sample] for row, sample in enumerate(best)]
     return chosen
@@ -139,22 +148,23 @@ def reconstructions(
     numbers = [t.number for t in batch.texts]
     others = [[j for j in _after(i, n) if numbers[j] != numbers[i]] for i in range(n)]
     ranked = lm.logit_lens(batch.vectors).topk(max(1, *counts)).indices
+    heard = partial(_encoded, lens, batch.tokens)
     made = {
-        "lens": _encoded(lens, [lm.ids(t) for t in said]),
+        "lens": heard([lm.ids(t) for t in said]),
         "mean": lens.mean.expand(n, -1),
         "zero": torch.zeros_like(batch.vectors),
-        "other_text": _nearest(_encoded(lens, [lm.ids(t) for t in said]), others, batch, config),
-        "shuffled_words": _encoded(
-            lens, [lm.ids(_shuffled(t, 0, config.seed + i)) for i, t in enumerate(said)]
+        "other_text": _nearest(lens, said, others, batch, config.samples),
+        "shuffled_words": heard(
+            [lm.ids(_shuffled(t, 0, config.seed + i)) for i, t in enumerate(said)]
         ),
-        "shuffled_but_last": _encoded(
-            lens, [lm.ids(_shuffled(t, 1, config.seed + i)) for i, t in enumerate(said)]
+        "shuffled_but_last": heard(
+            [lm.ids(_shuffled(t, 1, config.seed + i)) for i, t in enumerate(said)]
         ),
-        "current_token": _encoded(lens, batch.up_to([1] * n)),
-        "previous_tokens": _encoded(lens, batch.up_to(counts, own=0)),
-        "untrained_decoder": _encoded(lens, [lm.ids(t) for t in untrained]),
-        "logit_lens": _encoded(lens, [row[:c] for row, c in zip(ranked, counts, strict=True)]),
-        "true_text": _encoded(lens, batch.up_to(counts)),
+        "current_token": heard(batch.up_to([1] * n)),
+        "previous_tokens": heard(batch.up_to(counts, own=0)),
+        "untrained_decoder": heard([lm.ids(t) for t in untrained]),
+        "logit_lens": heard([row[:c] for row, c in zip(ranked, counts, strict=True)]),
+        "true_text": heard(batch.up_to(counts)),
     }
     return made
 
@@ -194,7 +204,7 @@ def _effects(
     ):
         index = range(start, min(start + BATCH, len(batch)))
         part = batch.pick(index)
-        swap = swapping(lens.lm, lens.config.layer, part.prefixes())
+        swap = swapping(lens.lm, lens.config.layer, part.texts, part.positions)
         original = swap(None)
         targets = torch.cat(part.after(1))[:, None]
         for name in kls:
@@ -206,18 +216,26 @@ def _effects(
     }
 
 
-def _encoded(lens: Lens, texts: Sequence[Tensor]) -> Tensor:
-    parts = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
-    return torch.cat([lens.encoder(part) for part in parts])
+def _encoded(lens: Lens, tokens: Tokens, texts: Sequence[Tensor]) -> Tensor:
+    parts = [slice(i, i + BATCH) for i in range(0, len(texts), BATCH)]
+    return torch.cat([lens.encoder(texts[part], tokens[part]) for part in parts])
 
 
 def _nearest(
-    made: Tensor, others: Sequence[Sequence[int]], batch: Activations, config: LensEvaluation
+    lens: Lens,
+    said: Sequence[str],
+    others: Sequence[Sequence[int]],
+    batch: Activations,
+    samples: int,
 ) -> Tensor:
-    """Of as many other examples' vectors as the lens has tries, the nearest to each activation."""
-    tried = [made[list(rows[: config.samples])] for rows in others]
-    nearest = [(t - v).square().sum(1).argmin() for t, v in zip(tried, batch.vectors, strict=True)]
-    return torch.stack([t[i] for t, i in zip(tried, nearest, strict=True)])
+    """Of as many other examples' words as the lens has tries, what comes nearest to each activation
+    (with the activation's own token, where the encoder is told that)."""
+    tried = [(i, j) for i, rows in enumerate(others) for j in rows[:samples]]
+    ids, tokens = [lens.lm.ids(text) for text in said], batch.tokens
+    made = _encoded(lens, [tokens[i] for i, _ in tried], [ids[j] for _, j in tried])
+    groups = made.split([len(rows[:samples]) for rows in others])
+    nearest = [(g - v).square().sum(1).argmin() for g, v in zip(groups, batch.vectors, strict=True)]
+    return torch.stack([g[i] for g, i in zip(groups, nearest, strict=True)])
 
 
 def _after(i: int, n: int) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from latentwire.lens.activations import Text, at
 from latentwire.lens.checks import LensError
-from latentwire.lens.interventions import swapping
+from latentwire.lens.interventions import read, swapping
 from latentwire.lens.lens import Explanation, Lens
 from latentwire.lens.objectives import next_token_kl
 from latentwire.lm import FrozenLM
@@ -37,6 +37,8 @@ class TokenExplained:
     """Best reconstruction first."""
     vector: Float[Tensor, " d"]
     """Its activation."""
+    place: tuple[int, int]
+    """Its position, BOS counted, and its id."""
     kl: float
     """Nats that the model's next-token distribution moves when the best one is swapped in."""
 
@@ -68,17 +70,20 @@ def explain_text(
                 f"token {token} of a text of {len(own)} tokens; expected 0..{len(own) - 1}"
             )
     pieces = _pieces(lm, own)
-    rows: list[TokenExplained] = []
+    every = at(lm, lens.config.layer, [(whole, [bos + t for t in tokens])])
+    caches, rows = read(lm, [whole]), list[TokenExplained]()
     for start in range(0, len(tokens), BATCH):
         part = tokens[start : start + BATCH]
-        batch = at(lm, lens.config.layer, [(whole, [bos + t for t in part])])
-        said = lens.explain(batch.vectors, k, seed=seed + start * k)
-        swap = swapping(lm, lens.config.layer, batch.prefixes())
+        batch = every.pick(range(start, start + len(part)))
+        said = lens.explain(batch.vectors, k, seed=seed + start * k, tokens=batch.tokens)
+        swap = swapping(lm, lens.config.layer, batch.texts, batch.positions, caches=caches)
         best = torch.stack([group[0].vector for group in said])
         kls = next_token_kl(swap(None), swap(best)).tolist()
         rows += [
-            TokenExplained(t, pieces[t], group, vector, kl)
-            for t, group, vector, kl in zip(part, said, batch.vectors, kls, strict=True)
+            TokenExplained(t, pieces[t], group, vector, place, kl)
+            for t, group, vector, place, kl in zip(
+                part, said, batch.vectors, batch.tokens, kls, strict=True
+            )
         ]
     return rows
 

@@ -149,11 +149,22 @@ class SeekRecipe:
         """What answers a batch of problems."""
         if self.strategy == "states":
             return Seek(lm, reward, self.search())
-        return Thoughts(
-            lm,
-            reward,
-            ThoughtsConfig(steps=self.steps, max_new_tokens=self.max_new_tokens, seed=self.seed),
-        )
+        return Thoughts(lm, reward, self.thoughts())
+
+    def control(
+        self, lm: FrozenLM, reward: Reward, found: Sequence[Found]
+    ) -> Callable[[Sequence[Problem]], list[Found]]:
+        """The same search with the sign of each update tossed, beside what the search `found`."""
+        if self.strategy == "thoughts":
+            return Thoughts(lm, reward, replace(self.thoughts(), update="random_sign"))
+        # Half of its steps lead back to a span that was tried, at no cost: let it spend as much.
+        most = max(f.tokens for f in found)
+        tossed = replace(self.search(), update="random_sign", steps=4 * self.steps, tokens=most)
+        return Seek(lm, reward, tossed)
+
+    def thoughts(self) -> ThoughtsConfig:
+        """The search of the second strategy."""
+        return ThoughtsConfig(steps=self.steps, max_new_tokens=self.max_new_tokens, seed=self.seed)
 
 
 def load_task(recipe: SeekRecipe) -> Task:
@@ -248,13 +259,11 @@ def _batch(
     """Records of a batch of problems under all arms."""
     reward = REWARDS[recipe.reward](lm, task)
     found = recipe.searcher(lm, reward)(problems)
-    arms: dict[str, list[Found]] = {"seek": found}
-    if recipe.strategy == "states":
-        # Half of its steps lead back to a span that was tried, at no cost: let it spend as much.
-        most = max(f.tokens for f in found)
-        tossed = replace(recipe.search(), update="random_sign", steps=4 * recipe.steps, tokens=most)
-        arms["random_sign"] = Seek(lm, reward, tossed)(problems)
-    arms["best_of_n"] = best_of_n(lm, reward, recipe, found)
+    arms = {
+        "seek": found,
+        "random_sign": recipe.control(lm, reward, found)(problems),
+        "best_of_n": best_of_n(lm, reward, recipe, found),
+    }
     again = _reroll(reward, found)
     return [
         {

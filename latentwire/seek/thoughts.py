@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class ThoughtsConfig:
     """Top tokens whose probabilities make the confidence."""
     max_new_tokens: int = 1024
     """Answer budget in tokens, exact."""
+    update: Literal["reward", "random_sign"] = "reward"
+    """random_sign is a control: the same steps with the confidence's sign tossed each time."""
     seed: int = 0
     """Of the noise."""
 
@@ -81,13 +84,15 @@ class Thoughts:
         before = lm.prefill(Prompt.from_ids(lm, [prompt[: len(prompt) - len(tail)]]))
         generator = torch.Generator().manual_seed(seed_of(config.seed, problem.id))
         thoughts, best, sigma = self.start.clone(), (-2.0, self.start), config.sigma * self.scale
-        for _ in range(config.steps):
+        for step in range(config.steps):
             noise = torch.randn(thoughts.shape, generator=generator).to(lm.device)
             tried = thoughts + sigma * noise
             states = lm.final(Prompt.of(lm, [[tried]], before))[0]
             value = float(confidence(lm.head(states), config.k).mean())
             best = max(best, (value, tried), key=lambda pair: pair[0])
-            thoughts = thoughts + config.lr * self.scale * (1 + value) * noise
+            tossed = config.update == "random_sign" and seed_of(config.seed, problem.id, step) % 2
+            along = config.lr * self.scale * (1 + value) * (-1 if tossed else 1)
+            thoughts = thoughts + along * noise
             sigma *= config.decay
         rows = [[tail], [best[1], tail]]
         ids = [self._answer(row, before) for row in rows]

@@ -87,14 +87,15 @@ def train(
     loss: Loss,
     config: LoopConfig,
     folder: Path,
-    rate: Callable[[str], float] = lambda name: 1.0,
+    rate: Callable[[str, int], float] = lambda part, step: 1.0,
     probe: Probe = dict,
     session: Session = Session(),
 ) -> None:
     """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors.
 
-    rate: of a parameter's name, its learning rate in multiples of the config's. probe: what the
-    checks for alarms (guards.py) measure on held-out examples. Where processes train together
+    rate: of a part, which the first two words of a parameter's name are, and a step: the part's
+    learning rate in multiples of the config's. probe: what the checks for alarms (guards.py)
+    measure on held-out examples. Where processes train together
     (parallel.py), each has its own share of a step's rows, gradients are averaged, and the first
     one checks and writes.
 
@@ -103,10 +104,7 @@ def train(
     other tensors than `parameters`; FloatingPointError where loss or gradient is not finite, with
     the state before that step in STAGE.failed.safetensors; CollapseError as the session says.
     """
-    by_rate: dict[float, list[Tensor]] = {}
-    for name, tensor in parameters.items():
-        by_rate.setdefault(rate(name), []).append(tensor)
-    groups = [{"params": members, "rate": r} for r, members in by_rate.items()]
+    groups = [{"params": list(p.values()), "part": n} for n, p in _parts(parameters).items()]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
     first, console = parallel.rank() == 0, Console(stderr=True)
     checkpoints, log = Checkpoints(folder, stage, session.keep), folder / "metrics.jsonl"
@@ -122,6 +120,8 @@ def train(
             checking = step == 0 or (step + 1) % session.check_every == 0
             checking = checking or step + 1 == config.steps
             began = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * rate(group["part"], step) * _schedule(step, config)
             try:
                 figures = _update(step, parameters, loss, optimizer, config, checking)
             except FloatingPointError:
@@ -229,8 +229,6 @@ def _update(
 ) -> dict[str, float]:
     """One step; its figures, with gradient norms by part and by objective where it is checked."""
     tensors = list(parameters.values())
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr * group["rate"] * _schedule(step, config)
     value, figures = loss(step)
     counts = parallel.weight(float(figures.get("tokens", 1.0)))
     joint = parallel.mean({"loss": value.item()}, counts)["loss"]
@@ -270,12 +268,17 @@ def _objective_norms(
 
 
 def _part_norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """Gradient norm of each part: the tensors whose names begin with the same two words."""
-    parts: dict[str, list[Tensor]] = {}
-    for name, tensor in parameters.items():
-        assert tensor.grad is not None
-        parts.setdefault(".".join(name.split(".")[:2]), []).append(tensor.grad)
-    return {f"grad.{part}": _norm(gradients) for part, gradients in parts.items()}
+    """Gradient norm of each part."""
+    gradients = {n: t.grad for n, t in parameters.items() if t.grad is not None}
+    return {f"grad.{part}": _norm(list(own.values())) for part, own in _parts(gradients).items()}
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Tensors by part: those whose names begin with the same two words."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parts.setdefault(".".join(name.split(".")[:2]), {})[name] = tensor
+    return parts
 
 
 def _norm(gradients: list[Tensor]) -> float:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentwire.lm import kl_divergence
+
 
 def answer_loss(log_probs: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, ""]:
     """Cross-entropy in nats per real target token."""
@@ -17,8 +19,7 @@ def distillation(
 ) -> Float[Tensor, ""]:
     """KL(teacher || student) of next-token distributions, in nats per real target token
     (Hinton et al. 2015, arXiv 1503.02531). Gradients flow to the student alone."""
-    target = teacher.detach().float().log_softmax(-1)
-    divergence = (target.exp() * (target - student.float().log_softmax(-1))).sum(-1)
+    divergence = kl_divergence(teacher.detach(), student)
     return (divergence * mask).sum() / mask.sum()
 
 

@@ -9,9 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, Prompt
+from latentwire.lm import FrozenLM, Prompt, pad_right
 from latentwire.seek.answers import prompt_ids
 from latentwire.seek.rewards.base import Attempt, Rating, failed
+
+ROWS = 8
+"""Answers that are rated in one pass; logits of all their tokens are held at once."""
 
 
 def confidence(logits: Float[Tensor, "*n v"], k: int) -> Float[Tensor, "*n"]:
@@ -41,11 +44,18 @@ class Confidence:
 
     @torch.no_grad()
     def __call__(self, attempts: Sequence[Attempt]) -> list[Rating]:
-        return [self._one(a) for a in attempts]
+        parts = [attempts[start : start + ROWS] for start in range(0, len(attempts), ROWS)]
+        return [rating for part in parts for rating in self._rated(part)]
 
-    def _one(self, attempt: Attempt) -> Rating:
-        if len(attempt.ids) == 0:
-            return failed("an answer without tokens has no confidence")
-        prompt = prompt_ids(self.lm, attempt.problem)
-        logits = self.lm.logits(Prompt.from_ids(self.lm, [prompt]), attempt.ids[None])[0]
-        return Rating(float(confidence(logits, self.k).mean()), {}, len(prompt) + len(attempt.ids))
+    def _rated(self, attempts: Sequence[Attempt]) -> list[Rating]:
+        answered = [a for a in attempts if len(a.ids)]
+        ratings = {}
+        if answered:
+            prompts = [prompt_ids(self.lm, a.problem) for a in answered]
+            ids, mask = pad_right([a.ids for a in answered])
+            logits = self.lm.logits(Prompt.from_ids(self.lm, prompts), ids, mask)
+            means = (confidence(logits, self.k) * mask).sum(1) / mask.sum(1)
+            for a, prompt, mean in zip(answered, prompts, means.tolist(), strict=True):
+                ratings[id(a)] = Rating(mean, {}, len(prompt) + len(a.ids))
+        empty = failed("an answer without tokens has no confidence")
+        return [ratings.get(id(a), empty) for a in attempts]

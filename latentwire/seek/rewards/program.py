@@ -9,7 +9,7 @@ from itertools import chain
 
 from latentwire.seek.rewards.base import Attempt, Rating, failed
 from latentwire.tasks.arc import Pair, find_program
-from latentwire.tasks.sandbox import Failure, Grid, run_program
+from latentwire.tasks.sandbox import Failure, Grid, SandboxError, run_program
 
 PARTS = ("exact", "shape", "colour", "cells")
 

@@ -1,0 +1,131 @@
+"""What a training of a lens is: its parts, its data, its objectives and their schedules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from latentwire.lens.checks import LensError
+from latentwire.lens.lens import LensConfig
+from latentwire.train.loop import LoopConfig
+from latentwire.train.schedules import Schedule
+
+OFF, FULL, SLIGHT = Schedule(0.0), Schedule(1.0), Schedule(0.02)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which activations are trained on."""
+
+    held_out: float = 0.05
+    """Fraction of the documents that is never trained on."""
+    window: int = 128
+    """Tokens of a document that are read."""
+    skip: int = 4
+    """First tokens, after BOS, whose activations are left out."""
+    documents: int = 8
+    """Documents per step."""
+    positions: int | None = 4
+    """Random positions per document and step; None for all."""
+    measured: int = 500
+    """Documents on which the mean and the scale of activations are measured."""
+    fitted: int = 200
+    """Documents on which the decoder's projections are fitted before the first step; with 0 they
+    begin as the identity."""
+    before: int = 8
+    """Tokens up to and including the activation's own in the text of the warm start."""
+    after: int = 4
+    """Tokens that follow it there."""
+    pairs: Path | None = None
+    """What the warm start teaches instead: JSON lines {"text", "token", "explanation"}, the token
+    counted from 0 as in `lens explain`."""
+    dump: Path | None = None
+    """Folder that all activations of the training text are written to once and read from after
+    that; without it, every step makes its own anew."""
+
+    def __post_init__(self) -> None:
+        least = dict(
+            window=2, skip=0, documents=1, positions=1, measured=1, fitted=0, before=1, after=0
+        )
+        for name, value in least.items():
+            given = getattr(self, name)
+            if given is not None and given < value:
+                raise LensError(f"{name} is {given}; expected at least {value}")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What each objective counts in the joint stage; what is 0 throughout is left out."""
+
+    mse: Schedule = FULL
+    """Squared error of the reconstruction, in units of the activations' variance."""
+    kl: Schedule = OFF
+    """KL of the model's next token after the reconstruction was swapped in."""
+    fluency: Schedule = OFF
+    """KL of the decoder to the frozen LM, per token."""
+    reference: Schedule = SLIGHT
+    """k3 estimate of the KL to the decoder as the warm start left it, per token (GRPO)."""
+    entropy: Schedule = OFF
+    """How far the decoder's entropy is below `entropy_floor`."""
+    entropy_floor: float = 1.0
+    """Nats per token."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates, in multiples of the stage's own; scheduled from the stage's first step."""
+
+    projections: Schedule = FULL
+    prompts: Schedule = FULL
+    base: Schedule = FULL
+    """LoRA, or the decoder's own copy of the LM."""
+    encoder: Schedule = FULL
+    """All of the encoder, on top of the others."""
+
+    def of(self, part: str, step: int, epoch: int) -> float:
+        """The rate of a part of `Lens.tensors`, which its first two words name."""
+        side, kind = part.split(".")
+        kinds = {"project": self.projections, "lora": self.base, "base": self.base}
+        own = kinds.get(kind, self.prompts).at(step, epoch)
+        return own * (self.encoder.at(step, epoch) if side == "encoder" else 1.0)
+
+
+@dataclass(frozen=True)
+class LensRecipe:
+    """A complete training of one lens."""
+
+    name: str
+    """Of the run folder, runs/NAME, unless `out` says otherwise."""
+    lens: LensConfig
+    """The lens that is trained."""
+    text: tuple[Path, ...] = ()
+    """UTF-8 text files, one document per block between blank lines."""
+    out: Path | None = None
+    """Run folder; a folder that holds this run already is gone on with."""
+    data: Data = field(default_factory=Data)
+    warm: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2000, lr=5e-4))
+    """Stage 1."""
+    joint: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500, lr=1e-4))
+    """Stage 2."""
+    refine: Literal["grpo", "gumbel", "none"] = "grpo"
+    """How the joint stage trains the decoder; none leaves it out."""
+    group: int = 4
+    """Explanations per activation that GRPO compares."""
+    reward: Literal["mse", "kl"] = "mse"
+    """What GRPO rewards, negated: the reconstruction's error or the KL after the swap."""
+    temperature: float = 1.0
+    """Of sampling in the joint stage."""
+    tau: Schedule = FULL
+    """Sharpness of the Gumbel relaxation; apart from the temperature."""
+    weights: Weights = field(default_factory=Weights)
+    rates: Rates = field(default_factory=Rates)
+    seed: int = 0
+    """Of the order of the data and of all noise."""
+
+    def __post_init__(self) -> None:
+        if self.refine == "grpo" and self.group < 2:
+            raise LensError(f"group is {self.group}; GRPO compares at least 2 explanations")
+        for name, value in (("temperature", self.temperature), ("tau", self.tau.lowest)):
+            if not value > 0:
+                raise LensError(f"{name} is {value}; expected more than 0")
