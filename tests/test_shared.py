@@ -182,7 +182,7 @@ def test_eight_examples_are_learnt_by_heart(reading, encoder, ways):
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         losses[step % 2] = loss.item()
-        if sum(losses) < 0.55:  # soft-capped logits cannot get below 0.34
+        if sum(losses) < 0.47:  # soft-capped logits cannot get below 0.34
             break
     wire.eval()
     for reader in readers:
