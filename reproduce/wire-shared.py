@@ -44,7 +44,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--text", nargs="*", default=[], type=Path, help="plain text, said again")
     parser.add_argument("--eval", required=True, help="JSONL to report on")
     parser.add_argument("--minutes", type=float, default=8.5, help="of everything")
-    parser.add_argument("--passages", type=int, default=96 if cuda else 4)
+    parser.add_argument("--passages", type=int, default=64 if cuda else 4)
     parser.add_argument("--limit", type=int, default=500, help="questions to report on")
     parser.add_argument("--checked", type=int, default=24 if cuda else 2, help="held-out passages")
     parser.add_argument("--fitted", type=int, default=64 if cuda else 8, help="passages to measure")
@@ -82,13 +82,13 @@ def recipe_of(given: argparse.Namespace) -> SharedRecipe:
     )
 
 
-def seconds_of_a_step(wire: SharedWire, recipe: SharedRecipe, steps: int) -> float:
-    """Of the wire's stage, the first one of each reader left out."""
-    readers, stock = wire.readers, load_stock(recipe, wire.encoder.lm)
-    for step in range(len(readers) + steps):
-        if step == len(readers):
+def seconds_of_a_step(wire: SharedWire, recipe: SharedRecipe, steps: int = 3) -> float:
+    """Of the wire's stage, the first one left out."""
+    stock, began = load_stock(recipe, wire.encoder.lm), 0.0
+    for step in range(1 + steps):
+        if step == 1:
             began = time.perf_counter()
-        wire_loss(wire, readers[step % len(readers)], stock, recipe, step)[0].backward()
+        wire_loss(wire, wire.readers, stock, recipe, step)[0].backward()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
     return (time.perf_counter() - began) / steps
@@ -99,17 +99,20 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     recipe = recipe_of(given)
     lms = load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
-    second = seconds_of_a_step(SharedWire(recipe.wire, lms), recipe, 2 * len(recipe.wire.readers))
-    # A format step costs less than one of the wire; the evaluation's share is a guess.
-    left = 60 * given.minutes - (time.perf_counter() - began)
-    steps = given.steps or max(2, int(0.7 * left / second) - given.format_steps)
-    print(f"{second:.2f} s a step, {steps} steps", flush=True)
+    steps, every = given.steps, 50
+    if steps is None:
+        measured = SharedWire(recipe.wire, lms)
+        second = seconds_of_a_step(measured, recipe)
+        # A format step costs less than one of the wire; the evaluation's share is a guess.
+        left = 60 * given.minutes - (time.perf_counter() - began)
+        steps, every = max(2, int(0.7 * left / second) - given.format_steps), math.ceil(60 / second)
+        print(f"{second:.2f} s a step, {steps} steps", flush=True)
     recipe = replace(
         recipe,
         train=LoopConfig(steps, given.lr, warmup=max(1, min(100, steps // 10)), save_every=10**6),
         repeat=Schedule(1.0, 0.3, over=steps / 2),
     )
-    session = Session(check_every=math.ceil(60 / second), checked=given.checked, keep=1)
+    session = Session(check_every=every, checked=given.checked, keep=1)
     folder = train_shared(recipe, session, lms)
     print(f"trained after {time.perf_counter() - began:.0f} s", flush=True)
     wire = SharedWire.from_pretrained(folder / "wire", lms)

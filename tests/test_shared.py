@@ -174,15 +174,13 @@ def test_eight_examples_are_learnt_by_heart(reading, encoder, ways):
     wire.fit([p.context for p in stock.passages])
     trained = [p for p in wire.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
-    losses = [9.0, 9.0]
-    for step in range(240):
+    for step in range(120):
         optimizer.zero_grad()
-        loss = wire_loss(wire, readers[step % 2], stock, given, step)[0]
+        loss, _ = wire_loss(wire, readers, stock, given, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        losses[step % 2] = loss.item()
-        if sum(losses) < 0.47:  # soft-capped logits cannot get below 0.34
+        if loss < 0.235:  # soft-capped logits cannot get below 0.34
             break
     wire.eval()
     for reader in readers:
@@ -195,11 +193,10 @@ def test_eight_examples_are_learnt_by_heart(reading, encoder, ways):
 def test_losses_and_checks_of_a_step(lms):
     wire = make_wire(lms)
     given, stock = recipe(wire.config), Stock(passages(), passages()[:3])
-    for reader in wire.readers:
-        total, figures = wire_loss(wire, reader, stock, given, 0)
-        parts = [figures[f"{reader.reader}.{part}"] for part in ("again", "ce", "kl")]
-        torch.testing.assert_close(total, sum(parts))
-        assert figures["tokens"] == 8
+    total, figures = wire_loss(wire, wire.readers, stock, given, 0)
+    parts = [figures[f"{name}.{part}"] for name in BOTH for part in ("again", "ce", "kl")]
+    torch.testing.assert_close(total, sum(parts) / 2)
+    assert figures["tokens"] == 8
     found = check_readers(wire.readers, stock.held, ["text"])
     assert found["held"] == pytest.approx(sum(found[f"{name}.wire.nll"] for name in BOTH) / 2)
     assert {f"{name}.text.f1" for name in BOTH} <= set(found) and "gap_low" in found

@@ -4,9 +4,9 @@ Two stages, each resumable:
 
 1. format: each reader's format tokens, on full text, so that the text reference is as strong as it
    can be and the wire never gets credit for form;
-2. wire: everything else at once, one reader a step. Each reader answers from latents as it answers
-   from the text (KL over the answer's positions, answer cross-entropy) and says pieces of the text
-   again, from a few of their tokens on.
+2. wire: everything else at once, every reader at each step. Each reader answers from latents as it
+   answers from the text (KL over the answer's positions, answer cross-entropy) and says pieces of
+   the text again, from a few of their tokens on.
 
 `add_reader` trains both for one more reader, with all that the others share frozen.
 
@@ -44,7 +44,7 @@ from latentwire.tasks.qa import (
 )
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, Session, shuffled, train
-from latentwire.train.losses import answer_loss, distillation, token_loss
+from latentwire.train.losses import distillation, token_loss
 from latentwire.train.schedules import Schedule
 from latentwire.wire import fsq
 from latentwire.wire.shared import Reader, SharedConfig, SharedWire
@@ -72,9 +72,9 @@ class SharedRecipe:
     format: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=300, lr=3e-3, save_every=50)
     )
-    """Stage 1; the steps of all readers together."""
+    """Stage 1."""
     train: LoopConfig = field(default_factory=lambda: LoopConfig(steps=4000, lr=1e-3))
-    """Stage 2; likewise."""
+    """Stage 2."""
     passages: int = 16
     """Passages per step, texts among them as often as they are in the data."""
     questions: int = 4
@@ -210,15 +210,15 @@ def train_formats(
     asking = Stock([p for p in stock.passages if p.questions], stock.held)
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        began = time.perf_counter()
-        reader = readers[step % len(readers)]
-        batch = _batch(asking, recipe, reader, step)
-        targets, mask = _targets(reader.lm, batch)
-        made = {"tokens": float(mask.sum()), "waited": time.perf_counter() - began}
-        with torch.no_grad():
-            text = _texts(reader.lm, batch)
-        log_probs = reader.lm.score(_asked(reader, batch, text), targets, mask)
-        return answer_loss(log_probs, mask), made
+        batch = _batch(asking, recipe, readers[0].wire.encoder.lm, step)
+        parts: dict[str, Tensor | float] = {}
+        for reader in readers:
+            targets, mask = _targets(reader.lm, batch)
+            with torch.no_grad():
+                text = _texts(reader.lm, batch)
+            logits = reader.lm.packed_logits(_asked(reader, batch, text), targets, mask)
+            parts[f"{reader.reader}.ce"] = token_loss(logits, targets[mask])
+        return torch.stack([torch.as_tensor(p) for p in parts.values()]).mean(), parts
 
     formats = {f"{r.reader}.format": r.format.requires_grad_(True) for r in readers}
     train("format", formats, loss, recipe.format, out, session=session)
@@ -238,7 +238,7 @@ def train_wire(
     """Stage 2: encoder, code, trunk and adapters, or those of them that are in `parameters`."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        return wire_loss(wire, readers[step % len(readers)], stock, recipe, step)
+        return wire_loss(wire, readers, stock, recipe, step)
 
     held = [Passage(p.context, p.questions[: recipe.questions]) for p in stock.held]
     rest = ["text", "closed_book", "truncated_tokens"]  # these do not change
@@ -257,35 +257,45 @@ def train_wire(
 
 
 def wire_loss(
-    wire: SharedWire, reader: Reader, stock: Stock, recipe: SharedRecipe, step: int
+    wire: SharedWire, readers: Sequence[Reader], stock: Stock, recipe: SharedRecipe, step: int
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """What one step minimises, and its parts by the reader's name."""
+    """What one step minimises: the mean over readers, who all read what was encoded once."""
     began = time.perf_counter()
-    lm, batch = reader.lm, _batch(stock, recipe, reader, step)
+    batch = _batch(stock, recipe, wire.encoder.lm, step)
+    figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
     texts = [p.context for p in batch]
-    waited = time.perf_counter() - began
     values = [fsq.bounded(z, wire.config.bits) for z in wire.encoder(texts)]
-    prefix = reader.prefix(values, [wire.encoder.span(text) for text in texts])
-    total, weight = torch.zeros((), device=lm.device), recipe.repeat.at(step, 1)
-    figures: dict[str, Tensor | float] = {"waited": waited}
+    spans = [wire.encoder.span(text) for text in texts]
+    total = torch.zeros((), device=wire.widen.weight.device)
+    for reader in readers:
+        loss, parts = _reader_loss(reader, batch, reader.prefix(values, spans), recipe, step)
+        total = total + loss / len(readers)
+        figures |= {f"{reader.reader}.{name}": part for name, part in parts.items()}
+    return total, {"tokens": float(sum(len(p.questions) for p in batch) or 1), **figures}
+
+
+def _reader_loss(
+    reader: Reader, batch: Sequence[Passage], prefix: KVPrefix, recipe: SharedRecipe, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One reader's loss behind its latents, and its parts."""
+    lm, weight = reader.lm, recipe.repeat.at(step, 1)
+    total, parts = torch.zeros((), device=lm.device), {}
     if weight > 0:
-        again = _again(reader, texts, prefix, recipe, step)
-        total = weight * again
-        figures[f"{reader.reader}.again"] = again
+        parts["again"] = _again(reader, [p.context for p in batch], prefix, recipe, step)
+        total = weight * parts["again"]
     if any(p.questions for p in batch):
         targets, mask = _targets(lm, batch)
         student = lm.packed_logits(_asked(reader, batch, prefix), targets, mask)
-        ce = token_loss(student, targets[mask])
-        total = total + ce
-        figures[f"{reader.reader}.ce"] = ce
+        parts["ce"] = token_loss(student, targets[mask])
+        total = total + parts["ce"]
         if recipe.distil > 0:
             with torch.no_grad():
                 asked = _asked(reader, batch, _texts(lm, batch))
                 teacher = lm.packed_logits(asked, targets, mask)
-            kl = distillation(teacher[None], student[None], mask.new_ones(1, len(student)))
-            total = total + recipe.distil * kl
-            figures[f"{reader.reader}.kl"] = kl
-    return total, {"tokens": float(sum(len(p.questions) for p in batch) or 1), **figures}
+            every = mask.new_ones(1, len(student))
+            parts["kl"] = distillation(teacher[None], student[None], every)
+            total = total + recipe.distil * parts["kl"]
+    return total, parts
 
 
 @torch.no_grad()
@@ -343,13 +353,14 @@ def _paragraphs(path: Path) -> list[str]:
     return [piece for piece in pieces if len(piece) > 100]
 
 
-def _batch(stock: Stock, recipe: SharedRecipe, reader: Reader, step: int) -> list[Passage]:
-    """A step's passages, each with some of its questions; which ones changes from step to step."""
+def _batch(stock: Stock, recipe: SharedRecipe, lm: FrozenLM, step: int) -> list[Passage]:
+    """A step's passages, each with some of its questions, of which the step's number draws. lm:
+    what counts the tokens of answers."""
     chosen = shuffled(len(stock.passages), recipe.seed, step, recipe.passages)
     made = []
     for i in parallel.share(chosen):
         passage, draw = stock.passages[i], random.Random(seed_of(recipe.seed, step, i))
-        short = [q for q in passage.questions if len(reader.lm.ids(q.answers[0])) <= LONGEST_ANSWER]
+        short = [q for q in passage.questions if len(lm.ids(q.answers[0])) <= LONGEST_ANSWER]
         asked = draw.sample(short, min(len(short), recipe.questions))
         made.append(Passage(passage.context, tuple(asked)))
     return made
