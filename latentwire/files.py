@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write beside `path`, then move into place: a kill or a full disk leaves what was there."""
-    part = path.with_name(path.name + ".part")
+def write_whole(path: Path, data: bytes | str, writer: str = "") -> None:
+    """Write beside `path`, then move into place: a kill or a full disk leaves what was there.
+
+    writer: a name of its own for each of several that write the same file at the same time.
+    """
+    part = path.with_name(f"{path.name}{writer}.part")
     try:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
         part.replace(path)

@@ -1,4 +1,7 @@
-"""Shapes and types are checked at run time in every test."""
+"""Shapes and types are checked at run time in every test, and none sees features of other runs."""
+
+import os
+import tempfile
 
 import torch
 from jaxtyping import install_import_hook
@@ -6,3 +9,4 @@ from jaxtyping import install_import_hook
 install_import_hook("latentwire", "beartype.beartype")
 # Tiny matrices gain nothing from a second thread and lose much where cores are shared.
 torch.set_num_threads(1)
+os.environ["LATENTWIRE_FEATURES"] = tempfile.mkdtemp(prefix="latentwire-features-")

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import safetensors.torch
 from tiny import tiny_lm
 
 import latentwire.wire.wire as wire_module
@@ -141,13 +142,19 @@ def test_training_refuses_another_runs_folder_before_any_compute(tmp_path, monke
     data = write(tmp_path / "d.jsonl", jsonl(ROWS))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
+    (tmp_path / "other").mkdir()
+    checkpoint = safetensors.torch.save({}, metadata={"run": "another", "step": "3"})
+    (tmp_path / "other" / "slots.safetensors").write_bytes(checkpoint)
     monkeypatch.setattr(wire_module, "FrozenLM", None)
     for arguments, message in [
         (("--out", str(tmp_path / "run")), "holds a run with another config"),
+        (("--out", str(tmp_path / "other")), "is a checkpoint of another recipe"),
+        (("--gradient-accumulation", "3"), "expected a multiple of 3"),
+        (("--trackers", "comet"), "--trackers"),
         (("--out", str(tmp_path / "new")), "2 passages; expected at least 104"),
     ]:
         status, _, err = run(monkeypatch, capsys, "train", "smollm2-4x", "--data", data, *arguments)
-        assert status == 2 and message in err
+        assert status == 2 and message in err and err.count("\n") == 1, err
     assert not (tmp_path / "new").exists()
 
 
@@ -160,6 +167,7 @@ def test_training_refuses_another_runs_folder_before_any_compute(tmp_path, monke
         (("smollm2-4x", "--slots.steps", "0"), "steps is 0; expected at least 1"),
         (("smollm2-4x", "--format.lr", "-1"), "lr is -1.0; expected more than 0"),
         (("smollm2-4x", "--check-every", "0"), "check_every is 0; expected at least 1"),
+        (("smollm2-4x", "--gradient-accumulation", "0"), "gradient_accumulation is 0; expected"),
         (("smollm2-4x", "--stop-on", "colapse"), "--stop-on"),
         (("smollm2-4x", "--data", "none.jsonl"), "none.jsonl: no such file"),
         (("smollm2-4x", "--wire.window", "500", "--passages", "1", "--held-out", "1"), "room for"),

@@ -16,7 +16,7 @@ ALLOWED = {
     "lens": {"lm", "tasks", "lens", "files", "ridge"},
     "train": {"lm", "tasks", "train", "files"},
     "evals": {"lm", "tasks", "evals", "files"},
-    "bench": {"bench", "lm", "tasks", "seek", "lens", "files"},
+    "bench": {"bench", "lm", "tasks", "wire", "seek", "lens", "train", "recipes", "files"},
     "commands": {"commands", "bench", "lm", "tasks", "wire", "seek", "lens", "evals", "recipes"}
     | {"report", "train", "files"},
     "report": {"report", "files"},

@@ -1,43 +1,139 @@
-"""Two processes of Accelerate, over gloo, train as one with the joint batch does."""
+"""Processes that Accelerate launches, over gloo, train as one with the joint batch does."""
 
 import json
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
 from test_guards import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
+from tiny import tiny_lm
 
 from latentwire.recipes.wire import train_wire
+from latentwire.train import parallel
 
 
-def one_of_two(recipe, rank: int, port: int) -> None:
-    """With the environment that `accelerate launch` gives a process."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
-    train_wire(recipe)
-
-
-def test_two_processes_give_the_losses_of_one(lm, quick, tmp_path):  # noqa: F811
-    alone = train_wire(quick)
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    joint = replace(quick, out=tmp_path / "joint")
-    fork = multiprocessing.get_context("fork")
-    pair = [fork.Process(target=one_of_two, args=(joint, rank, port)) for rank in (0, 1)]
+        return str(free.getsockname()[1])
+
+
+def in_two_processes(target, *arguments) -> list[int | None]:
+    """Exit codes of target(rank, *arguments) with the environment that a launcher gives. Forked,
+    since that takes no time."""
+    port, fork = free_port(), multiprocessing.get_context("fork")
+
+    def run(rank: int) -> None:
+        PartialState._reset_state()  # of the process that this one was forked from
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        target(rank, *arguments)
+
+    pair = [fork.Process(target=run, args=(rank,)) for rank in (0, 1)]
     for process in pair:
         process.start()
     for process in pair:
         process.join()
-    assert [p.exitcode for p in pair] == [0, 0]
+    return [process.exitcode for process in pair]
+
+
+def assert_same_losses(alone, together) -> None:
     expected, found = (
         [json.loads(line) for line in (folder / "metrics.jsonl").open()]
-        for folder in (alone, joint.out)
+        for folder in (alone, together)
     )
     assert len(found) == len(expected) == 9
     for one, two in zip(expected, found, strict=True):
         assert (one["stage"], one["step"]) == (two["stage"], two["step"])
+        assert one["tokens"] == two["tokens"]
         for name in ("loss", "grad_norm", *(("ce", "kl") if one["stage"] == "slots" else ())):
             assert abs(one[name] - two[name]) <= 1e-5 * (1 + abs(one[name])), (one, two)
+
+
+def test_accelerate_launch_gives_the_losses_of_one_process(lm, quick, tmp_path):  # noqa: F811
+    reader = tmp_path / "reader"
+    lm.model.save_pretrained(reader)
+    lm.tokenizer.save_pretrained(reader)
+    options = ["--data", quick.data, "--wire.reader", str(reader), "--seed", str(quick.seed)]
+    for part in ("wire", "format", "slots"):
+        for name, value in vars(getattr(quick, part)).items():
+            if name != "reader":
+                options += [f"--{part}.{name.replace('_', '-')}", str(value)]
+    for name in ("scorer_passages", "questions", "held_out"):
+        options += [f"--{name.replace('_', '-')}", str(getattr(quick, name))]
+
+    def launched(*more: str) -> subprocess.CompletedProcess:
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+        launcher += ["--num_processes", "2", "--main_process_port", free_port()]
+        command = [*launcher, "-m", "latentwire", "train", "smollm2-4x", *options, *more]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    # That there are two shows where rows cannot be shared; nothing is loaded before.
+    refused = launched("--passages", "3", "--out", str(tmp_path / "no"))
+    assert refused.returncode != 0 and not (tmp_path / "no").exists()
+    assert "latentwire: 3 rows a step for 2 process(es)" in refused.stderr
+    done = launched("--passages", str(quick.passages), "--out", str(tmp_path / "two"))
+    # Status 1 is the launcher's for our 3: alarms stand at the end.
+    assert done.returncode in (0, 1) and (tmp_path / "two" / "wire").is_dir(), done.stderr
+    assert_same_losses(train_wire(quick), tmp_path / "two")
+
+
+def test_fsdp2_shares_out_the_frozen_weights_and_gives_the_same_losses(lm, quick, tmp_path):  # noqa: F811
+    joint = replace(quick, out=tmp_path / "joint")
+    weights = lm.blocks[0].mlp.up_proj.weight.detach().clone()
+
+    def sharded(rank: int) -> None:
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+        train_wire(joint)
+        shard = lm.blocks[0].mlp.up_proj.weight.to_local()
+        assert shard.shape == (weights.shape[0] // 2, weights.shape[1])
+        assert torch.equal(shard, weights.chunk(2)[rank])
+        dist.destroy_process_group()
+
+    assert in_two_processes(sharded) == [0, 0]
+    assert_same_losses(train_wire(quick), joint.out)
+
+
+def test_processes_that_accelerate_does_not_know_of_are_refused(tmp_path):
+    def by_hand(rank: int) -> None:
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+            del os.environ[name]
+        where = f"file://{tmp_path}/store"
+        dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
+        for call in (parallel.join, parallel.world, lambda: parallel.mean({"loss": float(rank)})):
+            with pytest.raises(
+                ValueError, match=r"torch\.distributed has 2 processes, Accelerate 1"
+            ):
+                call()
+        dist.destroy_process_group()
+
+    assert in_two_processes(by_hand) == [0, 0]
+
+
+def test_launches_that_cannot_work_are_refused(monkeypatch):
+    PartialState._reset_state()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # as accelerate launch --cpu leaves it
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(ValueError, match="starts one process and leaves the others to mpirun"):
+        parallel.join()
+    monkeypatch.delenv("MASTER_ADDR")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(ValueError, match="FSDP 1 is not supported; add --fsdp_version 2"):
+        parallel.join()
+
+
+def test_one_process_shards_nothing(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    whole = tiny_lm("llama")
+    assert parallel.sharded(whole) is whole
+    assert type(whole.blocks[0].mlp.up_proj.weight) is torch.nn.Parameter

@@ -202,7 +202,7 @@ ANSWER = json.loads(answers().partition("\n")[0])
         (
             "results_json",
             '{"kind": "lens"}',
-            "results.json: expected kind wire or seek, got 'lens'",
+            "results.json: expected kind wire, seek, sweep, got 'lens'",
         ),
         ("config_json", "3", "config.json: expected an object, got 3"),
         ("metrics_jsonl", "[]\n", "metrics.jsonl, line 1: expected an object, got []"),

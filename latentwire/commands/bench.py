@@ -1,7 +1,7 @@
-"""Benchmarks: bench seek, bench lens."""
+"""Benchmarks: bench seek, bench lens, bench train."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -64,7 +64,51 @@ def lens(
     write_json(json_out, result)
 
 
+def train(
+    model: str = "smollm2-135m",
+    data: str | None = None,
+    passages: int = 4,
+    steps: int = 5,
+    mixed_precision: Literal["no", "bf16"] = "no",
+    gradient_checkpointing: bool = False,
+    json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Measure a step of training a wire beside what the machine's matmuls can do.
+
+    Args:
+        model: Zoo name, Hugging Face id or local folder.
+        data: JSONL as for training; the shipped almanac if not given.
+        passages: Passages of a step.
+        steps: Steps that are timed; their median counts.
+        mixed_precision: bf16 computes losses under autocast to bfloat16.
+        gradient_checkpointing: Run blocks again for the gradient in place of keeping activations.
+        json_out: Write the result as JSON to this file.
+    """
+    from latentwire.bench.train import bench_train
+    from latentwire.lm.frozen import FrozenLM
+    from latentwire.recipes.evaluation import ALMANAC
+    from latentwire.tasks.qa import by_context, load_questions
+    from latentwire.train.settings import Session
+
+    check_folder(json_out)
+    if min(passages, steps) < 1:
+        raise ValueError(f"--passages {passages} --steps {steps}; expected at least 1 of each")
+    read = by_context(load_questions(data or ALMANAC, least=passages))
+    session = Session(mixed_precision, gradient_checkpointing=gradient_checkpointing)
+    result = bench_train(FrozenLM.from_pretrained(model), read, steps, passages, session)
+    print(f"{'part':15} {'seconds':>8} {'GFLOP':>8} {'of the ceiling':>15}")
+    for name, row in {**result["parts"], "all": result}.items():
+        print(f"{name:15} {row['seconds']:8.3f} {row['flops'] / 1e9:8.1f} {row['share']:15.0%}")
+    memory = "" if result["memory"] is None else f", {result['memory'] / 1e6:.0f} MB at its peak"
+    print(
+        f"{result['tokens_per_second']:.0f} tokens/s{memory}; ceiling "
+        f"{result['ceiling'] / 1e9:.0f} GFLOP/s; {result['over_matmuls']:.2f}x its matmuls; "
+        f"{result['busy']:.0%} of the time on a core"
+    )
+    write_json(json_out, result)
+
+
 def bench(arguments: list[str]) -> None:
-    """Time ours against a plain implementation: `latentwire bench seek`, `bench lens`."""
-    commands = {"seek": seek, "lens": lens}
+    """What our work costs: `latentwire bench seek`, `bench lens`, `bench train`."""
+    commands = {"seek": seek, "lens": lens, "train": train}
     tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="latentwire bench")

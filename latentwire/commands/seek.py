@@ -1,5 +1,6 @@
 """The command of seek."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,8 @@ Positional = tyro.conf.Positional
 def seek(arguments: list[str]) -> None:
     """Improve answers at test time by searching a model's own hidden states, beside controls."""
     from latentwire.lm.frozen import FrozenLM
-    from latentwire.recipes.seek import SeekRecipe, load_task, run_seek, seek_prompt
+    from latentwire.recipes.seek import SeekRecipe, load_lm, load_task, run_seek, seek_prompt
+    from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
     from latentwire.report.seek import seek_table, verdict
 
@@ -23,6 +25,7 @@ def seek(arguments: list[str]) -> None:
         prompt: str | None = None,
         run: Path | None = None,
         json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+        ray: str | None = None,
     ) -> None:
         """Improve answers at test time by searching a model's own hidden states, beside controls.
 
@@ -33,19 +36,21 @@ def seek(arguments: list[str]) -> None:
             run: Run folder for predictions.jsonl, results.json and report.html; one that was
                 interrupted is gone on with. runs/seek-DATA-REWARD if not given.
             json_out: Write the result as JSON to this file.
+            ray: Search by the workers of the Ray at this address, or of one started here if local.
         """
         check_folder(json_out)
         recipe.check()
         if prompt is not None:
-            if run is not None or json_out is not None:
+            if run is not None or json_out is not None or ray is not None:
                 raise ValueError(
-                    "--prompt prints a trace and keeps no run; leave --run, --json out"
+                    "--prompt prints a trace and keeps no run; leave --run, --json, --ray out"
                 )
             _print_trace(seek_prompt(FrozenLM.from_pretrained(model), recipe, prompt))
             return
         task = load_task(recipe)  # a mistake in the data costs no loading of the model
         run = run or recipe.folder()
-        result = run_seek(FrozenLM.from_pretrained(model), recipe, run, task)
+        spread = None if ray is None else on_ray(ray, partial(load_lm, model))
+        result = run_seek(load_lm(model), recipe, run, task, spread)
         out.print(seek_table(result))
         for line in verdict(result):
             out.print(f"- {line}", markup=False, highlight=False)

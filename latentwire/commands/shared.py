@@ -43,14 +43,19 @@ def run_training(
 
     part: the folder of a run that holds what was trained.
     """
+    from latentwire.train import parallel
     from latentwire.train.guards import CollapseError, standing
 
     recipe, session = _parsed(recipes, arguments, prog)
     try:
         folder = train(recipe, session)
     except CollapseError as collapse:
+        if parallel.rank() > 0:
+            return 0
         out.print(f"latentwire: {collapse}", markup=False, highlight=False, soft_wrap=True)
         return 3
+    if parallel.rank() > 0:  # a launcher ends all processes when one has a status of its own
+        return 0
     print(f"trained: {folder / part}")
     alarms = standing(folder)
     for name, text in alarms.items():

@@ -1,5 +1,6 @@
 """Commands of the wire: ask, eval, train, add-reader."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,6 +66,7 @@ def evaluate(
     run: Path | None = None,
     bits: int | None = None,
     needles: Literal["number", "uuid"] | None = None,
+    ray: str | None = None,
 ) -> None:
     """Score a wire beside full text, truncation, no text, and latents that say nothing.
 
@@ -80,23 +82,27 @@ def evaluate(
             own.
         needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the
             questions of the data.
+        ray: Answer by the workers of the Ray at this address, or of one started here if local.
     """
-    from latentwire.recipes.evaluation import ALMANAC, evaluate_shared, evaluate_wire
+    from latentwire.recipes.evaluation import ALMANAC, evaluate_shared, evaluate_wire, load_wire
+    from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
     from latentwire.report.tables import results_table, verdict
     from latentwire.wire.shared import SharedWire, is_shared
-    from latentwire.wire.wire import Wire
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
     if is_shared(wire):
+        if ray is not None:
+            raise ValueError("--ray is for wires of one reader; leave it out for a shared wire")
         loaded = SharedWire.from_pretrained(wire)
         result = evaluate_shared(loaded, data or ALMANAC, limit, run, bits, needles)
         folders = {name: f"reader-{i}" for i, name in enumerate(result["readers"])}
     else:
-        single = Wire.from_pretrained(wire)
-        result = evaluate_wire(single, data or ALMANAC, limit, run, bits, needles)
+        spread = None if ray is None else on_ray(ray, partial(load_wire, wire))
+        single = load_wire(wire)
+        result = evaluate_wire(single, data or ALMANAC, limit, run, bits, needles, spread)
         folders = {single.reader: "."}
     for name, folder in folders.items():
         one = result["readers"][name] if "readers" in result else result

@@ -1,5 +1,6 @@
 """The port: the only code that calls a Hugging Face model."""
 
+from latentwire.lm.checkpointing import gradient_checkpointing
 from latentwire.lm.frozen import FrozenLM
 from latentwire.lm.outputs import Decoded, Scored, States, kl_divergence
 from latentwire.lm.picks import (
@@ -29,6 +30,7 @@ __all__ = [
     "Span",
     "States",
     "StraightThroughGumbel",
+    "gradient_checkpointing",
     "kl_divergence",
     "pad_right",
     "seed_of",

@@ -30,20 +30,34 @@ class Room:
 
 
 class GrowingLayer(DynamicLayer):
-    """Grows in place where no gradient is wanted, by concatenation where one is."""
+    """Grows in place where no gradient is wanted, by concatenation where one is. One pass goes over
+    it, but twice with gradient checkpointing, so it always grows from what it began with."""
 
-    rooms: tuple[Room, Room] | None = None
+    def __init__(self, began: tuple[Tensor, Tensor] | None = None, kept: bool = True):
+        super().__init__()
+        self.began, self.kept, self.grown = began, kept, False
+        self.rooms: tuple[Room, Room] | None = None
+        if began is not None:
+            self.lazy_initialization(*began)
+            self.keys, self.values = began
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
-        if torch.is_grad_enabled():
+        new = (key_states, value_states)
+        if self.began is None:
+            keys, values = (states.contiguous() for states in new)
+        elif self.kept and not torch.is_grad_enabled():
+            key_room, value_room = self.rooms or (None, None)
+            keys, key_room = _appended(self.began[0], key_states, key_room)
+            values, value_room = _appended(self.began[1], value_states, value_room)
+            self.rooms = (key_room, value_room)
+        else:
+            keys, values = (torch.cat(pair, 2) for pair in zip(self.began, new, strict=True))
             self.rooms = None
-            return super().update(key_states, value_states, *args, **kwargs)
-        assert self.keys is not None and self.values is not None
-        key_room, value_room = self.rooms or (None, None)
-        self.keys, key_room = _appended(self.keys, key_states, key_room)
-        self.values, value_room = _appended(self.values, value_states, value_room)
-        self.rooms = (key_room, value_room)
-        return self.keys, self.values
+        # A second time, what was grown would only keep the recomputed graph alive.
+        if self.kept and not self.grown:
+            self.keys, self.values, self.grown = keys, values, True
+            self.is_initialized = True
+        return keys, values
 
 
 def _appended(tensor: Tensor, new: Tensor, room: Room | None) -> tuple[Tensor, Room]:
@@ -60,14 +74,12 @@ def as_cache(prefix: KVPrefix | None, kept: bool) -> Any:
     will be gone on with, so that room to grow pays. Layers are full-length ones also where the
     model's attention is windowed, because the window is in our mask."""
     cache = DynamicCache()
+    cache.layer_class_to_replicate = GrowingLayer
     if prefix is not None:
         rooms = prefix.rooms or (None,) * len(prefix.keys)
         for keys, values, room in zip(prefix.keys, prefix.values, rooms, strict=True):
-            layer = GrowingLayer() if kept else DynamicLayer()
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
-            if isinstance(layer, GrowingLayer):
-                layer.rooms = room
+            layer = GrowingLayer((keys, values), kept)
+            layer.rooms = room
             cache.layers.append(layer)
     return cache
 
@@ -80,8 +92,7 @@ def grown(cache: Any, prompt: Prompt) -> KVPrefix:
         positions = torch.cat([prompt.prefix.positions, positions], 1)
     keys = tuple(layer.keys for layer in cache.layers)
     values = tuple(layer.values for layer in cache.layers)
-    # A cache that began empty has layers of Hugging Face's own class.
-    rooms = tuple(getattr(layer, "rooms", None) for layer in cache.layers)
+    rooms = tuple(layer.rooms for layer in cache.layers)
     return KVPrefix(keys, values, mask, positions, prompt.next_position, rooms)
 
 

@@ -1,7 +1,7 @@
 """The port: a frozen causal LM and the one forward function that everything is built on.
 
 Training loss, reward, evaluation and generation all call `FrozenLM._forward`; the label shift
-exists once, in `logits`; logits are computed only for the states whose predictions are read.
+exists once, in `predicting`; logits are computed only for the states whose predictions are read.
 
     lm = FrozenLM.from_pretrained("smollm2-135m")
     prompt = Prompt.from_chat(lm, ["Name a river."])
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
+from threading import Lock
 from typing import Any, Literal
 from warnings import catch_warnings, simplefilter
 
@@ -28,6 +29,7 @@ from transformers.utils import logging
 
 from latentwire.lm.adapters import adapted, lora_parameters, switch
 from latentwire.lm.cache import as_cache, attention_mask, grown
+from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
 from latentwire.lm.families import family_of, softcap
 from latentwire.lm.hooks import Reached, hooked, replacing, tensor_of
 from latentwire.lm.outputs import Decoded, Scored, States
@@ -36,6 +38,10 @@ from latentwire.lm.prompt import Frame, KVPrefix, Prompt
 from latentwire.lm.zoo import ZooError, locate
 
 Caching = Literal["kv", "none", "checkpoint"]
+REMEMBERED = 50_000
+"""Texts whose ids are kept."""
+TOKENIZING = Lock()
+"""A tokenizer is one for all threads, and changes while it works."""
 
 
 class FrozenLM:
@@ -48,6 +54,7 @@ class FrozenLM:
     def __init__(self, model: Any, tokenizer: Any, name: str, adapter: str | None = None):
         self.model, self.tokenizer, self.name, self.adapter = model, tokenizer, name, adapter
         self._family = family_of(model.config)
+        self._known: dict[str, Tensor] = {}
         if adapter is None:
             model.eval().requires_grad_(False)
 
@@ -125,7 +132,12 @@ class FrozenLM:
     def ids(self, text: str) -> Int[Tensor, " n"]:
         """Token ids of a piece of text: no special token is added, and one that the text spells out
         ("<|im_end|>") is words like others. Raises ValueError for half of a surrogate pair, which
-        JSON can spell and no encoding can write."""
+        JSON can spell and no encoding can write.
+
+        Ids of texts seen before are remembered, since one text is asked for again and again.
+        """
+        if (known := self._known.get(text)) is not None:
+            return known
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -133,7 +145,10 @@ class FrozenLM:
                 f"text has {text[error.start]!a} at character {error.start}, half of a surrogate "
                 "pair; expected Unicode text"
             ) from None
-        return self._ids(text, split_special_tokens=True)
+        if len(self._known) == REMEMBERED:
+            self._known.clear()
+        with TOKENIZING:
+            return self._known.setdefault(text, self._ids(text, split_special_tokens=True))
 
     def text(self, ids: Int[Tensor, " n"]) -> str:
         """The text of token ids, special tokens left out."""
@@ -261,7 +276,17 @@ class FrozenLM:
         targets: Int[Tensor, "b n"],
         mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n v"]:
-        """Logits that predict each target given the prompt and the targets before it.
+        """Logits that predict each target given the prompt and the targets before it."""
+        return self.head(self.predicting(prompt, targets, mask))
+
+    def predicting(
+        self,
+        prompt: Prompt,
+        targets: Int[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """The states that predict each target given the prompt and the targets before it; the head
+        makes them logits.
 
         The only place of the label shift: state t predicts token t + 1.
         """
@@ -339,7 +364,7 @@ class FrozenLM:
             raise ValueError(f"{short} is {min(int(most.min()), samples)}; expected at least 1")
         self._check_window(int((prompt.next_position + most).max()))
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
-        with adapted(self.model, self.adapter):
+        with self._adapted():
             return self._decode(prompt, pick, most, stops, stop_strings, caching, samples)
 
     def _decode(
@@ -422,7 +447,7 @@ class FrozenLM:
         self._check_window(int(prompt.positions.max()) + 1)
         cached = keep_cache or prompt.prefix is not None
         cache = as_cache(prompt.prefix, keep_cache) if cached else None
-        with self._patched(prompt), adapted(self.model, self.adapter):
+        with self._patched(prompt), self._adapted(), recomputed(self.blocks, self._adapted):
             output = self.body(
                 inputs_embeds=prompt.embeds,
                 attention_mask=attention_mask(prompt, self.model.config),
@@ -444,9 +469,13 @@ class FrozenLM:
             return self.final(prompt)[:, -1], None
 
         def last(embeds: Tensor) -> Tensor:
-            return self.final(replace(prompt, embeds=embeds))[:, -1]
+            with gradient_checkpointing(False):  # of the whole, and not of each block as well
+                return self.final(replace(prompt, embeds=embeds))[:, -1]
 
         return checkpoint(last, prompt.embeds, use_reentrant=False), None  # pyright: ignore
+
+    def _adapted(self) -> AbstractContextManager[None]:
+        return adapted(self.model, self.adapter)
 
     @contextmanager
     def _patched(self, prompt: Prompt) -> Iterator[None]:

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from latentwire.evals.baselines import (
 from latentwire.evals.harness import Answer, batch_size, evaluate, summarise
 from latentwire.files import write_whole
 from latentwire.recipes.runs import append, open_run, rewrite
+from latentwire.recipes.workers import Spread, here
 from latentwire.tasks.base import DataError
 from latentwire.tasks.needles import NEEDLE_TOKENS, with_needles
 from latentwire.tasks.qa import (
@@ -89,10 +90,12 @@ def evaluate_wire(
     out: Path | None = None,
     bits: int | None = None,
     needles: str | None = None,
+    spread: Spread | None = None,
 ) -> dict:
     """Score all conditions on the first `limit` questions of `data`, with messages in codes of
     `bits` (the wire's own if None); the whole result as one dict. needles: "number" or "uuid" asks
-    for one that is hidden in each passage in place of the passage's questions.
+    for one that is hidden in each passage in place of the passage's questions. spread: who answers,
+    workers that load this wire, or this process if None.
 
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
@@ -106,7 +109,7 @@ def evaluate_wire(
     if needles is not None:
         passages, answer_tokens = with_needles(passages, needles), NEEDLE_TOKENS
     _check_room(wire, passages, answer_tokens)
-    rows = conditions(wire, passages, bits)
+    rows = list(conditions(wire, passages, bits))
     setting = {
         "wire": wire.id.hex(),
         "reader": wire.reader,
@@ -119,9 +122,11 @@ def evaluate_wire(
     answers = [] if out is None else _resumed(out, setting, set(rows))
     done = {a.context for a in answers}
     left = [p for p in passages if p.context not in done]
-    batches = evaluate(wire.lm, wire.format, left, rows, answer_tokens)
-    total, console = -(-len(left) // batch_size(wire.lm)), Console(stderr=True)
-    for batch in track(batches, description="answering", total=total, console=console):
+    size = batch_size(wire.lm)
+    parts = [left[start : start + size] for start in range(0, len(left), size)]
+    work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens)
+    made, console = (spread or here(wire))(work, parts), Console(stderr=True)
+    for batch in track(made, description="answering", total=len(parts), console=console):
         answers += batch
         if out is not None:
             append(out, [asdict(a) for a in batch])
@@ -155,6 +160,24 @@ def evaluate_shared(
         folder = None if out is None else out / f"reader-{i}"
         results[reader.reader] = evaluate_wire(reader, data, limit, folder, bits, needles)
     return {"readers": results}
+
+
+def load_wire(name: str) -> Wire:
+    """What a worker begins with."""
+    return Wire.from_pretrained(name)
+
+
+def _answering(
+    wire: Wire | Reader, passages: Sequence[Passage], bits: int, answer_tokens: int
+) -> Callable[[Sequence[Passage]], list[Answer]]:
+    """What answers a batch of the passages under all conditions."""
+    rows = conditions(wire, passages, bits)
+
+    def work(part: Sequence[Passage]) -> list[Answer]:
+        made = evaluate(wire.lm, wire.format, part, rows, answer_tokens)
+        return [answer for batch in made for answer in batch]
+
+    return work
 
 
 def _check_room(wire: Wire | Reader, passages: Sequence[Passage], answer_tokens: int) -> None:

@@ -67,13 +67,15 @@ def smollm2() -> LensRecipe:
 RECIPES = {"smollm2": smollm2}
 
 
-def train_lens(recipe: LensRecipe, session: Session = Session()) -> Path:  # noqa: B008
+def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
     """Run both stages, or what is left of them; the run folder, whose lens/ is the trained lens and
     whose held_out.txt has the documents that it has not seen.
 
     Raises ValueError for a run folder that holds another run, before any compute.
     """
+    session = session or Session()
     parallel.join()
+    parallel.check_rows(recipe.data.documents, session.gradient_accumulation)
     out = recipe.out or Path("runs") / recipe.name
     config = json.dumps({**asdict(recipe), "out": None}, indent=1, default=str)
     check_training(out, config)

@@ -27,6 +27,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ from latentwire.evals.metrics import bootstrap
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, seed_of
 from latentwire.recipes.runs import append, open_run, rewrite
+from latentwire.recipes.workers import Spread, here
 from latentwire.seek.answers import Answers, prompt_ids
 from latentwire.seek.region import Fraction, Section
 from latentwire.seek.rewards.base import Attempt, Reward, attempt_of, rate
@@ -180,11 +182,16 @@ def load_task(recipe: SeekRecipe) -> Task:
 
 
 def run_seek(
-    lm: FrozenLM, recipe: SeekRecipe, out: Path | None = None, task: Task | None = None
+    lm: FrozenLM,
+    recipe: SeekRecipe,
+    out: Path | None = None,
+    task: Task | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Search all problems under all arms; the whole result as one dict.
 
-    task: the recipe's, if it is loaded already.
+    task: the recipe's, if it is loaded already. spread: who searches, workers that load this LM, or
+    this process if None.
     out: a run folder that gets config.json and predictions.jsonl, one record a problem, batch by
     batch, so that an interrupted run goes on. Raises ValueError for a folder of another run.
     """
@@ -197,8 +204,11 @@ def run_seek(
     records = [] if out is None else _resumed(out, setting, len(problems), recipe.batch)
     with _progress() as progress:
         bar = progress.add_task("", total=len(problems), completed=len(records), said="")
-        for start in range(len(records), len(problems), recipe.batch):
-            batch = _batch(lm, recipe, task, problems[start : start + recipe.batch])
+        starts = range(len(records), len(problems), recipe.batch)
+        parts = [problems[start : start + recipe.batch] for start in starts]
+        # Workers load the task themselves: what grades an answer is no value that could be sent.
+        work = partial(_searching, recipe=recipe, task=None if spread else task)
+        for batch in (spread or here(lm))(work, parts):
             records += batch
             if out is not None:
                 append(out, batch)
@@ -251,6 +261,18 @@ def _said(records: Sequence[dict]) -> str:
 
 
 # -- one batch ------------------------------------------------------------------------------------
+
+
+def load_lm(name: str) -> FrozenLM:
+    """What a worker begins with."""
+    return FrozenLM.from_pretrained(name)
+
+
+def _searching(
+    lm: FrozenLM, recipe: SeekRecipe, task: Task | None
+) -> Callable[[Sequence[Problem]], list[dict[str, Any]]]:
+    """What searches a batch of the recipe's problems; task: the recipe's, if it is loaded."""
+    return partial(_batch, lm, recipe, task or load_task(recipe))
 
 
 def _batch(

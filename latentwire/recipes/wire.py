@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,17 +29,21 @@ from torch import Tensor
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States, pad_right
 from latentwire.recipes.checks import Forced, check_latents, check_text
+from latentwire.recipes.features import Features
 from latentwire.recipes.runs import begin_training, check_training
 from latentwire.tasks.qa import (
     Passage,
     answer_ids,
     by_context,
+    in_parts,
     load_questions,
+    question_ids,
     question_prompt,
     with_format,
 )
 from latentwire.train import parallel
-from latentwire.train.loop import LoopConfig, Session, shuffled, train
+from latentwire.train.batches import Coming, ahead, bucketed
+from latentwire.train.loop import LoopConfig, Session, train
 from latentwire.train.losses import answer_loss, distillation
 from latentwire.wire.scorer import RidgeFit
 from latentwire.wire.wire import Wire, WireConfig
@@ -67,7 +72,7 @@ class WireRecipe:
     passages: int = 4
     """Passages per step."""
     questions: int = 5
-    """Most questions per passage and step."""
+    """Most questions per passage and step; a passage that has more comes several times."""
     held_out: int = 100
     """Passages at the end of the file that are never trained on, for choosing between recipes."""
     seed: int = 0
@@ -97,12 +102,14 @@ def gemma3_4x() -> WireRecipe:
 RECIPES = {"smollm2-4x": smollm2_4x, "smollm2-2x": smollm2_2x, "gemma3-4x": gemma3_4x}
 
 
-def train_wire(recipe: WireRecipe, session: Session = Session()) -> Path:  # noqa: B008
+def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     """Run all stages, or what is left of them; the run folder, whose wire/ is the trained wire.
 
     Raises ValueError for a run folder that holds another run, before any compute.
     """
+    session = session or Session()
     parallel.join()
+    parallel.check_rows(recipe.passages, session.gradient_accumulation)
     out = recipe.out or Path("runs") / recipe.name
     config = json.dumps({**asdict(recipe), "out": None}, indent=1)
     check_training(out, config)
@@ -112,14 +119,18 @@ def train_wire(recipe: WireRecipe, session: Session = Session()) -> Path:  # noq
     first = parallel.rank() == 0
     if first:
         begin_training(out, config)
-    wire = Wire(FrozenLM.from_pretrained(recipe.wire.reader), recipe.wire)
+    lm = FrozenLM.from_pretrained(recipe.wire.reader)
+    features = Features(lm)  # of the whole weights, before they are shared out
+    wire = Wire(parallel.sharded(lm), recipe.wire)
     wire.check_window()
     checked = _checked(wire, passages[kept:], recipe, session)
-    train_format(wire, passages[:kept], recipe, out, checked, session)
-    fit_scorer(wire, passages[: min(kept, recipe.scorer_passages)], out)
-    train_slots(wire, passages[:kept], recipe, out, checked, session)
+    parts = in_parts(passages[:kept], recipe.questions)
+    train_format(wire, parts, recipe, out, checked, session)
+    fit_scorer(wire, passages[: min(kept, recipe.scorer_passages)], out, features)
+    train_slots(wire, parts, recipe, out, checked, session, features)
     if first:
         wire.save(out / "wire")
+        Console(stderr=True).print(str(features), style="dim", highlight=False, soft_wrap=True)
     return out
 
 
@@ -134,35 +145,44 @@ def train_format(
     """Stage 1: the format tokens, with the full text as context."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        began = time.perf_counter()
-        batch = _batch(passages, recipe, step)
-        targets, mask = _targets(wire.lm, batch)
-        made = _made(mask, began)
-        text = _read(wire, batch)[1].prefix
-        log_probs = wire.lm.score(_prompt(wire, batch, text), targets, mask)
-        return answer_loss(log_probs, mask), made
+        coming(step)
+        batch = batch_of(wire.lm, passages, recipe, step)
+        text = _read(wire, batch.passages)[1].prefix
+        prompt = _prompt(wire, batch.passages, text)
+        log_probs = wire.lm.score(prompt, batch.targets, batch.mask)
+        return answer_loss(log_probs, batch.mask), {**batch.figures}
 
     def probe() -> dict[str, float]:
         return check_text(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
 
     parameters = {"format": wire.format}
-    train("format", parameters, loss, recipe.format, out, probe=probe, session=session)
+    with _ready(wire.lm, passages, recipe) as coming:
+        train("format", parameters, loss, recipe.format, out, probe=probe, session=session)
 
 
 @torch.no_grad()
-def fit_scorer(wire: Wire, passages: Sequence[Passage], out: Path) -> None:
+def fit_scorer(wire: Wire, passages: Sequence[Passage], out: Path, features: Features) -> None:
     """Stage 2: ridge regression on the attention that tokens get from questions with their answers,
     and from the passage repeated."""
     path = out / "scorer.safetensors"
     if path.exists():
         wire.scorer.load_state_dict(load_file(path))
         return
-    layers, width, heads = wire.scorer.weight.shape
-    fit = RidgeFit(layers, width, heads)
-    for passage in track(passages, description="scorer", console=Console(stderr=True)):
-        _, states = _read(wire, [passage])
-        fit.add(states.inputs[:, 0], _attention(wire, passage, states.prefix))
-    fit.solve(wire.scorer)
+
+    def fitted() -> dict[str, Tensor]:
+        layers, width, heads = wire.scorer.weight.shape
+        fit = RidgeFit(layers, width, heads)
+        for passage in track(passages, description="scorer", console=Console(stderr=True)):
+            _, states = _read(wire, [passage])
+            fit.add(states.inputs[:, 0], _attention(wire, passage, states.prefix))
+        fit.solve(wire.scorer)
+        return wire.scorer.state_dict()
+
+    parts = [wire.format]
+    for p in passages:
+        parts += [*_rows(wire, [p]), *_targets(wire.lm, [p])]
+        parts += [question_ids(wire.lm, q.question) for q in p.questions]
+    wire.scorer.load_state_dict(features("scorer", parts, fitted))
     if parallel.rank() == 0:
         write_whole(path, save(wire.scorer.state_dict()))
 
@@ -174,29 +194,61 @@ def train_slots(
     out: Path,
     checked: Sequence[Passage],
     session: Session,
+    features: Features,
 ) -> None:
     """Stage 3: the residual of the slots; reader, scorer and format tokens stay as they are."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        began = time.perf_counter()
-        batch = _batch(passages, recipe, step)
-        targets, mask = _targets(wire.lm, batch)
-        made = _made(mask, began)
-        prompt, states = _read(wire, batch)
-        with torch.no_grad():
-            teacher = wire.lm.logits(_prompt(wire, batch, states.prefix), targets, mask)
-        latents = wire.prefix(wire.compress(prompt, states))
-        student = wire.lm.logits(_prompt(wire, batch, latents), targets, mask)
-        log_probs = student.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-        ce, kl = answer_loss(log_probs, mask), distillation(teacher, student, mask)
-        return ce + kl, {"ce": ce, "kl": kl, **made}
+        coming(step)
+        batch = batch_of(wire.lm, passages, recipe, step)
+        parts = slots_losses(wire, batch, features=features)
+        return torch.stack(list(parts.values())).sum(), {**parts, **batch.figures}
 
     def probe() -> dict[str, float]:
         return check_latents(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
 
     wire.format.requires_grad_(False)
     parameters = dict(wire.slots.named_parameters())
-    train("slots", parameters, loss, recipe.slots, out, probe=probe, session=session)
+    with _ready(wire.lm, passages, recipe) as coming:
+        train("slots", parameters, loss, recipe.slots, out, probe=probe, session=session)
+
+
+def _teacher(wire: Wire, batch: Batch, text: KVPrefix, features: Features | None) -> Tensor:
+    """The states [b, n, d] that predict the answers after the full text. The texts' own cache would
+    be hundreds of times as large, so it is computed at every step and only these are kept."""
+    prompt = _prompt(wire, batch.passages, text)
+
+    def states() -> dict[str, Tensor]:
+        return {"states": wire.lm.predicting(prompt, batch.targets, batch.mask)}
+
+    if features is None:
+        return states()["states"]
+    asked = [prompt.embeds, prompt.mask, prompt.positions, batch.targets, batch.mask]
+    return features("teacher", [wire.format, *_rows(wire, batch.passages), *asked], states)[
+        "states"
+    ]
+
+
+def slots_losses(
+    wire: Wire,
+    batch: Batch,
+    within: Callable[[str], AbstractContextManager] = nullcontext,
+    features: Features | None = None,
+) -> dict[str, Tensor]:
+    """The objectives of stage 3, in nats per answer token. within: a context for each part of the
+    work, by its name, for who wants to know what it costs. features: where the teacher's states are
+    kept."""
+    with within("encoder"):
+        prompt, states = _read(wire, batch.passages)
+        latents = wire.prefix(wire.compress(prompt, states))
+    with within("reader forward"):
+        with torch.no_grad():
+            teacher = wire.lm.head(_teacher(wire, batch, states.prefix, features))
+        student = wire.lm.logits(_prompt(wire, batch.passages, latents), batch.targets, batch.mask)
+    with within("loss"):
+        log_probs = student.float().log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+        ce = answer_loss(log_probs, batch.mask)
+        return {"ce": ce, "kl": distillation(teacher, student, batch.mask)}
 
 
 def _checked(
@@ -218,14 +270,43 @@ def _forced(wire: Wire) -> Forced:
     return forced
 
 
-def _made(mask: Tensor, began: float) -> dict[str, Tensor | float]:
-    return {"tokens": float(mask.sum()), "waited": time.perf_counter() - began}
+@dataclass(frozen=True)
+class Batch:
+    """What one step of a stage sees."""
+
+    passages: list[Passage]
+    targets: Tensor
+    """[b, n] answers of all questions, EOS at the end."""
+    mask: Tensor
+    """[b, n] real targets."""
+    figures: dict[str, float]
+    """For the log: how many targets, and how long it took to make."""
 
 
-def _batch(passages: Sequence[Passage], recipe: WireRecipe, step: int) -> list[Passage]:
-    chosen = shuffled(len(passages), recipe.seed, step, recipe.passages)
-    mine = [passages[i] for i in parallel.share(chosen)]
-    return [Passage(p.context, p.questions[: recipe.questions]) for p in mine]
+def batch_of(lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe, step: int) -> Batch:
+    """This process's share of a step's passages."""
+    began = time.perf_counter()
+    mine = list(parallel.share(_chosen(passages, recipe, step)))
+    targets, mask = _targets(lm, mine)
+    figures = {"tokens": float(mask.sum()), "waited": time.perf_counter() - began}
+    return Batch(mine, targets, mask, figures)
+
+
+def _chosen(passages: Sequence[Passage], recipe: WireRecipe, step: int) -> list[Passage]:
+    lengths = [len(p.context) for p in passages]
+    return [passages[i] for i in bucketed(lengths, recipe.seed, step, recipe.passages)]
+
+
+def _ready(lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe) -> Coming:
+    """To be told each step; has the texts of the next one tokenised while it runs."""
+
+    def tokenise(step: int) -> None:
+        for passage in _chosen(passages, recipe, step):
+            lm.ids(passage.context)
+            for q in passage.questions:
+                question_ids(lm, q.question), answer_ids(lm, q.answers[0])
+
+    return ahead(tokenise)
 
 
 def _targets(lm: FrozenLM, batch: Sequence[Passage]) -> tuple[Tensor, Tensor]:
@@ -235,8 +316,12 @@ def _targets(lm: FrozenLM, batch: Sequence[Passage]) -> tuple[Tensor, Tensor]:
 def _read(wire: Wire, batch: Sequence[Passage]) -> tuple[Prompt, States]:
     """The LM's pass over the texts: its cache is the text condition, its states are what the wire
     compresses. Texts are cut to the wire's window."""
-    rows = [wire.lm.ids(p.context)[: wire.config.window] for p in batch]
+    rows = _rows(wire, batch)
     return wire.read(rows, [len(wire.head)] * len(rows))
+
+
+def _rows(wire: Wire, batch: Sequence[Passage]) -> list[Tensor]:
+    return [wire.lm.ids(p.context)[: wire.config.window] for p in batch]
 
 
 def _prompt(wire: Wire, batch: Sequence[Passage], context: KVPrefix) -> Prompt:

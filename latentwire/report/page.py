@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from latentwire.files import write_whole
-from latentwire.report import seek, seek_page, tables, wire_page
+from latentwire.report import seek, seek_page, sweep, sweep_page, tables, wire_page
 from latentwire.report.folder import ReportError, expect, read_object, read_records
 from latentwire.report.shell import config_section, whole_page
 
@@ -29,6 +29,7 @@ class Kind(NamedTuple):
 KINDS = {
     "wire": Kind(tables.RESULTS, wire_page.RECORDS, wire_page.wire_sections),
     "seek": Kind(seek.RESULTS, seek_page.RECORDS, seek_page.seek_sections),
+    "sweep": Kind(sweep.RESULTS, {}, sweep_page.sweep_sections),
 }
 """By the "kind" that results.json names; a wire's names none."""
 
@@ -41,7 +42,7 @@ def write_report(run: Path) -> Path:
     named = (results or {}).get("kind", "wire")
     kind = KINDS.get(str(named))
     if kind is None:
-        raise ReportError(f"{source}: expected kind {' or '.join(KINDS)}, got {named!r}")
+        raise ReportError(f"{source}: expected kind {', '.join(KINDS)}, got {named!r}")
     if results is not None:
         expect(results, kind.results, str(source))
     found: dict[str, Any] = {"results.json": results}

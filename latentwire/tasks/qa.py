@@ -97,6 +97,15 @@ def by_context(rows: Sequence[Question]) -> list[Passage]:
     return [Passage(context, tuple(questions)) for context, questions in found.items()]
 
 
+def in_parts(passages: Sequence[Passage], most: int) -> list[Passage]:
+    """The same questions, at most so many to a passage: one that has more comes several times."""
+    return [
+        Passage(p.context, p.questions[start : start + most])
+        for p in passages
+        for start in range(0, len(p.questions), most)
+    ]
+
+
 def answer_ids(lm: FrozenLM, answer: str) -> Tensor:
     """Target ids of an answer, EOS at the end, which is trained and scored like any token."""
     return torch.cat([lm.ids(lm.frame.lead + answer), torch.tensor(lm.stop_ids[:1]).to(lm.device)])

@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NoReturn
 
 import torch
 from rich.console import Console
@@ -26,59 +25,13 @@ from torch.optim import Optimizer
 from latentwire.train import parallel
 from latentwire.train.checkpoints import Checkpoints, log_row, logged
 from latentwire.train.guards import CollapseError, alarms, collapsed
+from latentwire.train.settings import LoopConfig, Session
+from latentwire.train.step import Loss, by_part, update
+from latentwire.train.trackers import tracked
 
-Loss = Callable[[int], tuple[Tensor, Mapping[str, Tensor | float]]]
-"""loss(step) -> (scalar to minimise, figures to log). A figure with a gradient is an objective;
-"tokens" is how many the loss is a mean over, "waited" the seconds that making the batch took."""
 Probe = Callable[[], dict[str, float]]
 """What guards.py asks of held-out examples; "held" (with "held_low" and "held_high") judges which
 checkpoint is the best."""
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How long and how fast one stage of a recipe trains."""
-
-    steps: int
-    """Optimizer steps."""
-    lr: float
-    """Peak learning rate of AdamW, without weight decay."""
-    warmup: int = 20
-    """Steps of linear warm-up; cosine decay to a tenth follows."""
-    clip: float = 1.0
-    """Largest norm of all gradients together."""
-    save_every: int = 50
-    """Steps between checkpoints."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
-
-
-@dataclass(frozen=True)
-class Session:
-    """How a run is watched and kept. Nothing here changes what is trained, so a run may go on under
-    another one."""
-
-    stop_on: Literal["nothing", "collapse"] = "nothing"
-    """collapse: end the run when an alarm says that more steps will not mend it."""
-    check_every: int = 50
-    """Steps between checks for alarms; the first and the last step are checked too."""
-    checked: int = 12
-    """Held-out passages or documents that a check looks at; they also judge the best checkpoint."""
-    save_minutes: float = 10.0
-    """A checkpoint is written after so many minutes even where save_every asks for none yet."""
-    keep: int = 2
-    """Newest checkpoints that are kept."""
-
-    def __post_init__(self) -> None:
-        for name, least in {"check_every": 1, "checked": 2, "keep": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
 
 
 def train(
@@ -89,7 +42,7 @@ def train(
     folder: Path,
     rate: Callable[[str, int], float] = lambda part, step: 1.0,
     probe: Probe = dict,
-    session: Session = Session(),
+    session: Session | None = None,
 ) -> None:
     """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors.
 
@@ -104,8 +57,8 @@ def train(
     other tensors than `parameters`; FloatingPointError where loss or gradient is not finite, with
     the state before that step in STAGE.failed.safetensors; CollapseError as the session says.
     """
-    groups = [{"params": list(p.values()), "part": n} for n, p in _parts(parameters).items()]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
+    session = session or Session()
+    optimizer = _optimizer(parameters, config)
     first, console = parallel.rank() == 0, Console(stderr=True)
     checkpoints, log = Checkpoints(folder, stage, session.keep), folder / "metrics.jsonl"
     step, damaged = checkpoints.load(parameters, optimizer)
@@ -115,35 +68,34 @@ def train(
     rows = logged(log, stage, step) if first else []
     checks = [row["alarms"] for row in rows if "alarms" in row]
     saved = time.monotonic()
-    with _progress(stage, config.steps, step, console, first) as show, _stop_held() as stopping:
+    progress = _progress(stage, config.steps, step, console, first)
+    tracking = tracked(session.trackers if first else (), folder, stage, step)
+    with tracking as track, progress as show, _stop_held() as stopping:
         while step < config.steps:
             checking = step == 0 or (step + 1) % session.check_every == 0
             checking = checking or step + 1 == config.steps
             began = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * rate(group["part"], step) * _schedule(step, config)
+                group["rate"] = rate(group["part"], step)
             try:
-                figures = _update(step, parameters, loss, optimizer, config, checking)
+                figures = update(step, parameters, loss, optimizer, config, session, checking)
             except FloatingPointError:
                 if first:
                     checkpoints.save(parameters, optimizer, step, "failed")
                 raise
             step += 1
             figures["seconds"] = time.perf_counter() - began
-            row: dict = {"stage": stage, "step": step}
-            if checking and first:
+            if checking and (first or parallel.all_check()):
                 figures |= probe()
-                found = alarms({**figures, "step": float(step)})
-                for name in found.keys() - (checks[-1] if checks else {}).keys():
-                    alarm = f"alarm, {stage} step {step}: {name}: {found[name]}"
-                    console.print(alarm, style="red", highlight=False, markup=False, soft_wrap=True)
-                checks.append(found)
+            row: dict = {"stage": stage, "step": step}
+            row |= {k: round(v, 5) for k, v in figures.items()}
+            if checking and first:
+                checks.append(alarms({**figures, "step": float(step)}))
+                row["alarms"] = checks[-1]
+                _tell(checks, stage, step, console)
                 if "held" in figures and figures["held"] < checkpoints.best().get("held", math.inf):
                     kept = {n: v for n, v in figures.items() if n.startswith("held")}
                     checkpoints.save(parameters, optimizer, step, "best", **kept)
-            row |= {k: round(v, 5) for k, v in figures.items()}
-            if checking and first:
-                row["alarms"] = checks[-1]
             ending = collapsed(checks) if session.stop_on == "collapse" else None
             # All processes stop at the same step, or the others would wait for the one that did.
             asked = {"stop": float(sum(stopping)), "end": float(ending is not None)}
@@ -153,18 +105,13 @@ def train(
             due = due or time.monotonic() - saved > 60 * session.save_minutes
             if first:
                 log_row(log, row)
+                track(step, row)
                 show(step, _note(figures, checks[-1] if checks else {}))
                 if due or stop or end:
                     checkpoints.save(parameters, optimizer, step)
                     saved = time.monotonic()
             if stop:
-                if first:
-                    console.print(
-                        f"{stage} stopped at step {step}; the same command goes on from here"
-                    )
-                if signal.SIGTERM not in stopping:
-                    raise KeyboardInterrupt
-                raise SystemExit(128 + signal.SIGTERM)
+                _stopped(stage, step, console if first else None, stopping)
             if end:
                 raise CollapseError(f"{stage} ended at step {step} by --stop-on: {ending}")
 
@@ -177,6 +124,26 @@ def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1000 + epoch))
         indices.append(int(order[place]))
     return indices
+
+
+def _optimizer(parameters: Mapping[str, Tensor], config: LoopConfig) -> Optimizer:
+    groups = [{"params": list(p.values()), "part": n} for n, p in by_part(parameters).items()]
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
+
+
+def _tell(checks: Sequence[Mapping[str, str]], stage: str, step: int, console: Console) -> None:
+    """Print the alarms of the last check that did not stand in the one before."""
+    for name in checks[-1].keys() - (checks[-2] if len(checks) > 1 else {}).keys():
+        alarm = f"alarm, {stage} step {step}: {name}: {checks[-1][name]}"
+        console.print(alarm, style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def _stopped(stage: str, step: int, console: Console | None, stopping: Sequence[int]) -> NoReturn:
+    if console is not None:
+        console.print(f"{stage} stopped at step {step}; the same command goes on from here")
+    if signal.SIGTERM not in stopping:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 @contextmanager
@@ -217,76 +184,3 @@ def _stop_held() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _update(
-    step: int,
-    parameters: Mapping[str, Tensor],
-    loss: Loss,
-    optimizer: Optimizer,
-    config: LoopConfig,
-    checking: bool,
-) -> dict[str, float]:
-    """One step; its figures, with gradient norms by part and by objective where it is checked."""
-    tensors = list(parameters.values())
-    value, figures = loss(step)
-    counts = parallel.weight(float(figures.get("tokens", 1.0)))
-    joint = parallel.mean({"loss": value.item()}, counts)["loss"]
-    if not math.isfinite(joint):
-        raise FloatingPointError(f"loss is {joint} at step {step}; the last checkpoint is good")
-    if not value.requires_grad:
-        raise ValueError("the loss reaches none of the trained parameters; check what is detached")
-    optimizer.zero_grad()
-    norms = _objective_norms(figures, tensors) if checking else {}
-    (value * counts).backward()
-    for tensor in tensors:
-        # A tensor that the loss does not reach has a state all the same, so that it can be saved.
-        tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-    parallel.average_gradients(tensors)
-    norms |= _part_norms(parameters) if checking else {}
-    norm = torch.nn.utils.clip_grad_norm_(tensors, config.clip)
-    if not torch.isfinite(norm):
-        raise FloatingPointError(f"gradient is {norm} at step {step}; the last checkpoint is good")
-    optimizer.step()
-    plain = {n: v.item() if isinstance(v, Tensor) else float(v) for n, v in figures.items()}
-    plain = parallel.mean(plain, counts)
-    if "tokens" in plain:
-        plain["tokens"] = float(figures["tokens"]) / counts * parallel.world()
-    return {"loss": joint, "grad_norm": norm.item(), **plain, **norms}
-
-
-def _objective_norms(
-    figures: Mapping[str, Tensor | float], tensors: list[Tensor]
-) -> dict[str, float]:
-    """Gradient norm of each objective alone, before its weight; leaves no gradient behind."""
-    found = {}
-    for name, value in figures.items():
-        if isinstance(value, Tensor) and value.requires_grad:
-            of = torch.autograd.grad(value, tensors, retain_graph=True, allow_unused=True)
-            found[f"grad_of.{name}"] = _norm([g for g in of if g is not None])
-    return found
-
-
-def _part_norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """Gradient norm of each part."""
-    gradients = {n: t.grad for n, t in parameters.items() if t.grad is not None}
-    return {f"grad.{part}": _norm(list(own.values())) for part, own in _parts(gradients).items()}
-
-
-def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Tensors by part: those whose names begin with the same two words."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        parts.setdefault(".".join(name.split(".")[:2]), {})[name] = tensor
-    return parts
-
-
-def _norm(gradients: list[Tensor]) -> float:
-    return torch.nn.utils.get_total_norm(gradients).item() if gradients else 0.0
-
-
-def _schedule(step: int, config: LoopConfig) -> float:
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))

@@ -1,18 +1,21 @@
 """Several processes that train together, by Hugging Face Accelerate: each takes its share of a
 step's rows, and gradients are averaged, so that they are those of one process with all rows.
 
-    accelerate launch --cpu --num_processes 2 -m latentwire train smollm2-4x --data FILE.jsonl
+    accelerate launch --multi_gpu --num_processes 2 -m latentwire train smollm2-4x --data FILE.jsonl
+    accelerate launch --use_fsdp --fsdp_version 2 --num_processes 2 -m latentwire train ...
 
-What is trained is small, and the frozen LM is called through the port and not through the forward
-of a module that could be wrapped. So every process holds everything and gradients are reduced after
-the backward pass, which is what DDP does. FSDP2 shards the parameters of wrapped modules: there are
-none here, and an LM that does not fit one device is not supported.
+Both start processes over gloo where there is no GPU. What is trained is small, and the frozen LM is
+called through the port and not through the forward of a module that could be wrapped. So every
+process holds all that is trained and gradients are reduced after the backward pass, which is what
+DDP does; with FSDP2 the LM's own weights are shared out (`sharded`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -21,61 +24,124 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor
 
+from latentwire.lm import FrozenLM
+
 T = TypeVar("T")
+_part: ContextVar[tuple[int, int]] = ContextVar("part", default=(0, 1))
 
 
 def join() -> None:
-    """Find the other processes where `accelerate launch` or torchrun has started this one; else do
-    nothing."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        PartialState(cpu=not torch.cuda.is_available())
+    """Find the other processes where a launcher has started this one; else do nothing. Raises
+    ValueError for a launch that cannot work, before any compute."""
+    launched, alone = "ACCELERATE_USE_CPU" in os.environ, _state().num_processes == 1
+    if launched and alone and "MASTER_ADDR" in os.environ:
+        raise ValueError(
+            "accelerate launch --cpu starts one process and leaves the others to mpirun; use "
+            "accelerate launch --multi_gpu --num_processes N, which needs no GPU"
+        )
+    if _fsdp():
+        if os.environ.get("FSDP_VERSION") != "2":
+            raise ValueError("FSDP 1 is not supported; add --fsdp_version 2")
+        # Else transformers gives all processes but the first empty weights, for Accelerate to fill.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
 def rank() -> int:
     """Which of the processes this is, from 0."""
-    return dist.get_rank() if _together() else 0
+    return _state().process_index
 
 
 def world() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if _together() else 1
+    return _state().num_processes
+
+
+def sharded(lm: FrozenLM) -> FrozenLM:
+    """The LM, whose blocks' matrices are shared out among the processes where FSDP2 is asked for;
+    then every process must run the same passes. Embeddings and norms stay whole.
+
+    One matrix at a time and not one block: gradients come back into a block through the keys and
+    values of its cache, where FSDP2 does not see that the block's weights are needed.
+    """
+    if _fsdp() and world() > 1:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(lm.device.type, (world(),))
+        for module in list(lm.blocks.modules()):
+            if any(p.ndim > 1 for p in module.parameters(recurse=False)):
+                fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    return lm
+
+
+def all_check() -> bool:
+    """Whether the passes of a check are run by all processes, and not by the first alone."""
+    return _fsdp()
+
+
+@contextmanager
+def part(index: int, count: int) -> Iterator[None]:
+    """Inside, `share` gives one of `count` parts of this process's rows (gradient accumulation)."""
+    token = _part.set((index, count))
+    try:
+        yield
+    finally:
+        _part.reset(token)
 
 
 def share(rows: Sequence[T]) -> Sequence[T]:
     """This process's part of a step's rows. Raises ValueError where they cannot be shared evenly,
     since the average of gradients would then weigh rows differently."""
-    if len(rows) % world():
-        raise ValueError(f"{len(rows)} rows a step for {world()} processes; expected a multiple")
-    return rows[rank() :: world()]
+    index, count = _part.get()
+    check_rows(len(rows), count)
+    return rows[rank() * count + index :: world() * count]
 
 
-def weight(count: float) -> float:
-    """What this process's loss counts in the mean over processes, where it is itself a mean over
-    `count` of something (tokens): 1 on average."""
-    return count / mean({"": count})[""] if _together() else 1.0
+def check_rows(rows: int, parts: int) -> None:
+    """Raises ValueError where a step's rows cannot be shared evenly."""
+    if rows % (world() * parts):
+        raise ValueError(
+            f"{rows} rows a step for {world()} process(es) and --gradient-accumulation {parts}; "
+            f"expected a multiple of {world() * parts}"
+        )
 
 
-def mean(figures: Mapping[str, float], weight: float = 1.0) -> dict[str, float]:
+def mean(figures: Mapping[str, float]) -> dict[str, float]:
     """Figures averaged over all processes; all must have the same names."""
-    if not _together():
+    if world() == 1:
         return dict(figures)
-    values = torch.tensor([v * weight for v in figures.values()], dtype=torch.float64)
-    averaged = reduce(values.to(PartialState().device), "mean")
+    values = torch.tensor(list(figures.values()), dtype=torch.float64, device=_state().device)
+    averaged = reduce(values, "mean")
     assert isinstance(averaged, Tensor)
     return dict(zip(figures, averaged.tolist(), strict=True))
 
 
 def average_gradients(tensors: Sequence[Tensor]) -> None:
-    """Replace each gradient by its mean over all processes."""
-    if not _together():
+    """Replace each gradient by its mean over all processes; none counts as zeros."""
+    for tensor in tensors:
+        tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+    if world() == 1:
         return
-    gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
+    gradients = [t.grad for t in tensors if t.grad is not None]
     averaged = reduce(torch.cat([g.flatten() for g in gradients]), "mean")
     assert isinstance(averaged, Tensor)
-    parts = averaged.split([t.numel() for t in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.grad = part.view_as(tensor).clone()
+    parts = averaged.split([g.numel() for g in gradients])
+    for gradient, own in zip(gradients, parts, strict=True):
+        gradient.copy_(own.view_as(gradient))
 
 
-def _together() -> bool:
-    return dist.is_available() and dist.is_initialized()
+def _state() -> PartialState:
+    """Accelerate's, which every function here asks, and none asks torch.distributed behind its
+    back: a mean over processes that Accelerate does not know of would silently be none."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    together = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if together != state.num_processes:
+        raise ValueError(
+            f"torch.distributed has {together} processes, Accelerate {state.num_processes}; start "
+            "them with accelerate launch or torchrun, and leave init_process_group to it"
+        )
+    return state
+
+
+def _fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"

@@ -1,0 +1,125 @@
+"""What a sweep's results say: the verdict in words, and the rows of its table.
+
+print(*verdict(results), sep="\\n")
+rich.print(sweep_table(results))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from latentwire.report.tables import RESULTS as ONE
+from latentwire.report.tables import interval, reads_latents, terminal_table
+
+RESULTS = {
+    "data": str,
+    "members": {
+        "*": {
+            "error?": str,
+            "alarms?": {"*": str},
+            "evaluations?": {"*": {**ONE, "readers?": {"*": ONE}}},
+        }
+    },
+}
+"""What results.json must hold, as `folder.expect` takes it."""
+
+COLUMNS = ("member", "F1, %", "full text, %", "latents", "bytes", "reads its latents")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One member as one reader reads its messages in codes of so many bits."""
+
+    label: str
+    member: str
+    reader: str
+    results: dict[str, Any]
+
+    @property
+    def row(self) -> dict[str, float]:
+        """The scores of its wire."""
+        return self.results["rows"]["wire"]
+
+
+def scored(results: dict[str, Any]) -> list[Scored]:
+    """All that was scored, in the order of the grid. Labels name bits and reader where they differ
+    within the sweep."""
+    found = []
+    for member, record in results["members"].items():
+        for bits, whole in (record.get("evaluations") or {}).items():
+            for reader, rows in (whole.get("readers") or {whole.get("reader", ""): {}}).items():
+                found.append((member, bits, reader, {**whole, **rows}))
+    several = [len({f[i] for f in found}) > 1 for i in range(3)]
+    made = []
+    for member, bits, reader, one in found:
+        if "wire" in (one.get("rows") or {}):
+            parts = [member] + [f"{bits} bit"] * several[1] + [reader] * several[2]
+            made.append(Scored(", ".join(parts), member, reader, one))
+    return made
+
+
+def verdict(results: dict[str, Any]) -> list[str]:
+    """The results in words: who is done, which is the best, and which beat what they must beat."""
+    members, rows = results["members"], scored(results)
+    failed = [n for n, m in members.items() if m.get("error")]
+    left = [n for n, m in members.items() if not m]
+    said = [f"{len(members) - len(failed) - len(left)} of {len(members)} members are done."]
+    said += [f"Failed, and tried again by the same command: {', '.join(failed)}."] * bool(failed)
+    said += [f"Not run yet: {', '.join(left)}."] * bool(left)
+    if not rows:
+        return said
+    best = max(rows, key=lambda s: s.row["f1"])
+    said.append(
+        f"The highest F1 is that of {best.label}, {interval(best.row, 'f1', '%')}. It was chosen "
+        "among all on the questions that it is scored on, so expect somewhat less on others."
+    )
+    for what, beats in (
+        ("the intervals of no text, zero latents and another example's latents", reads_latents),
+        ("the text truncated to as many tokens", lambda r: _above(r, "truncated_tokens")),
+        ("the text truncated to as many bytes", lambda r: _above(r, "truncated_bytes")),
+    ):
+        above = [s.label for s in rows if beats(s.results)]
+        which = "all" if len(above) == len(rows) else ", ".join(above) or "none"
+        said.append(f"Above {what}: {which}.")
+    return said
+
+
+def _above(one: dict[str, Any], baseline: str) -> bool:
+    rows = one["rows"]
+    return baseline in rows and rows["wire"]["f1_low"] > rows[baseline]["f1_high"]
+
+
+def sweep_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Cells under COLUMNS: all that was scored, numbered as in the plots, then the members that
+    were not."""
+    rows = []
+    for number, one in enumerate(scored(results), 1):
+        got = one.results
+        text = got["rows"].get("text")
+        reads = {True: "yes", False: "no", None: "unknown"}[reads_latents(got)]
+        sizes = [
+            "not measured" if got.get(key) is None else format(got[key], ",.0f")
+            for key in ("latents_out", "message_bytes")
+        ]
+        whole = "not measured" if text is None else f"{100 * text['f1']:.1f}"
+        rows.append([f"{number}. {one.label}", interval(one.row, "f1"), whole, *sizes, reads])
+    for member, record in results["members"].items():
+        if not record.get("evaluations"):
+            state = "failed" if record.get("error") else "not run yet"
+            rows.append([member, state, "", "", "", ""])
+    return rows
+
+
+def sweep_table(results: dict[str, Any]) -> Table:
+    """The rows for a terminal of 80 columns."""
+    table = terminal_table(
+        ("member", "F1, %", "text", "latents", "bytes", "reads"),
+        "Brackets: 95% interval. text: F1 of the full text\n"
+        "reads: above no text, zero latents, foreign latents",
+    )
+    for row in sweep_rows(results):
+        table.add_row(*row, style=None if row[-1] else "dim")
+    return table

@@ -1,0 +1,53 @@
+"""Which examples a step sees, and getting them ready while the step before runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
+
+import torch
+
+CHUNK = 50
+"""Batches whose examples are sorted by length together: more pad less, and mix examples less."""
+
+
+def bucketed(lengths: Sequence[int], seed: int, step: int, size: int) -> list[int]:
+    """The examples of one step: `size` indices of examples of similar length, padded little.
+
+    An epoch has every example once, in its own seeded order: CHUNK batches' worth at a time are
+    sorted by length, and the batches shuffled. The batch that ends one epoch and begins the next is
+    not sorted.
+    """
+    indices = []
+    for position in range(step * size, (step + 1) * size):
+        epoch, place = divmod(position, len(lengths))
+        indices.append(_order(tuple(lengths), seed, epoch, size)[place])
+    return indices
+
+
+@lru_cache(maxsize=4)
+def _order(lengths: tuple[int, ...], seed: int, epoch: int, size: int) -> list[int]:
+    """All examples in the order of one epoch."""
+    generator = torch.Generator().manual_seed(seed * 1000 + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    first = -epoch * len(lengths) % size  # where the first batch of this epoch alone begins
+    last = max(first, len(order) - (len(order) - first) % size)
+    batches = []
+    for start in range(first, last, CHUNK * size):
+        chunk = sorted(order[start : min(last, start + CHUNK * size)], key=lengths.__getitem__)
+        batches += [chunk[i : i + size] for i in range(0, len(chunk), size)]
+    places = torch.randperm(len(batches), generator=generator).tolist()
+    return order[:first] + [i for place in places for i in batches[place]] + order[last:]
+
+
+Coming = AbstractContextManager[Callable[[int], object]]
+
+
+@contextmanager
+def ahead(prepare: Callable[[int], object]) -> Iterator[Callable[[int], object]]:
+    """A function that is told each step as it begins, and has prepare(step + 1) run in a thread.
+    What fails there fails again, and is told, where the step needs it."""
+    with ThreadPoolExecutor(1) as thread:
+        yield lambda step: thread.submit(prepare, step + 1)

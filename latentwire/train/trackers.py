@@ -1,0 +1,65 @@
+"""Trackers, through Hugging Face Accelerate: the numbers of metrics.jsonl, sent elsewhere too.
+
+A stage of a run is one run of a tracker: tensorboard's in RUN/tensorboard/STAGE, and wandb's and
+trackio's named RUN-STAGE, of the project latentwire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+Track = Callable[[int, Mapping[str, Any]], None]
+"""track(step, row): the numbers of a row."""
+PROJECT = "latentwire"
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ValueError for one that is not installed, before any compute."""
+    installed = {str(name) for name in get_available_trackers()}
+    if missing := [name for name in names if name not in installed]:
+        raise ValueError(
+            f"trackers: {missing[0]} is not installed: pip install 'latentwire[trackers]'"
+        )
+
+
+@contextmanager
+def tracked(names: Sequence[str], folder: Path, stage: str, step: int) -> Iterator[Track]:
+    """A function that sends rows to each tracker, which goes on with a run after `step`. Raises
+    ValueError for one that cannot begin."""
+    if not names:
+        yield lambda step, row: None
+        return
+    place = ProjectConfiguration(str(folder), str(folder / "tensorboard" / stage))
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), log_with=list(names), project_config=place
+    )
+    name = f"{folder.name}-{stage}"
+    options = {
+        # What a killed process sent after its last checkpoint is sent again.
+        "tensorboard": {"purge_step": step + 1},
+        "wandb": {"name": name, "id": name, "resume": "allow", "dir": str(folder)},
+        "trackio": {"name": name, "resume": "allow"},
+    }
+    try:
+        accelerator.init_trackers(PROJECT, init_kwargs=options)
+    except Exception as error:  # each has kinds of its own; a user needs the reason
+        raise ValueError(f"trackers: {' '.join(str(error).split())}") from None
+
+    def track(step: int, row: Mapping[str, Any]) -> None:
+        numbers = {n: v for n, v in row.items() if isinstance(v, float)}
+        accelerator.log(numbers, step=step)
+
+    try:
+        yield track
+    finally:
+        for tracker in accelerator.trackers:  # end_training would part the processes as well
+            tracker.finish()

@@ -1,0 +1,30 @@
+"""Jobs for processes of their own; they import nothing, so that a process begins at once."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def note(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def die(_path: Path, _text: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait(folder: Path) -> None:
+    """Until SIGTERM; how often it came is noted."""
+    came: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    note(folder / "began", "")
+    while not came:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    note(folder / "came", " ".join(map(str, came)))
+
+
+def do(path: Path, text: str) -> None:
+    die(path, text) if text == "die" else note(path, text)
