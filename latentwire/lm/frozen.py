@@ -291,22 +291,16 @@ class FrozenLM:
         The only place of the label shift: state t predicts token t + 1.
         """
         mask = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
-        return self.head(self._predicting(prompt, targets, mask))
+        full = prompt.append(self.embed(targets[:, :-1]), mask[:, :-1])
+        first = prompt.embeds.shape[1] - 1
+        return self.final(full)[:, first : first + targets.shape[1]]
 
     def packed_logits(
         self, prompt: Prompt, targets: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
     ) -> Float[Tensor, "k v"]:
         """The rows of `logits` where the mask is True, one after another: with a large vocabulary,
         logits of padding are most of the memory of a ragged batch."""
-        return self.head(self._predicting(prompt, targets, mask)[mask])
-
-    def _predicting(
-        self, prompt: Prompt, targets: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
-    ) -> Float[Tensor, "b n d"]:
-        """The state that predicts each target."""
-        full = prompt.append(self.embed(targets[:, :-1]), mask[:, :-1])
-        first = prompt.embeds.shape[1] - 1
-        return self.final(full)[:, first : first + targets.shape[1]]
+        return self.head(self.predicting(prompt, targets, mask)[mask])
 
     def score(
         self,
