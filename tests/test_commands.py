@@ -10,6 +10,8 @@ from tiny import tiny_lm
 import latentwire.wire.wire as wire_module
 from latentwire.__main__ import main
 from latentwire.lm import FrozenLM
+from latentwire.wire.encoders.base import EncoderConfig
+from latentwire.wire.shared import SharedConfig, SharedWire
 from latentwire.wire.wire import Wire, WireConfig
 
 ROWS = [
@@ -188,3 +190,61 @@ def test_hub_data_is_read_from_a_folder(tmp_path):
     write(tmp_path / "squad" / "train.jsonl", jsonl(rows))
     loaded = load_questions(f"hub:{tmp_path / 'squad'}")
     assert [q.answers for q in loaded] == [("1815",), ("Ada",), ("a river",)]
+
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch) -> str:
+    """The folder of a shared wire with two tiny readers, untrained."""
+    lms = {name: tiny_lm(name.removeprefix("tiny-")) for name in ("tiny-llama", "tiny-gemma3")}
+    lms["tiny-qwen3"] = tiny_lm("qwen3")
+    monkeypatch.setattr(
+        FrozenLM, "from_pretrained", classmethod(lambda cls, name, *_, **__: lms[name])
+    )
+    sizes = EncoderConfig(window=64, width=64, layers=1)
+    config = SharedConfig(
+        ("tiny-llama", "tiny-gemma3"), "tiny-llama", sizes=sizes, trunk_layers=1, format_tokens=2
+    )
+    SharedWire(config, lms).save(tmp_path / "shared")
+    return str(tmp_path / "shared")
+
+
+def test_a_shared_wire_is_asked_and_scored_by_every_reader(shared, tmp_path, monkeypatch, capsys):
+    data = write(tmp_path / "d.jsonl", jsonl(ROWS))
+    status, out, _ = run(
+        monkeypatch, capsys, "eval", shared, "--data", data, "--json", str(tmp_path / "o.json"),
+        "--run", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert status == 0 and out.count("truncated") + out.count("equal bytes") >= 2
+    result = json.loads((tmp_path / "o.json").read_text())
+    for i, name in enumerate(("tiny-llama", "tiny-gemma3")):
+        assert "truncated_bytes" in result["readers"][name]["rows"]
+        assert (tmp_path / "run" / f"reader-{i}" / "report.html").exists()
+    context = write(tmp_path / "note.txt", "The Elbe rises in the Giant Mountains. ")
+    status, out, _ = run(
+        monkeypatch, capsys, "ask", "--context", context, "Where?", "--wire", shared
+    )
+    assert status == 0
+    assert all(f"{n} read 39 tokens as 10 latents" in out for n in ("tiny-llama", "tiny-gemma3"))
+    status, _, err = run(monkeypatch, capsys, "eval", shared, "--data", data, "--bits", "8")
+    assert status == 2 and err == "latentwire: this wire's codes have 4 bits; got 8\n"
+
+
+def test_a_reader_is_added_from_the_command_line(shared, tmp_path, monkeypatch, capsys):
+    rows = [
+        {"id": str(i), "context": f"Room {i} is {c}.", "question": "What?", "answers": [c]}
+        for i, c in enumerate("abcdefghijklmnopqrstuvwxyz" * 5)
+    ]
+    data = write(tmp_path / "d.jsonl", jsonl(rows))
+    status, out, err = run(
+        monkeypatch, capsys, "add-reader", shared, "tiny-qwen3", "--data", data,
+        "--run", str(tmp_path / "run"), "--steps", "1", "--format-steps", "1",
+    )  # fmt: skip
+    assert status == 0, err
+    added = SharedWire.from_pretrained(tmp_path / "run" / "wire")
+    assert added.config.readers == ("tiny-llama", "tiny-gemma3", "tiny-qwen3")
+    assert added.id == SharedWire.from_pretrained(shared).id and "added:" in out
+    status, _, err = run(
+        monkeypatch, capsys, "add-reader", shared, "tiny-llama", "--data", data,
+        "--run", str(tmp_path / "no"),
+    )  # fmt: skip
+    assert status == 2 and err == "latentwire: tiny-llama reads this wire already\n"

@@ -1,4 +1,4 @@
-"""Commands of the wire: ask, eval, train."""
+"""Commands of the wire: ask, eval, train, add-reader."""
 
 from functools import partial
 from pathlib import Path
@@ -29,23 +29,33 @@ def ask(
     from latentwire.evals import baselines
     from latentwire.tasks.base import DataError, read_text
     from latentwire.tasks.qa import answers, with_format
+    from latentwire.wire.shared import SharedWire, is_shared
     from latentwire.wire.wire import Wire
 
     if not question.strip():
         raise DataError("the question is empty; expected text")
     text = read_text(context)
-    loaded = Wire.from_pretrained(wire)
-    lm = loaded.lm
-    messages = loaded.send([text])
+    if is_shared(wire):
+        readers, messages = (
+            (shared := SharedWire.from_pretrained(wire)).readers,
+            shared.send([text]),
+        )
+    else:
+        readers, messages = [single := Wire.from_pretrained(wire)], single.send([text])
 
-    def answer(prefix) -> str:
-        return answers(lm, [question], with_format(lm, loaded.format, prefix))[0]
+    def answer(reader, prefix) -> str:
+        formatted = with_format(reader.lm, reader.format, prefix)
+        return answers(reader.lm, [question], formatted)[0]
 
-    print(answer(loaded.receive(messages)))
-    tokens, latents = len(lm.ids(text)), len(messages[0].latents)
-    out.print(f"[dim]{lm.name} read {tokens} tokens as {latents} latents[/dim]", highlight=False)
-    if full_text:
-        print(f"full text: {answer(baselines.full_text(lm)([text]))}")
+    for reader in readers:
+        lm = reader.lm
+        print(answer(reader, reader.receive(messages)))
+        tokens, latents = len(lm.ids(text)), len(messages[0])
+        out.print(
+            f"[dim]{lm.name} read {tokens} tokens as {latents} latents[/dim]", highlight=False
+        )
+        if full_text:
+            print(f"full text: {answer(reader, baselines.full_text(lm)([text]))}")
 
 
 def evaluate(
@@ -54,7 +64,7 @@ def evaluate(
     limit: int | None = None,
     json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     run: Path | None = None,
-    bits: int = 16,
+    bits: int | None = None,
     needles: Literal["number", "uuid"] | None = None,
     ray: str | None = None,
 ) -> None:
@@ -68,32 +78,85 @@ def evaluate(
         json_out: Write the result as JSON to this file.
         run: Run folder for results.json, predictions.jsonl and report.html; one that was
             interrupted is gone on with.
-        bits: Bits of one code of a message: 16, 8, 6 or 4.
+        bits: Bits of one code of a message: 16 (if not given), 8, 6 or 4; a shared wire has its
+            own.
         needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the
             questions of the data.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
     """
-    from latentwire.recipes.evaluation import ALMANAC, evaluate_wire, load_wire
+    from latentwire.recipes.evaluation import ALMANAC, evaluate_shared, evaluate_wire, load_wire
     from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
     from latentwire.report.tables import results_table, verdict
+    from latentwire.wire.shared import SharedWire, is_shared
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
-    spread = None if ray is None else on_ray(ray, partial(load_wire, wire))
-    result = evaluate_wire(load_wire(wire), data or ALMANAC, limit, run, bits, needles, spread)
-    out.print(results_table(result))
-    for line in verdict(result):
-        out.print(f"- {line}", markup=False, highlight=False)
+    if is_shared(wire):
+        if ray is not None:
+            raise ValueError("--ray is for wires of one reader; leave it out for a shared wire")
+        loaded = SharedWire.from_pretrained(wire)
+        result = evaluate_shared(loaded, data or ALMANAC, limit, run, bits, needles)
+        folders = {name: f"reader-{i}" for i, name in enumerate(result["readers"])}
+    else:
+        spread = None if ray is None else on_ray(ray, partial(load_wire, wire))
+        single = load_wire(wire)
+        result = evaluate_wire(single, data or ALMANAC, limit, run, bits, needles, spread)
+        folders = {single.reader: "."}
+    for name, folder in folders.items():
+        one = result["readers"][name] if "readers" in result else result
+        if len(folders) > 1:
+            out.print(f"[bold]{name}[/bold]", highlight=False)
+        out.print(results_table(one))
+        for line in verdict(one):
+            out.print(f"- {line}", markup=False, highlight=False)
+        if run is not None:
+            print(f"report: {write_report(run / folder)}")
     write_json(json_out, result)
-    if run is not None:
-        print(f"report: {write_report(run)}")
 
 
 def train(arguments: list[str]) -> int:
     """Train a recipe; every field of it can be overridden on the command line. Exit status 3 where
     alarms stand at the end, or where --stop-on collapse ended it."""
+    from latentwire.recipes import shared
     from latentwire.recipes.wire import RECIPES, train_wire
 
-    return run_training(RECIPES, train_wire, arguments, "latentwire train", "wire")
+    def run(recipe, session) -> Path:
+        several = isinstance(recipe, shared.SharedRecipe)
+        return (shared.train_shared if several else train_wire)(recipe, session)
+
+    return run_training({**RECIPES, **shared.RECIPES}, run, arguments, "latentwire train", "wire")
+
+
+def add_reader(
+    wire: Positional[str],
+    model: Positional[str],
+    data: str,
+    run: Path | None = None,
+    steps: int = 2000,
+    format_steps: int = 150,
+) -> None:
+    """Train an adapter for one more reader of a shared wire; encoder and other readers stay.
+
+    Args:
+        wire: A shared wire's folder.
+        model: Zoo name, Hugging Face id or local folder of the new reader.
+        data: JSONL with rows {"id", "context", "question", "answers"}, or hub:NAME.
+        run: Run folder; runs/added-MODEL if not given. The wire with the reader is in its wire/.
+        steps: Steps of the adapter.
+        format_steps: Steps of the format tokens before it.
+    """
+    from dataclasses import replace
+
+    from latentwire.recipes import shared
+    from latentwire.wire.shared import SharedWire
+
+    loaded = SharedWire.from_pretrained(wire)
+    recipe = shared.SharedRecipe(f"added-{Path(model).name}", loaded.config, data=(data,), out=run)
+    recipe = replace(
+        recipe,
+        train=replace(recipe.train, steps=steps),
+        format=replace(recipe.format, steps=format_steps),
+    )
+    print(f"added: {shared.add_reader(loaded, model, recipe) / 'wire'}")

@@ -26,7 +26,7 @@ from latentwire.tasks.qa import (
     with_format,
 )
 
-BATCH = 6
+BATCH, GPU_BATCH = 6, 64
 """Passages that are answered together."""
 
 
@@ -59,8 +59,9 @@ def evaluate(
     answer_tokens: int = ANSWER_TOKENS,
 ) -> Iterator[list[Answer]]:
     """Answers of all conditions, of up to answer_tokens, a batch of passages at a time."""
-    for start in range(0, len(passages), BATCH):
-        part = passages[start : start + BATCH]
+    size = batch_size(lm)
+    for start in range(0, len(passages), size):
+        part = passages[start : start + size]
         questions = [q for p in part for q in p.questions]
         owner = torch.tensor([i for i, p in enumerate(part) for _ in p.questions]).to(lm.device)
         done = []
@@ -68,6 +69,11 @@ def evaluate(
             prefix = with_format(lm, format_tokens, condition([p.context for p in part]))
             done += _answers(lm, name, questions, prefix.rows(owner), answer_tokens)
         yield done
+
+
+def batch_size(lm: FrozenLM) -> int:
+    """Passages that are answered together where the model is."""
+    return GPU_BATCH if lm.device.type == "cuda" else BATCH
 
 
 def summarise(answers: Sequence[Answer]) -> dict[str, float]:

@@ -104,6 +104,13 @@ class FrozenLM:
         return self.model.config.hidden_size
 
     @property
+    def kv_shape(self) -> tuple[int, int]:
+        """KV heads of a layer, and the width of one."""
+        config = self.model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        return heads, getattr(config, "head_dim", None) or self.width // config.num_attention_heads
+
+    @property
     def window(self) -> int:
         """Most positions that the model was made for, in tokens."""
         return self.model.config.max_position_embeddings
@@ -287,6 +294,13 @@ class FrozenLM:
         full = prompt.append(self.embed(targets[:, :-1]), mask[:, :-1])
         first = prompt.embeds.shape[1] - 1
         return self.final(full)[:, first : first + targets.shape[1]]
+
+    def packed_logits(
+        self, prompt: Prompt, targets: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "k v"]:
+        """The rows of `logits` where the mask is True, one after another: with a large vocabulary,
+        logits of padding are most of the memory of a ragged batch."""
+        return self.head(self.predicting(prompt, targets, mask)[mask])
 
     def score(
         self,

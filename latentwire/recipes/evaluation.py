@@ -14,6 +14,7 @@ from dataclasses import asdict
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,9 +28,8 @@ from latentwire.evals.baselines import (
     truncated,
     truncated_bytes,
 )
-from latentwire.evals.harness import BATCH, Answer, evaluate, summarise
+from latentwire.evals.harness import Answer, batch_size, evaluate, summarise
 from latentwire.files import write_whole
-from latentwire.lm import KVPrefix
 from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.recipes.workers import Spread, here
 from latentwire.tasks.base import DataError
@@ -44,7 +44,9 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_format,
 )
-from latentwire.wire.message import Message, check_bits
+from latentwire.wire.message import Message
+from latentwire.wire.shared import Reader, SharedWire
+from latentwire.wire.shared_message import SharedMessage
 from latentwire.wire.wire import Wire
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
@@ -53,52 +55,55 @@ TIMED = 8
 """Passages on which times and cache sizes are measured."""
 
 
-def conditions(wire: Wire, passages: Sequence[Passage], bits: int = 16) -> dict[str, Condition]:
+def conditions(
+    wire: Wire | Reader, passages: Sequence[Passage], bits: int | None = None
+) -> dict[str, Condition]:
     """The rows of an evaluation. The wire's latents go through the bytes of their messages, in
-    codes of `bits`, so that what is scored is what would travel."""
+    codes of `bits` (the wire's own if None), so that what is scored is what would travel."""
     texts = [p.context for p in passages]
     following = dict(zip(texts, texts[1:] + texts[:1], strict=True))
+    options = {} if bits is None else {"bits": bits}
 
     @lru_cache(maxsize=64)
-    def sent(text: str) -> Message:
-        return Message.from_bytes(wire.send([text], bits)[0].to_bytes())
+    def sent(text: str) -> Message | SharedMessage:
+        message = wire.send([text], **options)[0]
+        return type(message).from_bytes(message.to_bytes())
 
-    def zeroed(wanted: Sequence[str]) -> KVPrefix:
-        return wire.prefix([sent(t).latents.zeros() for t in wanted])
+    def latents(of: Callable[[str], Any]) -> Condition:
+        return lambda wanted: wire.receive([of(text) for text in wanted])
 
     return {
         "text": full_text(wire.lm),
-        "wire": lambda wanted: wire.receive([sent(t) for t in wanted]),
-        "truncated_tokens": truncated(wire.lm, wire.count),
-        "truncated_bytes": truncated_bytes(
-            wire.lm, lambda tokens: wire.message_bytes(tokens, bits)
-        ),
+        "wire": latents(sent),
+        "truncated_tokens": truncated(wire.lm, lambda text: wire.cost(text, **options)[0]),
+        "truncated_bytes": truncated_bytes(wire.lm, lambda text: wire.cost(text, **options)[1]),
         "closed_book": closed_book(wire.lm),
-        "zero_latents": zeroed,
-        "foreign_latents": lambda wanted: wire.receive([sent(following[t]) for t in wanted]),
+        "zero_latents": latents(lambda text: sent(text).zeros()),
+        "foreign_latents": latents(lambda text: sent(following[text])),
     }
 
 
 def evaluate_wire(
-    wire: Wire,
+    wire: Wire | Reader,
     data: str = ALMANAC,
     limit: int | None = None,
     out: Path | None = None,
-    bits: int = 16,
+    bits: int | None = None,
     needles: str | None = None,
     spread: Spread | None = None,
 ) -> dict:
     """Score all conditions on the first `limit` questions of `data`, with messages in codes of
-    `bits`; the whole result as one dict. needles: "number" or "uuid" asks for one that is hidden in
-    each passage in place of the passage's questions. spread: who answers, workers that load this
-    wire, or this process if None.
+    `bits` (the wire's own if None); the whole result as one dict. needles: "number" or "uuid" asks
+    for one that is hidden in each passage in place of the passage's questions. spread: who answers,
+    workers that load this wire, or this process if None.
 
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
     since another example's latents need another example, MessageError for bits that no codec has,
     and ValueError for a folder that holds another run.
     """
-    check_bits(bits)
+    bits = wire.bits if bits is None else bits
+    wire.check_bits(bits)
     passages = by_context(load_questions(data, limit, least=2))
     answer_tokens = ANSWER_TOKENS
     if needles is not None:
@@ -107,17 +112,18 @@ def evaluate_wire(
     rows = list(conditions(wire, passages, bits))
     setting = {
         "wire": wire.id.hex(),
-        "reader": wire.config.reader,
+        "reader": wire.reader,
         "data": Path(data).name,
         "limit": limit,
-        "ratio": wire.config.ratio,
+        "ratio": wire.ratio,
         "bits": bits,
         **({} if needles is None else {"needles": needles}),
     }
     answers = [] if out is None else _resumed(out, setting, set(rows))
     done = {a.context for a in answers}
     left = [p for p in passages if p.context not in done]
-    parts = [left[start : start + BATCH] for start in range(0, len(left), BATCH)]
+    size = batch_size(wire.lm)
+    parts = [left[start : start + size] for start in range(0, len(left), size)]
     work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens)
     made, console = (spread or here(wire))(work, parts), Console(stderr=True)
     for batch in track(made, description="answering", total=len(parts), console=console):
@@ -139,20 +145,42 @@ def evaluate_wire(
     return result
 
 
+def evaluate_shared(
+    wire: SharedWire,
+    data: str = ALMANAC,
+    limit: int | None = None,
+    out: Path | None = None,
+    bits: int | None = None,
+    needles: str | None = None,
+) -> dict:
+    """The same of every reader of a shared wire, each with a run folder of its own in `out`:
+    {"readers": {name: result}}."""
+    results = {}
+    for i, reader in enumerate(wire.readers):
+        folder = None if out is None else out / f"reader-{i}"
+        results[reader.reader] = evaluate_wire(reader, data, limit, folder, bits, needles)
+    return {"readers": results}
+
+
 def load_wire(name: str) -> Wire:
     """What a worker begins with."""
     return Wire.from_pretrained(name)
 
 
 def _answering(
-    wire: Wire, passages: Sequence[Passage], bits: int, answer_tokens: int
+    wire: Wire | Reader, passages: Sequence[Passage], bits: int, answer_tokens: int
 ) -> Callable[[Sequence[Passage]], list[Answer]]:
     """What answers a batch of the passages under all conditions."""
     rows = conditions(wire, passages, bits)
-    return lambda part: next(evaluate(wire.lm, wire.format, part, rows, answer_tokens))
+
+    def work(part: Sequence[Passage]) -> list[Answer]:
+        made = evaluate(wire.lm, wire.format, part, rows, answer_tokens)
+        return [answer for batch in made for answer in batch]
+
+    return work
 
 
-def _check_room(wire: Wire, passages: Sequence[Passage], answer_tokens: int) -> None:
+def _check_room(wire: Wire | Reader, passages: Sequence[Passage], answer_tokens: int) -> None:
     """Every question must fit the reader's window with its full text, before any is answered."""
     lm = wire.lm
     before = len(wire.head) + len(wire.format)
@@ -179,22 +207,23 @@ def _resumed(out: Path, setting: dict, conditions: set[str]) -> list[Answer]:
     return kept
 
 
-def sizes(wire: Wire, passages: Sequence[Passage], bits: int) -> dict[str, float]:
+def sizes(wire: Wire | Reader, passages: Sequence[Passage], bits: int) -> dict[str, float]:
     """Means over all passages: tokens in, latents out, bytes of the message, and of the text in
     UTF-8 and after zstd -19."""
     tokens = [len(wire.lm.ids(p.context)) for p in passages]
     texts = [p.context.encode() for p in passages]
+    latents, sent = zip(*(wire.cost(p.context, bits) for p in passages), strict=True)
     return {
         "tokens_in": statistics.fmean(tokens),
-        "latents_out": statistics.fmean(map(wire.count, tokens)),
-        "message_bytes": statistics.fmean(wire.message_bytes(n, bits) for n in tokens),
+        "latents_out": statistics.fmean(latents),
+        "message_bytes": statistics.fmean(sent),
         "text_bytes": statistics.fmean(map(len, texts)),
         "zstd_bytes": statistics.fmean(len(compress(text, 19)) for text in texts),
     }
 
 
 @torch.no_grad()
-def costs(wire: Wire, passages: Sequence[Passage]) -> dict[str, float]:
+def costs(wire: Wire | Reader, passages: Sequence[Passage]) -> dict[str, float]:
     """Ratios of wire to text, measured in turn in this process: median time to first token with the
     message at hand, the same with encoding counted, and KV-cache bytes."""
     text = full_text(wire.lm)
@@ -205,8 +234,8 @@ def costs(wire: Wire, passages: Sequence[Passage]) -> dict[str, float]:
     for passage, message in list(zip(passages, messages, strict=True)) * 2:
         forms = {
             "text": text,
-            "wire": lambda _, m=message: wire.prefix([m.latents]),
-            "encode": lambda texts: wire.prefix(wire.encode(texts)),
+            "wire": lambda _, m=message: wire.receive([m]),
+            "encode": lambda texts: wire.receive(wire.send(texts)),
         }
         for name, form in forms.items():
             seconds[name].append(_first_token(wire, passage, form))
@@ -218,7 +247,7 @@ def costs(wire: Wire, passages: Sequence[Passage]) -> dict[str, float]:
     }
 
 
-def _first_token(wire: Wire, passage: Passage, context: Condition) -> float:
+def _first_token(wire: Wire | Reader, passage: Passage, context: Condition) -> float:
     """Seconds from a context to the logits of the answer's first token."""
     if wire.lm.device.type == "cuda":
         torch.cuda.synchronize()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentwire.lm import kl_divergence
@@ -20,3 +21,8 @@ def distillation(
     (Hinton et al. 2015, arXiv 1503.02531). Gradients flow to the student alone."""
     divergence = kl_divergence(teacher.detach(), student)
     return (divergence * mask).sum() / mask.sum()
+
+
+def token_loss(logits: Float[Tensor, "k v"], targets: Int[Tensor, " k"]) -> Float[Tensor, ""]:
+    """Cross-entropy in nats per token of logits without padding."""
+    return torch.nn.functional.cross_entropy(logits.float(), targets)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,6 +49,14 @@ class Message:
         check_bits(self.bits)
         if self.latents.keys.numel() == 0 or self.latents.span < 1:
             raise MessageError("a message holds at least one latent and a span of 1, got none")
+
+    def __len__(self) -> int:
+        """Latents."""
+        return len(self.latents)
+
+    def zeros(self) -> Message:
+        """The same message with nothing in its latents: a control."""
+        return replace(self, latents=self.latents.zeros())
 
     def to_bytes(self) -> bytes:
         """The message as it travels. Raises MessageError for latents that are not finite."""

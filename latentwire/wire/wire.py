@@ -33,6 +33,8 @@ from latentwire.wire.slots import Slots
 
 FORMAT_VERSION = 1
 WEIGHTS = "wire.safetensors"
+BITS = 16
+"""Bits of a message's codes, unless told otherwise."""
 RESERVE = 256
 """Positions kept free after a context for format tokens, question and answer."""
 
@@ -69,13 +71,11 @@ class Wire(nn.Module):
     def __init__(self, lm: FrozenLM, config: WireConfig):
         super().__init__()
         self.lm, self.config = lm, config
-        model = lm.model.config
-        heads = getattr(model, "num_key_value_heads", None) or model.num_attention_heads
-        head_dim = getattr(model, "head_dim", None) or lm.width // model.num_attention_heads
-        layers = len(lm.blocks)
+        layers, (heads, head_dim) = len(lm.blocks), lm.kv_shape
         self.scorer = Scorer(layers, lm.width, heads)
         self.slots = Slots(layers, lm.width, heads, head_dim, config.rank)
-        self.format = nn.Parameter(_initial_format(lm, config.format_tokens))
+        self.format = nn.Parameter(initial_format(lm, config.format_tokens))
+        self._known: tuple[tuple[int, ...], bytes] = ((), b"")
         self.to(lm.device)
 
     @cached_property
@@ -90,11 +90,35 @@ class Wire(nn.Module):
         if self.config.window > most:
             raise WireError(f"window is {self.config.window}; {self.lm.name} has room for {most}")
 
+    @property
+    def reader(self) -> str:
+        """Name of the LM that reads."""
+        return self.config.reader
+
+    @property
+    def ratio(self) -> int:
+        """Tokens in per latent out."""
+        return self.config.ratio
+
+    @property
+    def bits(self) -> int:
+        """Of a message's codes, unless told otherwise."""
+        return BITS
+
+    def check_bits(self, bits: int) -> None:
+        """Raises MessageError for bits that no codec has."""
+        check_bits(bits)
+
+    def cost(self, text: str, bits: int = BITS) -> tuple[int, int]:
+        """Latents and bytes of the message of a text."""
+        tokens = len(self.lm.ids(text))
+        return self.count(tokens), self.message_bytes(tokens, bits)
+
     def count(self, tokens: int) -> int:
         """Latents that a context of so many tokens becomes."""
         return sum(math.ceil(n / self.config.ratio) for n in self._windows(tokens))
 
-    def message_bytes(self, tokens: int, bits: int = 16) -> int:
+    def message_bytes(self, tokens: int, bits: int = BITS) -> int:
         """Bytes of the message of a context of so many tokens, in codes of so many bits."""
         keys = self.head.keys[0]
         shape = (len(self.head.keys), keys.shape[1], self.count(tokens), keys.shape[3])
@@ -113,7 +137,7 @@ class Wire(nn.Module):
         for row, tokens in enumerate(ids):
             if len(tokens) == 0:
                 raise WireError(f"context {row} is empty; expected at least one token")
-            _check_kept(self.lm, row, contexts[row], tokens)
+            check_kept(self.lm, row, contexts[row], tokens)
             starts, span = self._layout(len(tokens))
             pieces = tokens.split(self.config.window)
             jobs += [(row, piece, start) for piece, start in zip(pieces, starts, strict=True)]
@@ -129,9 +153,13 @@ class Wire(nn.Module):
     @property
     def id(self) -> bytes:
         """First 8 bytes of the weights' sha256: which wire made a message."""
-        return hashlib.sha256(self._weights()).digest()[:8]
+        tensors = self.state_dict(keep_vars=True).values()
+        now = tuple(x for t in tensors for x in (t.data_ptr(), t._version))
+        if self._known[0] != now:  # all weights are read for it, and receiving asks each time
+            self._known = now, hashlib.sha256(self._weights()).digest()[:8]
+        return self._known[1]
 
-    def send(self, contexts: Sequence[str], bits: int = 16) -> list[Message]:
+    def send(self, contexts: Sequence[str], bits: int = BITS) -> list[Message]:
         """Texts as messages in codes of `bits`: 16, 8, 6 or 4, else MessageError."""
         check_bits(bits)
         with torch.no_grad():
@@ -295,7 +323,7 @@ def _joined(windows: Sequence[Latents], span: int) -> Latents:
     return Latents(keys, torch.cat([z.values for z in windows], 2), span)
 
 
-def _check_kept(lm: FrozenLM, row: int, text: str, ids: Tensor) -> None:
+def check_kept(lm: FrozenLM, row: int, text: str, ids: Tensor) -> None:
     """Raises WireError where a tokenizer without byte fallback put one token for all that it does
     not know: the reader would answer from a text with holes. Spaces and Unicode forms may differ.
     """
@@ -309,7 +337,7 @@ def _check_kept(lm: FrozenLM, row: int, text: str, ids: Tensor) -> None:
         )
 
 
-def _initial_format(lm: FrozenLM, count: int) -> Tensor:
+def initial_format(lm: FrozenLM, count: int) -> Tensor:
     """Embeddings of an instruction, repeated or cut to `count` tokens: a start with a meaning."""
     ids = lm.ids("\n\nAnswer the question with a short span copied from the text, nothing else.")
     return lm.embed(ids.repeat(math.ceil(count / len(ids)))[:count]).detach().clone()

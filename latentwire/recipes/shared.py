@@ -1,0 +1,403 @@
+"""Training a shared wire: one encoder, one code, several frozen readers.
+
+Two stages, each resumable:
+
+1. format: each reader's format tokens, on full text, so that the text reference is as strong as it
+   can be and the wire never gets credit for form;
+2. wire: everything else at once, every reader at each step. Each reader answers from latents as it
+   answers from the text (KL over the answer's positions, answer cross-entropy) and says pieces of
+   the text again, from a few of their tokens on.
+
+`add_reader` trains both for one more reader, with all that the others share frozen.
+
+    latentwire train shared-4x --data squad_train.jsonl --out runs/shared-4x
+    latentwire add-reader runs/shared-4x/wire MODEL --data squad_train.jsonl --out runs/added
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from latentwire.evals.harness import Answer, evaluate, summarise
+from latentwire.evals.metrics import bootstrap
+from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
+from latentwire.lm.picks import seed_of
+from latentwire.recipes.evaluation import conditions
+from latentwire.recipes.runs import begin_training, check_training
+from latentwire.tasks.base import DataError, read_text
+from latentwire.tasks.qa import (
+    Passage,
+    answer_ids,
+    by_context,
+    load_questions,
+    question_prompt,
+    with_format,
+)
+from latentwire.train import parallel
+from latentwire.train.loop import LoopConfig, Session, shuffled, train
+from latentwire.train.losses import distillation, token_loss
+from latentwire.train.schedules import Schedule
+from latentwire.wire import fsq
+from latentwire.wire.shared import Reader, SharedConfig, SharedWire
+
+CUE = 4
+"""Tokens of a piece of text that are given when the rest of it is to be said again."""
+LONGEST_ANSWER = 12
+"""Tokens; questions with longer answers are not trained on, since a batch is padded to them."""
+
+
+@dataclass(frozen=True)
+class SharedRecipe:
+    """A complete training of one shared wire."""
+
+    name: str
+    """Of the run folder, runs/NAME, unless `out` says otherwise."""
+    wire: SharedConfig
+    """The wire that is trained."""
+    data: tuple[str, ...] = ("hub:rajpurkar/squad",)
+    """JSONL files with rows {"id", "context", "question", "answers"}, or hub:NAME."""
+    text: tuple[Path, ...] = ()
+    """Files of plain text, blank lines between paragraphs, that are only said again."""
+    out: Path | None = None
+    """Run folder; a folder that holds this run already is gone on with."""
+    format: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=300, lr=3e-3, save_every=50)
+    )
+    """Stage 1."""
+    train: LoopConfig = field(default_factory=lambda: LoopConfig(steps=4000, lr=1e-3))
+    """Stage 2."""
+    passages: int = 16
+    """Passages per step, texts among them as often as they are in the data."""
+    questions: int = 4
+    """Most questions per passage and step."""
+    longest: int = 320
+    """Most tokens of a passage, as the source counts; longer ones are left out."""
+    repeated: int = 48
+    """Tokens of the piece of each passage that is said again."""
+    repeat: Schedule = field(default_factory=lambda: Schedule(1.0, 0.3, over=2000.0))
+    """Weight of saying again."""
+    distil: float = 1.0
+    """Weight of the KL to the same reader with the full text; 0 leaves that reader out."""
+    held_out: int = 100
+    """Passages at the end of the first file that are never trained on."""
+    fitted: int = 64
+    """Passages that readers are calibrated on, and that PCA is fitted to."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the frozen models; what is trained is float32."""
+    seed: int = 0
+    """Of the order of the data and of its pieces."""
+
+    def __post_init__(self) -> None:
+        for name in ("passages", "questions", "longest", "held_out", "fitted"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.repeated <= CUE:
+            raise ValueError(f"repeated is {self.repeated}; expected more than the cue's {CUE}")
+
+
+BOTH = ("smollm2-135m", "gemma3-270m")
+
+
+def shared_4x() -> SharedRecipe:
+    """smollm2-135m and gemma3-270m read one message: a latent of 4 bytes for every 4 tokens."""
+    return SharedRecipe("shared-4x", SharedConfig(readers=BOTH, source="smollm2-135m"))
+
+
+RECIPES = {"shared-4x": shared_4x}
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What a training draws from."""
+
+    passages: list[Passage]
+    """Texts without questions among them."""
+    held: list[Passage]
+
+
+def train_shared(
+    recipe: SharedRecipe,
+    session: Session = Session(),  # noqa: B008
+    lms: Mapping[str, FrozenLM] | None = None,
+) -> Path:
+    """Run both stages, or what is left of them; the run folder, whose wire/ is the trained wire.
+    lms: the models by name, where they are loaded already.
+
+    Raises ValueError for a run folder that holds another run, before any compute.
+    """
+    out = _begin(recipe.out or Path("runs") / recipe.name, asdict(recipe))
+    lms = lms or load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
+    torch.manual_seed(recipe.seed)
+    wire = SharedWire(recipe.wire, lms)
+    stock = load_stock(recipe, lms[recipe.wire.source])
+    wire.fit([p.context for p in stock.passages[: recipe.fitted]])
+    train_formats(wire.readers, stock, recipe, out, session)
+    parameters = {n: p for n, p in wire.named_parameters() if not n.endswith(".format")}
+    train_wire(wire, wire.readers, parameters, stock, recipe, out, session)
+    if parallel.rank() == 0:
+        wire.save(out / "wire")
+    return out
+
+
+def add_reader(
+    wire: SharedWire,
+    name: str,
+    recipe: SharedRecipe,
+    session: Session = Session(),  # noqa: B008
+) -> Path:
+    """A new adapter for one more reader; what the others share, and their adapters, stay as they
+    are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
+    setting = {"added": name, "to": wire.id.hex(), **asdict(recipe), "wire": asdict(wire.config)}
+    torch.manual_seed(recipe.seed)
+    wire = wire.with_reader(name, load_models({name}, recipe.dtype)[name])
+    out = _begin(recipe.out or Path("runs") / recipe.name, setting)
+    stock = load_stock(recipe, wire.encoder.lm)
+    new = wire.reader(name)
+    wire.calibrate(new.adapter, [p.context for p in stock.passages[: recipe.fitted]])
+    wire.requires_grad_(False)
+    new.adapter.requires_grad_(True)
+    train_formats([new], stock, recipe, out, session)
+    parameters = {n: p for n, p in new.adapter.named_parameters() if n != "format"}
+    train_wire(wire, [new], parameters, stock, recipe, out, session)
+    if parallel.rank() == 0:
+        wire.save(out / "wire")
+    return out
+
+
+def load_models(names: set[str], dtype: str) -> dict[str, FrozenLM]:
+    """The frozen models by name."""
+    return {name: FrozenLM.from_pretrained(name, getattr(torch, dtype)) for name in sorted(names)}
+
+
+def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
+    """Passages of all files, those at the end of the first held out, and texts.
+
+    Raises DataError for files that cannot be used, or that leave nothing to train on.
+    """
+    files = [by_context(load_questions(name)) for name in recipe.data]
+    held, files[0] = files[0][-recipe.held_out :], files[0][: -recipe.held_out]
+    passages = [p for file in files for p in file]
+    passages += [Passage(text, ()) for path in recipe.text for text in _paragraphs(path)]
+    seen = {p.context for p in held}
+    kept = [p for p in passages if p.context not in seen]
+    kept = [p for p in kept if CUE < len(source.ids(p.context)) <= recipe.longest]
+    if len(kept) < recipe.passages:
+        raise DataError(
+            f"{', '.join(recipe.data)}: {len(kept)} passages of at most {recipe.longest} tokens "
+            f"beside the {recipe.held_out} held out; expected at least {recipe.passages}"
+        )
+    random.Random(recipe.seed).shuffle(kept)
+    return Stock(kept, [p for p in held if len(source.ids(p.context)) <= recipe.longest])
+
+
+def train_formats(
+    readers: Sequence[Reader],
+    stock: Stock,
+    recipe: SharedRecipe,
+    out: Path,
+    session: Session,
+) -> None:
+    """Stage 1: the format tokens of each reader, with the full text as context."""
+    asking = Stock([p for p in stock.passages if p.questions], stock.held)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        batch = _batch(asking, recipe, readers[0].wire.encoder.lm, step)
+        parts: dict[str, Tensor | float] = {}
+        for reader in readers:
+            targets, mask = _targets(reader.lm, batch)
+            with torch.no_grad():
+                text = _texts(reader.lm, batch)
+            logits = reader.lm.packed_logits(_asked(reader, batch, text), targets, mask)
+            parts[f"{reader.reader}.ce"] = token_loss(logits, targets[mask])
+        return torch.stack([torch.as_tensor(p) for p in parts.values()]).mean(), parts
+
+    formats = {f"{r.reader}.format": r.format.requires_grad_(True) for r in readers}
+    train("format", formats, loss, recipe.format, out, session=session)
+    for tensor in formats.values():
+        tensor.requires_grad_(False)
+
+
+def train_wire(
+    wire: SharedWire,
+    readers: Sequence[Reader],
+    parameters: dict[str, Tensor],
+    stock: Stock,
+    recipe: SharedRecipe,
+    out: Path,
+    session: Session,
+) -> None:
+    """Stage 2: encoder, code, trunk and adapters, or those of them that are in `parameters`."""
+
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        return wire_loss(wire, readers, stock, recipe, step)
+
+    held = [Passage(p.context, p.questions[: recipe.questions]) for p in stock.held]
+    rest = ["text", "closed_book", "truncated_tokens"]  # these do not change
+
+    def probe() -> dict[str, float]:
+        wire.eval()
+        found = check_readers(readers, held[: session.checked], rest)
+        rest.clear()
+        wire.train()
+        return found
+
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    wire.train()
+    train("wire", trained, loss, recipe.train, out, probe=probe, session=session)
+    wire.eval()
+
+
+def wire_loss(
+    wire: SharedWire, readers: Sequence[Reader], stock: Stock, recipe: SharedRecipe, step: int
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """What one step minimises: the mean over readers, who all read what was encoded once."""
+    began = time.perf_counter()
+    batch = _batch(stock, recipe, wire.encoder.lm, step)
+    figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
+    texts = [p.context for p in batch]
+    values = [fsq.bounded(z, wire.config.bits) for z in wire.encoder(texts)]
+    spans = [wire.encoder.span(text) for text in texts]
+    total = torch.zeros((), device=wire.widen.weight.device)
+    for reader in readers:
+        loss, parts = _reader_loss(reader, batch, reader.prefix(values, spans), recipe, step)
+        total = total + loss / len(readers)
+        figures |= {f"{reader.reader}.{name}": part for name, part in parts.items()}
+    return total, {"tokens": float(sum(len(p.questions) for p in batch) or 1), **figures}
+
+
+def _reader_loss(
+    reader: Reader, batch: Sequence[Passage], prefix: KVPrefix, recipe: SharedRecipe, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One reader's loss behind its latents, and its parts."""
+    lm, weight = reader.lm, recipe.repeat.at(step, 1)
+    total, parts = torch.zeros((), device=lm.device), {}
+    if weight > 0:
+        parts["again"] = _again(reader, [p.context for p in batch], prefix, recipe, step)
+        total = weight * parts["again"]
+    if any(p.questions for p in batch):
+        targets, mask = _targets(lm, batch)
+        student = lm.packed_logits(_asked(reader, batch, prefix), targets, mask)
+        parts["ce"] = token_loss(student, targets[mask])
+        total = total + parts["ce"]
+        if recipe.distil > 0:
+            with torch.no_grad():
+                asked = _asked(reader, batch, _texts(lm, batch))
+                teacher = lm.packed_logits(asked, targets, mask)
+            every = mask.new_ones(1, len(student))
+            parts["kl"] = distillation(teacher[None], student[None], every)
+            total = total + recipe.distil * parts["kl"]
+    return total, parts
+
+
+@torch.no_grad()
+def check_readers(
+    readers: Sequence[Reader], passages: Sequence[Passage], rest: Sequence[str] = ()
+) -> dict[str, float]:
+    """Of each reader on held-out passages: F1 and NLL with its own latents, with another passage's,
+    and under the rest of an evaluation's conditions that are named; over all readers, what
+    guards.py reads."""
+    if len(passages) < 2:
+        return {}
+    figures: dict[str, float] = {}
+    gaps: list[float] = []
+    owners: list[str] = []
+    for reader in readers:
+        rows = conditions(reader, passages)
+        some = {name: rows[name] for name in ("wire", "foreign_latents", *rest)}
+        done = [a for b in evaluate(reader.lm, reader.format, passages, some) for a in b]
+        of: dict[str, list[Answer]] = {n: [a for a in done if a.condition == n] for n in some}
+        for name, answers in of.items():
+            row = summarise(answers)
+            figures |= {f"{reader.reader}.{name}.{k}": row[k] for k in ("f1", "nll")}
+        pairs = zip(of["foreign_latents"], of["wire"], strict=True)
+        gaps += [(other.nll - own.nll) / own.tokens for other, own in pairs]
+        owners += [a.context for a in of["wire"]]
+    held = [figures[f"{r.reader}.wire.nll"] for r in readers]
+    return {
+        **figures,
+        "held": sum(held) / len(held),
+        "gap": sum(gaps) / len(gaps),
+        "gap_low": bootstrap(gaps, owners)[0],
+    }
+
+
+def _begin(out: Path, setting: dict) -> Path:
+    parallel.join()
+    config = json.dumps({**setting, "out": None}, indent=1, default=str)
+    check_training(out, config)
+    if parallel.rank() == 0:
+        begin_training(out, config)
+    return out
+
+
+def _paragraphs(path: Path) -> list[str]:
+    """Blocks of a text file, each cut to about 1,000 characters at a space."""
+    pieces = []
+    for block in read_text(path).split("\n\n"):
+        text = " ".join(block.split())
+        while len(text) > 1000:
+            end = text.rfind(" ", 0, 1000)
+            end = 1000 if end < 500 else end
+            pieces.append(text[:end])
+            text = text[end:].strip()
+        pieces.append(text)
+    return [piece for piece in pieces if len(piece) > 100]
+
+
+def _batch(stock: Stock, recipe: SharedRecipe, lm: FrozenLM, step: int) -> list[Passage]:
+    """A step's passages, each with some of its questions, of which the step's number draws. lm:
+    what counts the tokens of answers."""
+    chosen = shuffled(len(stock.passages), recipe.seed, step, recipe.passages)
+    made = []
+    for i in parallel.share(chosen):
+        passage, draw = stock.passages[i], random.Random(seed_of(recipe.seed, step, i))
+        short = [q for q in passage.questions if len(lm.ids(q.answers[0])) <= LONGEST_ANSWER]
+        asked = draw.sample(short, min(len(short), recipe.questions))
+        made.append(Passage(passage.context, tuple(asked)))
+    return made
+
+
+def _targets(lm: FrozenLM, batch: Sequence[Passage]) -> tuple[Tensor, Tensor]:
+    return pad_right([answer_ids(lm, q.answers[0]) for p in batch for q in p.questions])
+
+
+def _texts(lm: FrozenLM, batch: Sequence[Passage]) -> KVPrefix:
+    """The full texts as one cache."""
+    rows = [torch.cat([lm.frame.head, lm.ids(p.context)]) for p in batch]
+    return lm.prefill(Prompt.from_ids(lm, rows))
+
+
+def _asked(reader: Reader, batch: Sequence[Passage], context: KVPrefix) -> Prompt:
+    """All questions of the batch, each after its own context and the format tokens."""
+    owner = [row for row, p in enumerate(batch) for _ in p.questions]
+    asked = [q.question for p in batch for q in p.questions]
+    used = sorted(set(owner))
+    index = torch.tensor(used).to(reader.lm.device)
+    formatted = with_format(reader.lm, reader.format, context.rows(index))
+    rows = torch.tensor([used.index(row) for row in owner]).to(reader.lm.device)
+    return question_prompt(reader.lm, asked, formatted.rows(rows))
+
+
+def _again(
+    reader: Reader, texts: Sequence[str], prefix: KVPrefix, recipe: SharedRecipe, step: int
+) -> Tensor:
+    """Cross-entropy of a piece of each text, said again from its first CUE tokens on."""
+    lm, pieces = reader.lm, []
+    for text in texts:
+        ids = lm.ids(text)
+        draw = random.Random(seed_of(recipe.seed, step, text))
+        start = draw.randint(0, max(0, len(ids) - recipe.repeated))
+        pieces.append(ids[start : start + recipe.repeated])
+    request = torch.cat([lm.ids("\n\nRepeat the text above from here on."), lm.frame.tail])
+    asked = Prompt.from_ids(lm, [torch.cat([request, p[:CUE]]) for p in pieces], prefix)
+    targets, mask = pad_right([p[CUE:] for p in pieces])
+    return token_loss(lm.packed_logits(asked, targets, mask), targets[mask])

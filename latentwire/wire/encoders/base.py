@@ -1,0 +1,105 @@
+"""What every encoder of a shared wire is, and what they share."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from latentwire.lm import FrozenLM
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of an encoder."""
+
+    ratio: int = 4
+    """Tokens in per latent out; of bytes, four times as many."""
+    window: int = 512
+    """Most tokens that are encoded together; longer texts are cut into windows."""
+    channels: int = 8
+    """Numbers in a latent."""
+    width: int = 384
+    """Of the states inside."""
+    layers: int = 2
+    """Bidirectional layers."""
+
+
+class Encoder(nn.Module, ABC):
+    """Texts to latents. One encoder sends for all readers, so it is never told who reads."""
+
+    def __init__(self, lm: FrozenLM, config: EncoderConfig):
+        super().__init__()
+        self.lm, self.config = lm, config
+
+    @abstractmethod
+    def units(self, text: str) -> Tensor:
+        """What windows are cut from: token ids or bytes [n], n >= 0."""
+
+    @property
+    def per_latent(self) -> int:
+        """Units that a latent stands for."""
+        return self.config.ratio
+
+    @property
+    def per_window(self) -> int:
+        """Units of a whole window."""
+        return self.config.window * (self.per_latent // self.config.ratio)
+
+    @abstractmethod
+    def compress(self, windows: Sequence[Tensor]) -> list[Float[Tensor, "_ c"]]:
+        """Windows of units [n] as latents, ceil(n / per_latent) of each; not yet bounded."""
+
+    def fit(self, texts: Sequence[str]) -> None:
+        """What is computed from training texts in closed form, before any step."""
+
+    def lengths(self, text: str) -> list[int]:
+        """Latents of each window of a text."""
+        units, most = len(self.units(text)), self.per_window
+        sizes = [min(most, units - start) for start in range(0, units, most)]
+        return [math.ceil(n / self.per_latent) for n in sizes]
+
+    def span(self, text: str) -> int:
+        """Positions that the text takes up in a reader: about its tokens."""
+        return math.ceil(len(self.units(text)) * self.config.ratio / self.per_latent)
+
+    def forward(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
+        """Latents of each text, its windows one after another."""
+        cut = [self.units(text).split(self.per_window) for text in texts]
+        made = iter(self.compress([window for windows in cut for window in windows]))
+        return [torch.cat([next(made) for _ in windows]) for windows in cut]
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows [n, ...] as one batch [b, n, ...] with zeros on the left, and its mask [b, n]."""
+    width = max(len(row) for row in rows)
+    batch = torch.stack([torch.cat([r.new_zeros(width - len(r), *r.shape[1:]), r]) for r in rows])
+    lengths = torch.tensor([len(row) for row in rows], device=batch.device)
+    return batch, torch.arange(width, device=batch.device)[None] >= width - lengths[:, None]
+
+
+def transformer(width: int, layers: int) -> nn.TransformerEncoder:
+    """Bidirectional pre-norm layers (Vaswani et al. 2017, arXiv 1706.03762), heads of 64."""
+    layer = nn.TransformerEncoderLayer(
+        width,
+        max(1, width // 64),
+        2 * width,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+    )
+    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+
+def sinusoids(places: Tensor, width: int) -> Tensor:
+    """Codes [..., width] of places (Vaswani et al. 2017), each at root mean square 0.7."""
+    half = width // 2
+    rate = torch.exp(-math.log(10_000.0) * torch.arange(half, device=places.device) / half)
+    angle = places[..., None].float() * rate
+    return torch.cat([angle.sin(), angle.cos()], -1)

@@ -1,0 +1,51 @@
+"""A transformer over UTF-8 bytes with learned-query pooling: it needs no LM and no tokenizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.lm import FrozenLM
+from latentwire.wire.encoders.base import Encoder, EncoderConfig, padded, sinusoids, transformer
+from latentwire.wire.pooling import Queries
+
+BYTES_PER_TOKEN = 4
+"""About what a tokenizer makes of English; it sets how many latents a text gets."""
+
+
+class UTF8(Encoder):
+    """Bytes, a convolution that sees the neighbours of each, bidirectional layers, queries."""
+
+    def __init__(self, lm: FrozenLM, config: EncoderConfig):
+        super().__init__(lm, config)
+        self.embed = nn.Embedding(256, config.width)
+        self.near = nn.Conv1d(config.width, config.width, 5, padding=2)
+        self.layers = transformer(config.width, config.layers)
+        self.pool = Queries(config.width)
+        self.write = nn.Sequential(
+            nn.LayerNorm(config.width), nn.Linear(config.width, config.channels)
+        )
+
+    @property
+    def per_latent(self) -> int:
+        return BYTES_PER_TOKEN * self.config.ratio
+
+    def units(self, text: str) -> Tensor:
+        data = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
+        return data[: len(text.encode())].long().to(self.embed.weight.device)
+
+    def compress(self, windows: Sequence[Tensor]) -> list[Tensor]:
+        ids, mask = padded(windows)
+        width, device = self.config.width, ids.device
+        places = (mask.long().cumsum(1) - 1).clamp(min=0)
+        rows = self.embed(ids) * mask[..., None]
+        rows = rows + torch.nn.functional.gelu(self.near(rows.mT).mT)
+        rows = self.layers(rows + sinusoids(places, width), src_key_padding_mask=~mask)
+        counts = [math.ceil(len(w) / self.per_latent) for w in windows]
+        centre = (torch.arange(max(counts), device=device) + 0.5) * self.per_latent
+        asked = sinusoids(centre, width).expand(len(windows), -1, -1)
+        written = self.write(self.pool(rows, mask, asked))
+        return [row[:n] for row, n in zip(written, counts, strict=True)]

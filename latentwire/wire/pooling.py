@@ -1,0 +1,51 @@
+"""From states of tokens to states of latents."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Strided(nn.Module):
+    """Contiguous windows of `size` states, each as a sum of one linear map per place in the window.
+
+    It begins as the mean of the window, which keeps no order; the maps can learn one. The last
+    window may be short, and is then the mean of what it has.
+    """
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.size = size
+        self.maps = nn.Parameter(torch.eye(width).repeat(size, 1, 1))
+
+    def forward(self, states: Float[Tensor, "n w"]) -> Float[Tensor, "m w"]:
+        """One row of states; ceil(n / size) windows."""
+        n, width = states.shape
+        missing = -n % self.size
+        windows = torch.nn.functional.pad(states, (0, 0, 0, missing)).view(-1, self.size, width)
+        counts = states.new_full((len(windows), 1), self.size)
+        counts[-1] -= missing
+        return torch.einsum("msw,swv->mv", windows, self.maps) / counts
+
+
+class Queries(nn.Module):
+    """Learned queries that attend to a window's states: one per latent, told its place by the
+    window's own places, so that any number of latents can be asked for."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(width))
+        self.attention = nn.MultiheadAttention(width, max(1, width // 64), batch_first=True)
+
+    def forward(
+        self,
+        states: Float[Tensor, "b n w"],
+        mask: Tensor,
+        places: Float[Tensor, "b m w"],
+    ) -> Float[Tensor, "b m w"]:
+        """places: what was added to the states' own at each latent's centre."""
+        pooled, _ = self.attention(
+            self.query + places, states, states, key_padding_mask=~mask, need_weights=False
+        )
+        return pooled + places

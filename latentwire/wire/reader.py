@@ -1,0 +1,73 @@
+"""What one frozen LM needs in order to read the latents of a shared wire: its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.lm import FrozenLM, KVPrefix, Prompt
+from latentwire.wire.encoders.base import padded, transformer
+from latentwire.wire.ways_in import WAYS_IN, Slots
+from latentwire.wire.wire import RESERVE, initial_format
+
+
+class Adapter(nn.Module):
+    """One bidirectional layer of the reader's own, its ways in, and its format tokens."""
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        channels: int,
+        width: int,
+        block: int,
+        ways: Sequence[str],
+        format_tokens: int,
+    ):
+        """channels: of a code; width: of a state; block: most latents that see one another."""
+        super().__init__()
+        self.lm, self.block = lm, block
+        self.layer = transformer(width, 1)
+        self.ways = nn.ModuleList(
+            WAYS_IN[way](lm, channels, width, not i) for i, way in enumerate(ways)
+        )
+        self.format = nn.Parameter(initial_format(lm, format_tokens).float())
+        self.to(lm.device)
+
+    @cached_property
+    def head(self) -> KVPrefix:
+        """What every prompt begins with, as a cache of one row."""
+        with torch.no_grad():
+            return self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
+
+    @property
+    def room(self) -> int:
+        """Positions that a context may take up."""
+        return self.lm.window - len(self.head) - RESERVE
+
+    def forward(
+        self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
+    ) -> KVPrefix:
+        """Values [m, c] and states [m, w] of each context's latents as this reader's cache, the
+        head before them. A span longer than the room is drawn together, evenly."""
+        batch, mask = padded(in_blocks(self.layer, states, self.block))
+        codes = padded([row.to(batch.device) for row in values])[0]
+        fitting = torch.tensor([min(span, self.room) for span in spans], device=mask.device)
+        slots, prefix = Slots(codes, batch, mask, fitting), None
+        for way in self.ways:
+            prefix = way(self.lm, self.head, slots, prefix)
+        assert prefix is not None
+        return prefix
+
+
+def in_blocks(layers: nn.TransformerEncoder, rows: Sequence[Tensor], size: int) -> list[Tensor]:
+    """Rows [n, w] through bidirectional layers, blocks of up to `size` each on its own: so a long
+    text is read as training's short ones were."""
+    blocks = [row.split(size) for row in rows]
+    batch, mask = padded([block for row in blocks for block in row])
+    out = layers(batch, src_key_padding_mask=~mask)
+    made = iter(zip(out, mask.sum(1).tolist(), strict=True))
+    taken = [[next(made) for _ in row] for row in blocks]
+    return [torch.cat([states[-n:] for states, n in row]) for row in taken]

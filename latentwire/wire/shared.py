@@ -1,0 +1,406 @@
+"""The shared wire: one message, written once, read by several frozen LMs of different families.
+
+    wire = SharedWire.from_pretrained("runs/shared/wire")
+    data = wire.send(["The lighthouse was finished in 1759."])[0].to_bytes()
+    for reader in wire.readers:
+        prefix = reader.receive([SharedMessage.from_bytes(data)])      # of reader.lm
+
+An encoder turns a text into latents, a learned discrete code makes them bytes, layers that all
+readers share (`trunk`) turn codes into states, and each reader's adapter turns states into its own
+cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from latentwire.files import write_whole
+from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.wire import fsq
+from latentwire.wire.encoders import ENCODERS
+from latentwire.wire.encoders.base import EncoderConfig, sinusoids, transformer
+from latentwire.wire.message import MessageError
+from latentwire.wire.reader import Adapter, in_blocks
+from latentwire.wire.shared_message import SharedMessage, message_size
+from latentwire.wire.ways_in import WAYS_IN
+from latentwire.wire.wire import WireError, check_kept
+
+KIND, FORMAT_VERSION = "shared wire", 1
+PIECE = 16 * 2**20
+"""Most bytes of one file of weights."""
+
+
+@dataclass(frozen=True)
+class SharedConfig:
+    """What a shared wire is; saved beside its weights."""
+
+    readers: tuple[str, ...]
+    """Zoo names, Hugging Face ids or folders of the LMs that read it."""
+    source: str
+    """The LM whose states or embeddings are encoded."""
+    encoder: str = "lm_states"
+    """One of ENCODERS."""
+    ways_in: tuple[str, ...] = ("deep_prefix",)
+    """Of WAYS_IN, one after another."""
+    sizes: EncoderConfig = field(default_factory=EncoderConfig)
+    """Of the encoder; its width is the trunk's too."""
+    bits: int = 4
+    """Of the code of one channel, 1 to 8."""
+    trunk_layers: int = 2
+    """Layers after the code that all readers share."""
+    format_tokens: int = 16
+    """Soft tokens between context and question that set the form of the answer."""
+
+    def __post_init__(self) -> None:
+        if not self.readers or len(set(self.readers)) < len(self.readers):
+            raise WireError(f"readers are {self.readers}; expected at least one, no name twice")
+        for name, known, given in (
+            ("encoder", ENCODERS, (self.encoder,)),
+            ("ways_in", WAYS_IN, self.ways_in or ("none",)),
+        ):
+            if not set(given) <= set(known):
+                raise WireError(f"{name} is {', '.join(given)}; expected of {', '.join(known)}")
+        numbers = {**asdict(self.sizes), "trunk_layers": self.trunk_layers}
+        numbers |= {"bits": self.bits, "format_tokens": self.format_tokens}
+        for name, value in numbers.items():
+            if type(value) is not int or value < 1:
+                raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
+        if "embeddings" in self.ways_in[1:]:
+            raise WireError(
+                f"ways_in is {', '.join(self.ways_in)}; embeddings can only be the first"
+            )
+        if self.bits > 8 or self.sizes.channels > 255:
+            raise WireError(f"bits is {self.bits}; expected at most 8, and at most 255 channels")
+        if self.sizes.window % self.sizes.ratio or self.sizes.width % 2:
+            raise WireError("expected a window that is a multiple of the ratio, and an even width")
+
+
+class SharedWire(nn.Module):
+    """An encoder, a code, and an adapter for each reader."""
+
+    def __init__(self, config: SharedConfig, lms: Mapping[str, FrozenLM]):
+        """lms: the readers and the source, by name."""
+        super().__init__()
+        self.config, width = config, config.sizes.width
+        self.encoder = ENCODERS[config.encoder](lms[config.source], config.sizes)
+        self.widen = nn.Linear(config.sizes.channels, width)
+        self.trunk = transformer(width, config.trunk_layers)
+        self.adapters = nn.ModuleList(self._adapter(lms[name]) for name in config.readers)
+        self.to(lms[config.source].device)
+        self._known: tuple[tuple[int, ...], bytes] = ((), b"")
+
+    @property
+    def block(self) -> int:
+        """Latents of a whole window."""
+        return self.config.sizes.window // self.config.sizes.ratio
+
+    @property
+    def readers(self) -> list[Reader]:
+        """Each reader with what it needs to send and to receive."""
+        return [Reader(self, n, a) for n, a in zip(self.config.readers, self.adapters, strict=True)]  # type: ignore
+
+    def reader(self, name: str) -> Reader:
+        """One of them. Raises WireError for a name that the wire has no adapter for."""
+        for reader in self.readers:
+            if reader.reader == name:
+                return reader
+        raise WireError(
+            f"{name} cannot read this wire, which has adapters for "
+            f"{', '.join(self.config.readers)}: train one with latentwire add-reader"
+        )
+
+    def fit(self, texts: Sequence[str]) -> None:
+        """What is measured on training texts before any step, for encoder and adapters."""
+        self.encoder.fit(texts)
+        for adapter in self.adapters:
+            self.calibrate(adapter, texts)
+
+    @torch.no_grad()
+    def calibrate(self, adapter: nn.Module, texts: Sequence[str]) -> None:
+        """What is measured on training texts for one adapter."""
+        assert isinstance(adapter, Adapter)
+        values = self.encode(texts)
+        units = [len(self.encoder.units(text)) / self.encoder.per_latent for text in texts]
+        for way in adapter.ways:
+            way.calibrate(adapter.lm, texts, values, units)  # type: ignore
+
+    @property
+    def id(self) -> bytes:
+        """First 8 bytes of the sha256 of all weights that are no adapter's: which wire made a
+        message. A reader that is added later leaves it as it is."""
+        tensors = self.state_dict(keep_vars=True).values()
+        now = tuple(x for t in tensors for x in (t.data_ptr(), t._version))
+        if self._known[0] != now:
+            self._known = now, hashlib.sha256(save(_stored(self._shared()))).digest()[:8]
+        return self._known[1]
+
+    def cost(self, text: str) -> tuple[int, int]:
+        """Latents and bytes of the message of a text."""
+        latents = sum(self.encoder.lengths(text))
+        return latents, message_size(latents, self.config.sizes.channels, self.config.bits)
+
+    def encode(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
+        """Texts as the values of their codes, in [-1, 1], with gradients. Raises WireError for an
+        empty text, or one that the source's tokenizer loses a part of."""
+        self._check(texts)
+        return [fsq.bounded(z, self.config.bits) for z in self.encoder(texts)]
+
+    @torch.no_grad()
+    def send(self, texts: Sequence[str]) -> list[SharedMessage]:
+        """Texts as messages. Raises what `encode` raises."""
+        self._check(texts)
+        wire_id, bits = self.id, self.config.bits
+        made = []
+        for text in texts:
+            codes = fsq.nearest(self.encode([text])[0], bits)
+            made.append(SharedMessage(wire_id, codes, bits, self.encoder.span(text)))
+        return made
+
+    def _check(self, texts: Sequence[str]) -> None:
+        for row, text in enumerate(texts):
+            units = self.encoder.units(text)
+            if len(units) == 0:
+                raise WireError(f"context {row} is empty; expected at least one token")
+            if self.config.encoder != "utf8":
+                check_kept(self.encoder.lm, row, text, units)
+
+    def states(self, values: Sequence[Float[Tensor, "_ c"]]) -> list[Float[Tensor, "_ w"]]:
+        """Values of codes as the states that every adapter reads."""
+        width = self.config.sizes.width
+        rows = []
+        for row in values:
+            place = torch.arange(len(row), device=self.widen.weight.device) % self.block
+            rows.append(self.widen(row.to(place.device)) + sinusoids(place, width))
+        return in_blocks(self.trunk, rows, self.block)
+
+    def save(self, folder: Path) -> None:
+        """config.json, and bf16 weights in files of at most PIECE bytes with their sha256."""
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = {"shared": self._shared()}
+        parts |= {f"reader-{i}": a.state_dict() for i, a in enumerate(self.adapters)}
+        sums: dict[str, str] = {}
+        for part, state in parts.items():
+            for i, piece in enumerate(_pieces(_stored(state))):
+                data = save(piece)
+                sums[f"{part}-{i}.safetensors"] = hashlib.sha256(data).hexdigest()
+                write_whole(folder / f"{part}-{i}.safetensors", data)
+        lms = {self.config.source: self.encoder.lm}
+        lms |= {reader.reader: reader.lm for reader in self.readers}
+        record = {
+            "kind": KIND,
+            "format_version": FORMAT_VERSION,
+            "sha256": sums,
+            "models": {n: [lm.architecture, lm.fingerprint] for n, lm in lms.items()},
+            "config": asdict(self.config),
+        }
+        write_whole(folder / "config.json", json.dumps(record, indent=1))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path | str, lms: Mapping[str, FrozenLM] | None = None
+    ) -> SharedWire:
+        """Load a shared wire; lms: those of its models that are loaded already, by name.
+
+        Raises WireError for a folder that holds none, weights that were truncated or altered, or a
+        model of another architecture or with other weights.
+        """
+        record = read_record(Path(folder))
+        config = _config(Path(folder), record)
+        state = _read_weights(Path(folder), record["sha256"])
+        found = dict(lms or {})
+        for name, (architecture, fingerprint) in record["models"].items():
+            lm = found.setdefault(name, None) or FrozenLM.from_pretrained(name)  # type: ignore
+            if (lm.architecture, lm.fingerprint) != (architecture, fingerprint):
+                raise WireError(
+                    f"{folder} was trained for {name} {architecture} {fingerprint}; this copy is "
+                    f"{lm.architecture} {lm.fingerprint}"
+                )
+            found[name] = lm
+        wire = cls(config, found)
+        try:
+            wire.load_state_dict({k: v.float() for k, v in state.items()}, strict=True)
+        except RuntimeError:
+            raise WireError(
+                f"{folder}: config.json does not fit the weights; it was altered"
+            ) from None
+        return wire.eval()
+
+    def with_reader(self, name: str, lm: FrozenLM) -> SharedWire:
+        """The same wire with a new adapter, untrained, for one more reader."""
+        if name in self.config.readers:
+            raise WireError(f"{name} reads this wire already")
+        lms = {reader.reader: reader.lm for reader in self.readers}
+        lms |= {self.config.source: self.encoder.lm, name: lm}
+        config = SharedConfig(
+            **{
+                **{f.name: getattr(self.config, f.name) for f in fields(self.config)},
+                "readers": (*self.config.readers, name),
+            }
+        )
+        wire = SharedWire(config, lms)
+        wire.load_state_dict(self.state_dict(), strict=False)
+        return wire
+
+    def _adapter(self, lm: FrozenLM) -> Adapter:
+        config, sizes = self.config, self.config.sizes
+        ways, tokens = config.ways_in, config.format_tokens
+        return Adapter(lm, sizes.channels, sizes.width, self.block, ways, tokens)
+
+    def _shared(self) -> dict[str, Tensor]:
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("adapters.")}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One reader of a shared wire, with what an evaluation asks of any wire."""
+
+    wire: SharedWire
+    reader: str
+    """Name of the LM."""
+    adapter: Adapter
+
+    @property
+    def lm(self) -> FrozenLM:
+        return self.adapter.lm
+
+    @property
+    def format(self) -> Tensor:
+        """Soft tokens between context and question."""
+        return self.adapter.format
+
+    @property
+    def head(self) -> KVPrefix:
+        return self.adapter.head
+
+    @property
+    def id(self) -> bytes:
+        return self.wire.id
+
+    @property
+    def ratio(self) -> int:
+        """Tokens in per latent out."""
+        return self.wire.config.sizes.ratio
+
+    @property
+    def bits(self) -> int:
+        """Of a message's codes."""
+        return self.wire.config.bits
+
+    def check_bits(self, bits: int | None) -> None:
+        """Raises MessageError for other bits than the code was trained with."""
+        if bits not in (None, self.bits):
+            raise MessageError(f"this wire's codes have {self.bits} bits; got {bits}")
+
+    def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
+        """Latents and bytes of the message of a text."""
+        self.check_bits(bits)
+        return self.wire.cost(text)
+
+    def send(self, texts: Sequence[str], bits: int | None = None) -> list[SharedMessage]:
+        """Texts as messages, the same for every reader."""
+        self.check_bits(bits)
+        return self.wire.send(texts)
+
+    def receive(self, messages: Sequence[SharedMessage]) -> KVPrefix:
+        """Messages as a cache. Raises MessageError for none, for one of another wire, and for one
+        that does not fit the reader."""
+        if not messages:
+            raise MessageError("got no messages; expected at least one")
+        wire_id, config = self.wire.id, self.wire.config
+        for message in messages:
+            if message.wire_id != wire_id:
+                raise MessageError(
+                    f"message of wire {message.wire_id.hex()}; this is wire {wire_id.hex()}"
+                )
+            if (message.codes.shape[1], message.bits) != (config.sizes.channels, config.bits):
+                raise MessageError("the message was altered: its shape is not this wire's")
+            if len(message.codes) > self.adapter.room:
+                raise MessageError(
+                    f"message has {len(message.codes)} latents; {self.reader} has room for "
+                    f"{self.adapter.room}"
+                )
+        values = [fsq.values(m.codes, m.bits) for m in messages]
+        return self.prefix(values, [m.span for m in messages])
+
+    def prefix(self, values: Sequence[Float[Tensor, "_ c"]], spans: Sequence[int]) -> KVPrefix:
+        """Values of codes as a cache that the reader continues from, with gradients."""
+        return self.adapter(values, self.wire.states(values), spans)
+
+
+def read_record(folder: Path) -> dict:
+    """A shared wire's config.json. Raises WireError for a folder that holds none."""
+    try:
+        record = json.loads((folder / "config.json").read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise WireError(f"{folder} is no wire; expected a folder with config.json") from None
+    if not isinstance(record, dict) or record.get("kind") != KIND:
+        raise WireError(f"{folder}/config.json is not a shared wire's")
+    if record.get("format_version") != FORMAT_VERSION:
+        raise WireError(
+            f"{folder}: shared wire format {record.get('format_version')}; "
+            f"expected {FORMAT_VERSION}"
+        )
+    return record
+
+
+def is_shared(folder: Path | str) -> bool:
+    """Whether a folder holds a shared wire."""
+    try:
+        return bool(read_record(Path(folder)))
+    except WireError:
+        return False
+
+
+def _config(folder: Path, record: dict) -> SharedConfig:
+    try:
+        given = dict(record["config"])
+        given["sizes"] = EncoderConfig(**given["sizes"])
+        given["readers"], given["ways_in"] = tuple(given["readers"]), tuple(given["ways_in"])
+        return SharedConfig(**given)
+    except (KeyError, TypeError):
+        raise WireError(
+            f"{folder}/config.json lacks a field; expected the one save wrote"
+        ) from None
+
+
+def _read_weights(folder: Path, sums: Mapping[str, str]) -> dict[str, Tensor]:
+    """All tensors by the names that the whole wire gives them."""
+    state: dict[str, Tensor] = {}
+    for file, expected in sums.items():
+        try:
+            data = (folder / file).read_bytes()
+        except OSError:
+            raise WireError(f"{folder}: no {file}; expected all that config.json lists") from None
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise WireError(f"{folder / file} is truncated or altered (sha256 differs from config)")
+        kind, place, *_ = f"{file}-".split("-")
+        begin = f"adapters.{place}." if kind == "reader" else ""
+        state |= {begin + k: v for k, v in load(data).items()}
+    return state
+
+
+def _stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as files hold them."""
+    return {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in state.items()}
+
+
+def _pieces(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors in order, in as few dicts of at most PIECE bytes as that allows."""
+    pieces: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in state.items():
+        size += tensor.nbytes + 256  # a name and its place in the file's header
+        if pieces[-1] and size > PIECE:
+            pieces.append({})
+            size = tensor.nbytes + 256
+        pieces[-1][name] = tensor
+    return pieces

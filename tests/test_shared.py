@@ -1,0 +1,329 @@
+"""The shared wire on tiny models: one message, readers of different families and tokenizers."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CONFIGS, tiny_lm
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from latentwire.evals.baselines import full_text, replayed
+from latentwire.evals.harness import evaluate
+from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
+from latentwire.recipes.evaluation import conditions, evaluate_shared
+from latentwire.recipes.shared import (
+    SharedRecipe,
+    Stock,
+    add_reader,
+    check_readers,
+    train_shared,
+    wire_loss,
+)
+from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt
+from latentwire.train.loop import LoopConfig
+from latentwire.train.losses import token_loss
+from latentwire.train.schedules import Schedule
+from latentwire.wire.encoders import ENCODERS
+from latentwire.wire.encoders.base import EncoderConfig
+from latentwire.wire.message import MessageError
+from latentwire.wire.shared import SharedConfig, SharedWire
+from latentwire.wire.shared_message import SharedMessage
+from latentwire.wire.wire import WireError
+
+TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]
+BOTH = ("tiny-llama", "tiny-gemma3")
+WAYS = [("embeddings",), ("deep_prefix",), ("embeddings", "deep_prefix")]
+SIZES = EncoderConfig(ratio=4, window=32, channels=8, width=64, layers=1)
+
+
+def pairs() -> PreTrainedTokenizerFast:
+    """A tokenizer that numbers bytes in another order than tiny.py's and joins some of them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True)
+    joined = [("t", "h"), ("i", "n")]
+    tokens = ["<unk>", "<bos>", "<eos>", "<pad>", *alphabet[:-2], *map("".join, joined)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=joined, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", **names)
+
+
+@pytest.fixture(scope="module")
+def lms() -> dict[str, FrozenLM]:
+    lms = {f"tiny-{family}": tiny_lm(family) for family in ("llama", "gemma3", "qwen3")}
+    lms["tiny-gemma3"].tokenizer = pairs()
+    return lms
+
+
+def make_wire(lms, encoder="lm_states", ways=("deep_prefix",), **changes) -> SharedWire:
+    torch.manual_seed(0)
+    fields = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2} | changes
+    wire = SharedWire(SharedConfig(BOTH, "tiny-llama", encoder, ways, **fields), lms)
+    wire.fit(TEXTS)
+    return wire.eval()
+
+
+@pytest.mark.parametrize("ways", WAYS, ids="+".join)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_two_families_read_the_same_bytes(lms, encoder, ways):
+    wire = make_wire(lms, encoder, ways)
+    texts = [*TEXTS, "A text of more than one window, in the tokens of the source, is cut. " * 2]
+    data = [message.to_bytes() for message in wire.send(texts)]
+    assert [len(d) for d in data] == [wire.cost(text)[1] for text in texts]
+    messages = [SharedMessage.from_bytes(d) for d in data]
+    values = wire.encode(texts)
+    for reader in wire.readers:
+        read = reader.receive(messages)
+        direct = reader.prefix(values, [m.span for m in messages])
+        for row, message in enumerate(messages):
+            alone = reader.receive([message])
+            kept = read.mask[row]
+            assert int(kept.sum()) == len(reader.head) + len(message) == len(alone)
+            for ours, theirs, one in zip(
+                read.keys + read.values,
+                direct.keys + direct.values,
+                alone.keys + alone.values,
+                strict=True,
+            ):
+                # What arrives is what training saw, and a row is in a batch what it is alone.
+                torch.testing.assert_close(ours[row], theirs[row], atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(ours[row][:, kept], one[0], atol=1e-4, rtol=1e-4)
+            assert torch.equal(read.positions[row][kept], alone.positions[0])
+            assert int(read.next_position[row]) == len(reader.head) + message.span
+
+
+def test_positions_are_spread_over_the_span(lms):
+    wire = make_wire(lms)
+    message = wire.send([TEXTS[0]])[0]  # 49 bytes, 13 latents
+    reader = wire.readers[0]
+    places = reader.receive([message]).positions[0] - len(reader.head)
+    expected = [int((i + 0.5) * 49 / 13) for i in range(13)]
+    assert places.tolist()[-13:] == expected
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_replay_of_raw_embeddings_is_the_text(family):
+    lm = tiny_lm(family)
+    text, replay = full_text(lm)(TEXTS), replayed(lm)(TEXTS)
+    assert torch.equal(text.positions, replay.positions)
+    for ours, theirs in zip(replay.keys + replay.values, text.keys + text.values, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_wire_of_window_one_with_no_residual_is_the_text(lms):
+    # All components, one token a latent, no rounding: the map back is exact, the residual is zero.
+    sizes = EncoderConfig(ratio=1, window=512, channels=32, width=64, layers=1)
+    wire = make_wire(lms, "pca", ("embeddings",), sizes=sizes)
+    text = bytes(range(32, 127)).decode() + TEXTS[0]
+    wire.encoder.fit([text])
+    reader = wire.readers[0]
+    with torch.no_grad():
+        values = wire.encoder([text])
+        reader.adapter.ways[0].calibrate(reader.lm, [text], values, [float(len(values[0]))])
+        lm, rest = reader.lm, [reader.lm.ids(" and?")]
+        read = lm.final(Prompt.from_ids(lm, rest, reader.prefix(values, [len(values[0])])))
+        told = lm.final(Prompt.from_ids(lm, rest, full_text(lm)([text])))
+    torch.testing.assert_close(lm.head(read), lm.head(told), atol=2e-3, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def reading(lms) -> dict[str, FrozenLM]:
+    """Models that were trained to answer from the text itself: random ones cannot be made to."""
+    made = {name: tiny_lm(name.removeprefix("tiny-")) for name in BOTH}
+    asked = Stock(passages(), [])
+    for name, lm in made.items():
+        lm.tokenizer = lms[name].tokenizer
+        optimizer = torch.optim.Adam(lm.model.requires_grad_(True).parameters(), lr=3e-3)
+        targets, mask = pad_right(
+            [answer_ids(lm, p.questions[0].answers[0]) for p in asked.passages]
+        )
+        for _ in range(80):
+            texts = full_text_with_gradient(lm, [p.context for p in asked.passages])
+            prompt = question_prompt(lm, ["Who?"] * len(targets), texts)
+            optimizer.zero_grad()
+            token_loss(lm.packed_logits(prompt, targets, mask), targets[mask]).backward()
+            optimizer.step()
+        lm.model.requires_grad_(False).zero_grad()
+    return made
+
+
+def full_text_with_gradient(lm: FrozenLM, texts: list[str]) -> KVPrefix:
+    return lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(t)]) for t in texts]))
+
+
+def passages() -> list[Passage]:
+    rows = [(f"It was {letter}.", letter) for letter in "ABCDEFGH"]
+    return [Passage(text, (Question(a, text, "Who?", (a,)),)) for text, a in rows]
+
+
+def recipe(wire: SharedConfig, **changes) -> SharedRecipe:
+    few = LoopConfig(2, 3e-3, warmup=1, save_every=1)
+    fields = {"passages": 8, "repeated": 8, "held_out": 2, "format": few, "train": few}
+    return SharedRecipe("tiny", wire, **fields | changes)
+
+
+@pytest.mark.parametrize("ways", WAYS, ids="+".join)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_eight_examples_are_learnt_by_heart(reading, encoder, ways):
+    wire = make_wire(reading, encoder, ways).train()
+    given = recipe(wire.config, distil=0.0, repeat=Schedule(0.0))
+    stock, readers = Stock(passages(), []), wire.readers
+    wire.fit([p.context for p in stock.passages])
+    trained = [p for p in wire.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=3e-3)
+    for step in range(120):
+        optimizer.zero_grad()
+        loss, _ = wire_loss(wire, readers, stock, given, step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        if loss < 0.235:  # soft-capped logits cannot get below 0.34
+            break
+    wire.eval()
+    for reader in readers:
+        rows = {"wire": conditions(reader, stock.passages)["wire"]}
+        told = evaluate(reader.lm, reader.format, stock.passages, rows, answer_tokens=4)
+        assert [a.em for batch in told for a in batch] == [1.0] * 8, reader.reader
+    assert all(p.grad is None for lm in reading.values() for p in lm.model.parameters())
+
+
+def test_losses_and_checks_of_a_step(lms):
+    wire = make_wire(lms)
+    given, stock = recipe(wire.config), Stock(passages(), passages()[:3])
+    total, figures = wire_loss(wire, wire.readers, stock, given, 0)
+    parts = [figures[f"{name}.{part}"] for name in BOTH for part in ("again", "ce", "kl")]
+    torch.testing.assert_close(total, sum(parts) / 2)
+    assert figures["tokens"] == 8
+    found = check_readers(wire.readers, stock.held, ["text"])
+    assert found["held"] == pytest.approx(sum(found[f"{name}.wire.nll"] for name in BOTH) / 2)
+    assert {f"{name}.text.f1" for name in BOTH} <= set(found) and "gap_low" in found
+
+
+def test_token_loss_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [0.0, 3.0]])
+    expected = (torch.tensor(2.0).log() + (1 + torch.tensor(3.0).exp()).log()) / 2
+    torch.testing.assert_close(token_loss(logits, torch.tensor([1, 0])), expected)
+
+
+def test_packed_logits_are_those_of_real_targets(lms):
+    lm = lms["tiny-llama"]
+    prompt = Prompt.from_text(lm, TEXTS)
+    targets = torch.tensor([[5, 6, 7], [8, 0, 0]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    expected = lm.logits(prompt, targets, mask)[mask]
+    torch.testing.assert_close(lm.packed_logits(prompt, targets, mask), expected)
+
+
+def test_what_no_reader_may_read(lms):
+    wire = make_wire(lms)
+    reader, message = wire.readers[1], wire.send(TEXTS[:1])[0]
+    with pytest.raises(WireError, match=r"tiny-qwen3 cannot read .* latentwire add-reader"):
+        wire.reader("tiny-qwen3")
+    other = make_wire(lms, trunk_layers=2)
+    with pytest.raises(MessageError, match=r"message of wire [0-9a-f]{16}; this is wire"):
+        other.readers[0].receive([message])
+    with pytest.raises(MessageError, match="shape is not this wire's"):
+        reader.receive([replace(message, bits=5)])
+    with pytest.raises(MessageError, match="600 latents; tiny-gemma3 has room for 255"):
+        reader.receive([replace(message, codes=message.codes[:1].expand(600, -1))])
+    with pytest.raises(MessageError, match="codes have 4 bits; got 16"):
+        reader.send(TEXTS, bits=16)
+    with pytest.raises(MessageError, match="no messages"):
+        reader.receive([])
+    with pytest.raises(WireError, match="context 1 is empty"):
+        wire.send(["full", ""])
+    far = reader.receive([replace(message, span=2**32 - 1)])
+    assert int(far.next_position[0]) == len(reader.head) + reader.adapter.room
+    for change, said in [
+        ({"readers": ()}, "readers are"),
+        ({"encoder": "none"}, "encoder is none; expected of lm_states, utf8, pca"),
+        ({"ways_in": ("deep_prefix", "embeddings")}, "embeddings can only be the first"),
+        ({"bits": 9}, "bits is 9"),
+        ({"trunk_layers": 0}, "trunk_layers is 0"),
+    ]:
+        with pytest.raises(WireError, match=said):
+            replace(wire.config, **change)
+
+
+def test_save_and_load_and_one_more_reader(lms, tmp_path):
+    wire = make_wire(lms, ways=("embeddings", "deep_prefix"))
+    wire.save(tmp_path)
+    loaded = SharedWire.from_pretrained(tmp_path, lms)
+    loaded.save(tmp_path / "again")
+    assert loaded.id == wire.id == SharedWire.from_pretrained(tmp_path / "again", lms).id
+    message = loaded.send(TEXTS[:1])[0]
+    more = loaded.with_reader("tiny-qwen3", lms["tiny-qwen3"]).eval()
+    assert more.id == loaded.id and more.send(TEXTS[:1])[0].to_bytes() == message.to_bytes()
+    assert len(more.reader("tiny-qwen3").receive([message])) > len(message)
+    for ours, theirs in zip(
+        more.readers[1].receive([message]).keys,
+        loaded.readers[1].receive([message]).keys,
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(WireError, match="tiny-gemma3 reads this wire already"):
+        loaded.with_reader("tiny-gemma3", lms["tiny-gemma3"])
+
+    part = tmp_path / "reader-1-0.safetensors"
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(WireError, match=r"reader-1-0\.safetensors is truncated or altered"):
+        SharedWire.from_pretrained(tmp_path, lms)
+    part.unlink()
+    with pytest.raises(WireError, match=r"no reader-1-0\.safetensors"):
+        SharedWire.from_pretrained(tmp_path, lms)
+    other = tiny_lm("gemma3")
+    other.model.get_input_embeddings().weight.data += 1
+    with pytest.raises(WireError, match="was trained for tiny-gemma3 gemma3_text-3x32"):
+        SharedWire.from_pretrained(tmp_path / "again", {**lms, "tiny-gemma3": other})
+    record = json.loads((tmp_path / "again" / "config.json").read_text())
+    for change, said in [
+        ({"format_version": 2}, "shared wire format 2; expected 1"),
+        ({"kind": "wire"}, "is not a shared wire's"),
+        ({"config": {**record["config"], "trunk_layers": 3}}, "does not fit the weights"),
+        ({"config": {}}, "lacks a field"),
+    ]:
+        (tmp_path / "again" / "config.json").write_text(json.dumps(record | change))
+        with pytest.raises(WireError, match=said):
+            SharedWire.from_pretrained(tmp_path / "again", lms)
+    with pytest.raises(WireError, match="is no wire"):
+        SharedWire.from_pretrained(tmp_path / "nowhere", lms)
+
+
+def test_training_evaluation_and_one_more_reader(lms, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        FrozenLM, "from_pretrained", classmethod(lambda cls, name, *_, **__: lms[name])
+    )
+    rows = [
+        {"id": q.id, "context": p.context, "question": q.question, "answers": list(q.answers)}
+        for p in passages()
+        for q in p.questions
+    ]
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2}
+    config = SharedConfig(BOTH, "tiny-llama", "lm_states", ("deep_prefix",), **fields)
+    given = recipe(config, data=(str(data),), passages=4, out=tmp_path / "a")
+    first = train_shared(given)
+    wire = SharedWire.from_pretrained(first / "wire")
+    log = [json.loads(line) for line in (first / "metrics.jsonl").open()]
+    assert [row["stage"] for row in log] == ["format"] * 2 + ["wire"] * 2
+    assert {"tiny-llama.wire.f1", "held", "gap"} <= set(log[-1])
+
+    result = evaluate_shared(wire, str(data), limit=4)
+    for name in BOTH:
+        scored = result["readers"][name]["rows"]
+        assert {"text", "wire", "truncated_tokens", "truncated_bytes", "closed_book"} <= set(scored)
+        assert result["readers"][name]["message_bytes"] == wire.cost(rows[0]["context"])[1]
+
+    before = {n: t.clone() for n, t in wire.state_dict().items()}
+    added = add_reader(wire, "tiny-qwen3", replace(given, out=tmp_path / "b"))
+    more = SharedWire.from_pretrained(added / "wire")
+    assert more.config.readers == (*BOTH, "tiny-qwen3") and more.id == wire.id
+    for name, tensor in before.items():
+        assert torch.equal(more.state_dict()[name], tensor), name
+    fresh = wire.with_reader("tiny-qwen3", lms["tiny-qwen3"]).adapters[2].state_dict()
+    now = more.adapters[2].state_dict()
+    assert all(not torch.equal(now[n], fresh[n]) for n in ("format", "ways.0.map.weight"))
