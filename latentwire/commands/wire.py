@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -35,13 +35,9 @@ def ask(
     if not question.strip():
         raise DataError("the question is empty; expected text")
     text = read_text(context)
-    if is_shared(wire):
-        readers, messages = (
-            (shared := SharedWire.from_pretrained(wire)).readers,
-            shared.send([text]),
-        )
-    else:
-        readers, messages = [single := Wire.from_pretrained(wire)], single.send([text])
+    loaded = SharedWire.from_pretrained(wire) if is_shared(wire) else Wire.from_pretrained(wire)
+    readers: list[Any] = loaded.readers if isinstance(loaded, SharedWire) else [loaded]
+    messages = loaded.send([text])
 
     def answer(reader, prefix) -> str:
         formatted = with_format(reader.lm, reader.format, prefix)

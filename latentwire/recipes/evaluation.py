@@ -44,9 +44,7 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_format,
 )
-from latentwire.wire.message import Message
 from latentwire.wire.shared import Reader, SharedWire
-from latentwire.wire.shared_message import SharedMessage
 from latentwire.wire.wire import Wire
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
@@ -65,7 +63,7 @@ def conditions(
     options = {} if bits is None else {"bits": bits}
 
     @lru_cache(maxsize=64)
-    def sent(text: str) -> Message | SharedMessage:
+    def sent(text: str) -> Any:
         message = wire.send([text], **options)[0]
         return type(message).from_bytes(message.to_bytes())
 
@@ -226,8 +224,11 @@ def sizes(wire: Wire | Reader, passages: Sequence[Passage], bits: int) -> dict[s
 def costs(wire: Wire | Reader, passages: Sequence[Passage]) -> dict[str, float]:
     """Ratios of wire to text, measured in turn in this process: median time to first token with the
     message at hand, the same with encoding counted, and KV-cache bytes."""
-    text = full_text(wire.lm)
-    messages = wire.send([p.context for p in passages])
+
+    def sent(texts: Sequence[str]) -> list[Any]:  # each kind of wire has messages of its own
+        return list(wire.send(texts))
+
+    text, messages = full_text(wire.lm), sent([p.context for p in passages])
     read = [text([p.context]) for p in passages]
     received = [wire.receive([m]) for m in messages]
     seconds: dict[str, list[float]] = {"text": [], "wire": [], "encode": []}
@@ -235,7 +236,7 @@ def costs(wire: Wire | Reader, passages: Sequence[Passage]) -> dict[str, float]:
         forms = {
             "text": text,
             "wire": lambda _, m=message: wire.receive([m]),
-            "encode": lambda texts: wire.receive(wire.send(texts)),
+            "encode": lambda texts: wire.receive(sent(texts)),
         }
         for name, form in forms.items():
             seconds[name].append(_first_token(wire, passage, form))

@@ -141,7 +141,9 @@ def train_shared(
     stock = load_stock(recipe, lms[recipe.wire.source])
     wire.fit([p.context for p in stock.passages[: recipe.fitted]])
     train_formats(wire.readers, stock, recipe, out, session)
-    parameters = {n: p for n, p in wire.named_parameters() if not n.endswith(".format")}
+    parameters: dict[str, Tensor] = {
+        n: p for n, p in wire.named_parameters() if not n.endswith(".format")
+    }
     train_wire(wire, wire.readers, parameters, stock, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")
@@ -166,7 +168,9 @@ def add_reader(
     wire.requires_grad_(False)
     new.adapter.requires_grad_(True)
     train_formats([new], stock, recipe, out, session)
-    parameters = {n: p for n, p in new.adapter.named_parameters() if n != "format"}
+    parameters: dict[str, Tensor] = {
+        n: p for n, p in new.adapter.named_parameters() if n != "format"
+    }
     train_wire(wire, [new], parameters, stock, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")

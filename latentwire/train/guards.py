@@ -118,8 +118,8 @@ def _reading(f: Figures) -> str | None:
         return None
     return (
         f"another example's latents, or words in a lens, cost {f['gap']:.3f} (95% interval from "
-        f"{f['gap_low']:.3f}): its own are not read; try more steps, and in a wire a lower ratio or "
-        "more weight on distillation"
+        f"{f['gap_low']:.3f}): its own are not read; try more steps, in a wire also a lower ratio "
+        "or more weight on distillation"
     )
 
 
