@@ -96,7 +96,12 @@ def test_a_sweep_that_is_stopped_stops_its_member_once(sent, tmp_path):
         f"list(apart(jobs.wait, {{'a': (pathlib.Path({str(tmp_path)!r}),)}}, None))"
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    sweep = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        # What runs in the background of a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (tmp_path / "began").exists():
         assert sweep.poll() is None
         time.sleep(0.05)
