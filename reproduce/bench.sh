@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The benchmarks whose ratios docs/LOG.md gives, one thread each. The plain loop at 1024 tokens takes
+# two hours of a core, all the rest half an hour.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH="$PWD/.venv/bin:$PATH"
+export OMP_NUM_THREADS=1
+latentwire bench lens --json reproduce/bench-lens.json
+latentwire bench seek --lengths 64 256 --problems 1 --steps 1 --json reproduce/bench-seek.json
+latentwire bench seek --lengths 1024 --problems 1 --steps 1 --json reproduce/bench-seek-1024.json
