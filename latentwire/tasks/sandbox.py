@@ -52,6 +52,8 @@ SIDE = 30
 MODULES = ("math", "itertools", "collections", "functools", "copy", "typing", "numpy")
 """What a program may import; of numpy, what `import numpy` loads: not numpy.random."""
 
+START = 60.0
+"""Seconds that the child may take to come up, which a busy machine stretches."""
 OUTPUT = 1 << 20
 """Most bytes that the child may give back, and characters that a program may print (to nowhere)."""
 
@@ -90,7 +92,8 @@ def run_program(
 ) -> list[Grid | Failure]:
     """What the program's `solve` gives for each input, in order.
 
-    seconds: CPU time for all inputs together (by the wall clock, four times that and 4 s more).
+    seconds: CPU time for all inputs together (by the wall clock, four times that and 4 s more, from
+    when the child is ready).
     megabytes: memory beyond what the interpreter takes. An exception fails its own input, running
     out of time those after it too, and a forbidden action all. Raises SandboxError where the child
     does not come up, which is no fault of the program.
@@ -137,8 +140,9 @@ def _ending(status: int, seconds: float) -> str:
 
 
 def _spawn(job: str, wall: float) -> tuple[int, str]:
-    """Exit status and output of the child, which is killed after `wall` seconds or OUTPUT bytes."""
-    until, said = time.monotonic() + wall, b""
+    """Exit status and output of the child, which is killed `wall` seconds after its first output,
+    which says that it is ready, or at OUTPUT bytes."""
+    until, said = time.monotonic() + START, b""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as told:
         told.write(job.encode())
         told.seek(0)
@@ -159,6 +163,7 @@ def _spawn(job: str, wall: float) -> tuple[int, str]:
                 part = os.read(child.stdout.fileno(), OUTPUT)
                 if not part:
                     break
+                until = until if said else time.monotonic() + wall
                 said += part
         finally:
             _kill_session(child.pid)
