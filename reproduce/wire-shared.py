@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from latentwire.recipes.evaluation import evaluate_shared
+from latentwire.recipes.evaluation import evaluate_readers
 from latentwire.recipes.shared import (
     SharedRecipe,
     load_models,
@@ -116,7 +116,7 @@ def main() -> None:
     folder = train_shared(recipe, session, lms)
     print(f"trained after {time.perf_counter() - began:.0f} s", flush=True)
     wire = SharedWire.from_pretrained(folder / "wire", lms)
-    result = evaluate_shared(wire, given.eval, given.limit)
+    result = evaluate_readers(wire, given.eval, given.limit)
     (folder / "results.json").write_text(json.dumps(result, indent=1))
     for name, one in result["readers"].items():
         print(f"{name}: {one['message_bytes']:.0f} bytes for {one['text_bytes']:.0f} of text")

@@ -248,3 +248,24 @@ def test_a_reader_is_added_from_the_command_line(shared, tmp_path, monkeypatch, 
         "--run", str(tmp_path / "no"),
     )  # fmt: skip
     assert status == 2 and err == "latentwire: tiny-llama reads this wire already\n"
+
+
+def test_a_wire_of_one_reader_gets_another(shared, tmp_path, monkeypatch, capsys):
+    rows = [
+        {"id": str(i), "context": f"Room {i} is {c}.", "question": "What?", "answers": [c]}
+        for i, c in enumerate("abcdefghijklmnopqrstuvwxyz" * 5)
+    ]
+    data = write(tmp_path / "d.jsonl", jsonl(rows))
+    lm = FrozenLM.from_pretrained("tiny-llama")
+    Wire(lm, WireConfig("tiny-llama", rank=4, window=64)).save(tmp_path / "one")
+    asked = ["tiny-gemma3", "--data", data, "--run", str(tmp_path / "run")]
+    few = ["--steps", "1", "--format-steps", "1"]
+    status, out, err = run(monkeypatch, capsys, "add-reader", str(tmp_path / "one"), *asked, *few)
+    made = str(tmp_path / "run" / "shared")
+    assert status == 0 and f"added: {made}" in out.replace("\n", ""), err
+    context = write(tmp_path / "note.txt", "The Elbe rises in the Giant Mountains. ")
+    status, out, _ = run(monkeypatch, capsys, "ask", "--context", context, "Where?", "--wire", made)
+    assert status == 0
+    assert all(f"{n} read 39 tokens as 10 latents" in out for n in ("tiny-llama", "tiny-gemma3"))
+    status, _, err = run(monkeypatch, capsys, "add-reader", made, *asked)
+    assert status == 2 and err == "latentwire: tiny-gemma3 reads this wire already\n"

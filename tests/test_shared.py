@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from latentwire.evals.baselines import full_text, replayed
 from latentwire.evals.harness import evaluate
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
-from latentwire.recipes.evaluation import conditions, evaluate_shared
+from latentwire.recipes.evaluation import conditions, evaluate_readers
 from latentwire.recipes.shared import (
     SharedRecipe,
     Stock,
@@ -28,7 +28,7 @@ from latentwire.train.schedules import Schedule
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.message import MessageError
-from latentwire.wire.shared import SharedConfig, SharedWire
+from latentwire.wire.shared import SharedConfig, SharedWire, Values
 from latentwire.wire.shared_message import SharedMessage
 from latentwire.wire.wire import WireError
 
@@ -77,7 +77,7 @@ def test_two_families_read_the_same_bytes(lms, encoder, ways):
     values = wire.encode(texts)
     for reader in wire.readers:
         read = reader.receive(messages)
-        direct = reader.prefix(values, [m.span for m in messages])
+        direct = reader.prefix([Values(v, m.span) for v, m in zip(values, messages, strict=True)])
         for row, message in enumerate(messages):
             alone = reader.receive([message])
             kept = read.mask[row]
@@ -124,7 +124,9 @@ def test_a_wire_of_window_one_with_no_residual_is_the_text(lms):
         values = wire.encoder([text])
         reader.adapter.ways[0].calibrate(reader.lm, [text], values, [float(len(values[0]))])
         lm, rest = reader.lm, [reader.lm.ids(" and?")]
-        read = lm.final(Prompt.from_ids(lm, rest, reader.prefix(values, [len(values[0])])))
+        read = lm.final(
+            Prompt.from_ids(lm, rest, reader.prefix([Values(values[0], len(values[0]))]))
+        )
         told = lm.final(Prompt.from_ids(lm, rest, full_text(lm)([text])))
     torch.testing.assert_close(lm.head(read), lm.head(told), atol=2e-3, rtol=0)
 
@@ -312,7 +314,7 @@ def test_training_evaluation_and_one_more_reader(lms, tmp_path, monkeypatch):
     assert [row["stage"] for row in log] == ["format"] * 2 + ["wire"] * 2
     assert {"tiny-llama.wire.f1", "held", "gap"} <= set(log[-1])
 
-    result = evaluate_shared(wire, str(data), limit=4)
+    result = evaluate_readers(wire, str(data), limit=4)
     for name in BOTH:
         scored = result["readers"][name]["rows"]
         assert {"text", "wire", "truncated_tokens", "truncated_bytes", "closed_book"} <= set(scored)

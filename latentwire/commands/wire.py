@@ -23,30 +23,29 @@ def ask(
         question: What to ask.
         context: Any UTF-8 text file; one longer than the wire's window is compressed window by
             window.
-        wire: A wire's folder, or default, the shipped one.
+        wire: A wire's folder, or one of those shipped: default, for one reader, or shared, whose
+            two readers answer from the same bytes.
         full_text: Also show what the same reader answers with the whole text in front of it.
     """
     from latentwire.evals import baselines
     from latentwire.tasks.base import DataError, read_text
     from latentwire.tasks.qa import answers, with_format
-    from latentwire.wire.shared import SharedWire, is_shared
-    from latentwire.wire.wire import Wire
+    from latentwire.wire.load import load_wire
 
     if not question.strip():
         raise DataError("the question is empty; expected text")
     text = read_text(context)
-    loaded = SharedWire.from_pretrained(wire) if is_shared(wire) else Wire.from_pretrained(wire)
-    readers: list[Any] = loaded.readers if isinstance(loaded, SharedWire) else [loaded]
+    loaded: Any = load_wire(wire)
     messages = loaded.send([text])
 
     def answer(reader, prefix) -> str:
         formatted = with_format(reader.lm, reader.format, prefix)
         return answers(reader.lm, [question], formatted)[0]
 
-    for reader in readers:
+    for reader in loaded.readers:
         lm = reader.lm
         print(answer(reader, reader.receive(messages)))
-        tokens, latents = len(lm.ids(text)), len(messages[0])
+        tokens, latents = len(lm.ids(text)), reader.cost(text)[0]
         out.print(
             f"[dim]{lm.name} read {tokens} tokens as {latents} latents[/dim]", highlight=False
         )
@@ -67,39 +66,39 @@ def evaluate(
     """Score a wire beside full text, truncation, no text, and latents that say nothing.
 
     Args:
-        wire: A wire's folder, or default, the shipped one.
+        wire: A wire's folder, or one of those shipped, default or shared.
         data: JSONL with rows {"id", "context", "question", "answers"}; the shipped almanac if not
             given.
         limit: Only the first so many questions.
         json_out: Write the result as JSON to this file.
         run: Run folder for results.json, predictions.jsonl and report.html; one that was
             interrupted is gone on with.
-        bits: Bits of one code of a message: 16 (if not given), 8, 6 or 4; a shared wire has its
-            own.
+        bits: Bits of one code of a message of a wire of one reader: 16 (if not given), 8, 6 or
+            4.
         needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the
             questions of the data.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
     """
-    from latentwire.recipes.evaluation import ALMANAC, evaluate_shared, evaluate_wire, load_wire
+    from latentwire.recipes.evaluation import ALMANAC, evaluate_readers, evaluate_wire
     from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
     from latentwire.report.tables import results_table, verdict
-    from latentwire.wire.shared import SharedWire, is_shared
+    from latentwire.wire.load import load_wire
+    from latentwire.wire.wire import Wire
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
-    if is_shared(wire):
-        if ray is not None:
-            raise ValueError("--ray is for wires of one reader; leave it out for a shared wire")
-        loaded = SharedWire.from_pretrained(wire)
-        result = evaluate_shared(loaded, data or ALMANAC, limit, run, bits, needles)
-        folders = {name: f"reader-{i}" for i, name in enumerate(result["readers"])}
-    else:
+    loaded = load_wire(wire)
+    if isinstance(loaded, Wire):
         spread = None if ray is None else on_ray(ray, partial(load_wire, wire))
-        single = load_wire(wire)
-        result = evaluate_wire(single, data or ALMANAC, limit, run, bits, needles, spread)
-        folders = {single.reader: "."}
+        result = evaluate_wire(loaded, data or ALMANAC, limit, run, bits, needles, spread)
+        folders = {loaded.reader: "."}
+    else:
+        if ray is not None:
+            raise ValueError("--ray is for wires of one reader; leave it out for this one")
+        result = evaluate_readers(loaded, data or ALMANAC, limit, run, bits, needles)
+        folders = {name: f"reader-{i}" for i, name in enumerate(result["readers"])}
     for name, folder in folders.items():
         one = result["readers"][name] if "readers" in result else result
         if len(folders) > 1:
@@ -130,29 +129,41 @@ def add_reader(
     model: Positional[str],
     data: str,
     run: Path | None = None,
-    steps: int = 2000,
-    format_steps: int = 150,
+    steps: int | None = None,
+    format_steps: int | None = None,
 ) -> None:
-    """Train an adapter for one more reader of a shared wire; encoder and other readers stay.
+    """Train one more reader of a wire; what it has already stays as it is, messages included.
 
     Args:
-        wire: A shared wire's folder.
+        wire: A wire's folder, or a shipped one, default or shared. A wire of one reader becomes one
+            whose messages are text in the code of that reader.
         model: Zoo name, Hugging Face id or local folder of the new reader.
         data: JSONL with rows {"id", "context", "question", "answers"}, or hub:NAME.
-        run: Run folder; runs/added-MODEL if not given. The wire with the reader is in its wire/.
-        steps: Steps of the adapter.
-        format_steps: Steps of the format tokens before it.
+        run: Run folder; runs/added-MODEL if not given. The wire with all readers is in a folder
+            in it.
+        steps: Steps of the adapter; as many as in training a wire of this kind if not given.
+        format_steps: Steps of the format tokens before it, likewise.
     """
     from dataclasses import replace
 
     from latentwire.recipes import shared
+    from latentwire.recipes.wire import WireRecipe, add_text_reader
+    from latentwire.wire.load import load_wire
     from latentwire.wire.shared import SharedWire
 
-    loaded = SharedWire.from_pretrained(wire)
-    recipe = shared.SharedRecipe(f"added-{Path(model).name}", loaded.config, data=(data,), out=run)
-    recipe = replace(
-        recipe,
-        train=replace(recipe.train, steps=steps),
-        format=replace(recipe.format, steps=format_steps),
-    )
-    print(f"added: {shared.add_reader(loaded, model, recipe) / 'wire'}")
+    name, loaded = f"added-{Path(model).name}", load_wire(wire)
+
+    def shortened(recipe: Any, **counts: int | None) -> Any:
+        given = {part: n for part, n in counts.items() if n is not None}
+        stages = {part: replace(getattr(recipe, part), steps=n) for part, n in given.items()}
+        return replace(recipe, **stages)
+
+    if isinstance(loaded, SharedWire):
+        several = shared.SharedRecipe(name, loaded.config, data=(data,), out=run)
+        several = shortened(several, train=steps, format=format_steps)
+        folder = shared.add_reader(loaded, model, several) / "wire"
+    else:
+        config = replace(loaded.readers[0].config, reader=model)
+        recipe = WireRecipe(name, config, data=data, out=run)
+        folder = add_text_reader(loaded, shortened(recipe, slots=steps, format=format_steps))
+    print(f"added: {folder}")

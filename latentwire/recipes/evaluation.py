@@ -11,14 +11,15 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 from zstandard import compress
 
 from latentwire.evals.baselines import (
@@ -30,6 +31,7 @@ from latentwire.evals.baselines import (
 )
 from latentwire.evals.harness import Answer, batch_size, evaluate, summarise
 from latentwire.files import write_whole
+from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.recipes.workers import Spread, here
 from latentwire.tasks.base import DataError
@@ -44,8 +46,8 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_format,
 )
-from latentwire.wire.shared import Reader, SharedWire
-from latentwire.wire.wire import Wire
+from latentwire.wire.shared import SharedWire
+from latentwire.wire.text_wire import TextWire
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
 """The reading set that the package ships."""
@@ -53,36 +55,72 @@ TIMED = 8
 """Passages on which times and cache sizes are measured."""
 
 
+@runtime_checkable
+class Reader(Protocol):
+    """One reader of a wire of any kind: what an evaluation asks of it. Messages, and what they
+    hold, are each kind's own; bits None is for a kind whose codes have no choice of bits."""
+
+    @property
+    def reader(self) -> str: ...
+    @property
+    def lm(self) -> FrozenLM: ...
+    @property
+    def format(self) -> Tensor: ...
+    @property
+    def id(self) -> bytes: ...
+    @property
+    def ratio(self) -> int: ...
+    @property
+    def bits(self) -> int | None: ...
+    def check_bits(self, bits: Any) -> None: ...
+    def cost(self, text: str, bits: Any = ..., /) -> tuple[int, int]: ...
+    def send(self, contexts: Sequence[str], bits: Any = ..., /) -> Sequence[Any]: ...
+    def open(self, messages: Sequence[Any], /) -> Sequence[Any]: ...
+    def prefix(self, latents: Sequence[Any], /) -> KVPrefix: ...
+
+
 def conditions(
-    wire: Wire | Reader, passages: Sequence[Passage], bits: int | None = None
+    reader: Reader, passages: Sequence[Passage], bits: int | None = None
 ) -> dict[str, Condition]:
-    """The rows of an evaluation. The wire's latents go through the bytes of their messages, in
-    codes of `bits` (the wire's own if None), so that what is scored is what would travel."""
+    """The rows of an evaluation. The latents go through the bytes of their messages, in codes of
+    `bits` (the wire's own if None), so that what is scored is what would travel."""
     texts = [p.context for p in passages]
     following = dict(zip(texts, texts[1:] + texts[:1], strict=True))
-    options = {} if bits is None else {"bits": bits}
+    options = () if bits is None else (bits,)
+    opened: dict[str, Any] = {}
 
-    @lru_cache(maxsize=64)
-    def sent(text: str) -> Any:
-        message = wire.send([text], **options)[0]
-        return type(message).from_bytes(message.to_bytes())
+    def latents(of: Callable[[str], str], zeroed: bool = False) -> Condition:
+        def condition(wanted: Sequence[str]) -> KVPrefix:
+            asked = {t: None for text in wanted for t in (text, following[text])}
+            for text in opened.keys() - asked:
+                del opened[text]
+            missing = [text for text in asked if text not in opened]
+            if missing:
+                opened.update(zip(missing, sent(reader, missing, options), strict=True))
+            contents = [opened[of(text)] for text in wanted]
+            return reader.prefix([c.zeros() for c in contents] if zeroed else contents)
 
-    def latents(of: Callable[[str], Any]) -> Condition:
-        return lambda wanted: wire.receive([of(text) for text in wanted])
+        return condition
 
     return {
-        "text": full_text(wire.lm),
-        "wire": latents(sent),
-        "truncated_tokens": truncated(wire.lm, lambda text: wire.cost(text, **options)[0]),
-        "truncated_bytes": truncated_bytes(wire.lm, lambda text: wire.cost(text, **options)[1]),
-        "closed_book": closed_book(wire.lm),
-        "zero_latents": latents(lambda text: sent(text).zeros()),
-        "foreign_latents": latents(lambda text: sent(following[text])),
+        "text": full_text(reader.lm),
+        "wire": latents(lambda text: text),
+        "truncated_tokens": truncated(reader.lm, lambda text: reader.cost(text, *options)[0]),
+        "truncated_bytes": truncated_bytes(reader.lm, lambda text: reader.cost(text, *options)[1]),
+        "closed_book": closed_book(reader.lm),
+        "zero_latents": latents(lambda text: text, zeroed=True),
+        "foreign_latents": latents(following.__getitem__),
     }
 
 
+def sent(reader: Reader, texts: Sequence[str], options: tuple[int, ...]) -> list[Any]:
+    """What the messages of texts hold, after their bytes."""
+    travelling = [(type(m), m.to_bytes()) for m in reader.send(texts, *options)]
+    return list(reader.open([kind.from_bytes(data) for kind, data in travelling]))
+
+
 def evaluate_wire(
-    wire: Wire | Reader,
+    wire: Reader,
     data: str = ALMANAC,
     limit: int | None = None,
     out: Path | None = None,
@@ -114,7 +152,7 @@ def evaluate_wire(
         "data": Path(data).name,
         "limit": limit,
         "ratio": wire.ratio,
-        "bits": bits,
+        **({} if bits is None else {"bits": bits}),
         **({} if needles is None else {"needles": needles}),
     }
     answers = [] if out is None else _resumed(out, setting, set(rows))
@@ -143,15 +181,15 @@ def evaluate_wire(
     return result
 
 
-def evaluate_shared(
-    wire: SharedWire,
+def evaluate_readers(
+    wire: SharedWire | TextWire,
     data: str = ALMANAC,
     limit: int | None = None,
     out: Path | None = None,
     bits: int | None = None,
     needles: str | None = None,
 ) -> dict:
-    """The same of every reader of a shared wire, each with a run folder of its own in `out`:
+    """The same of every reader of a wire, each with a run folder of its own in `out`:
     {"readers": {name: result}}."""
     results = {}
     for i, reader in enumerate(wire.readers):
@@ -160,13 +198,8 @@ def evaluate_shared(
     return {"readers": results}
 
 
-def load_wire(name: str) -> Wire:
-    """What a worker begins with."""
-    return Wire.from_pretrained(name)
-
-
 def _answering(
-    wire: Wire | Reader, passages: Sequence[Passage], bits: int, answer_tokens: int
+    wire: Reader, passages: Sequence[Passage], bits: int | None, answer_tokens: int
 ) -> Callable[[Sequence[Passage]], list[Answer]]:
     """What answers a batch of the passages under all conditions."""
     rows = conditions(wire, passages, bits)
@@ -178,10 +211,10 @@ def _answering(
     return work
 
 
-def _check_room(wire: Wire | Reader, passages: Sequence[Passage], answer_tokens: int) -> None:
+def _check_room(wire: Reader, passages: Sequence[Passage], answer_tokens: int) -> None:
     """Every question must fit the reader's window with its full text, before any is answered."""
     lm = wire.lm
-    before = len(wire.head) + len(wire.format)
+    before = len(wire.lm.frame.head) + len(wire.format)
     for passage in passages:
         context = len(lm.ids(passage.context))
         for q in passage.questions:
@@ -205,7 +238,7 @@ def _resumed(out: Path, setting: dict, conditions: set[str]) -> list[Answer]:
     return kept
 
 
-def sizes(wire: Wire | Reader, passages: Sequence[Passage], bits: int) -> dict[str, float]:
+def sizes(wire: Reader, passages: Sequence[Passage], bits: int | None) -> dict[str, float]:
     """Means over all passages: tokens in, latents out, bytes of the message, and of the text in
     UTF-8 and after zstd -19."""
     tokens = [len(wire.lm.ids(p.context)) for p in passages]
@@ -221,22 +254,19 @@ def sizes(wire: Wire | Reader, passages: Sequence[Passage], bits: int) -> dict[s
 
 
 @torch.no_grad()
-def costs(wire: Wire | Reader, passages: Sequence[Passage]) -> dict[str, float]:
+def costs(wire: Reader, passages: Sequence[Passage]) -> dict[str, float]:
     """Ratios of wire to text, measured in turn in this process: median time to first token with the
     message at hand, the same with encoding counted, and KV-cache bytes."""
 
-    def sent(texts: Sequence[str]) -> list[Any]:  # each kind of wire has messages of its own
-        return list(wire.send(texts))
-
-    text, messages = full_text(wire.lm), sent([p.context for p in passages])
+    text, messages = full_text(wire.lm), wire.send([p.context for p in passages])
     read = [text([p.context]) for p in passages]
-    received = [wire.receive([m]) for m in messages]
+    received = [wire.prefix(wire.open([m])) for m in messages]
     seconds: dict[str, list[float]] = {"text": [], "wire": [], "encode": []}
     for passage, message in list(zip(passages, messages, strict=True)) * 2:
         forms = {
             "text": text,
-            "wire": lambda _, m=message: wire.receive([m]),
-            "encode": lambda texts: wire.receive(sent(texts)),
+            "wire": lambda _, m=message: wire.prefix(wire.open([m])),
+            "encode": lambda texts: wire.prefix(wire.open(wire.send(texts))),
         }
         for name, form in forms.items():
             seconds[name].append(_first_token(wire, passage, form))
@@ -248,7 +278,7 @@ def costs(wire: Wire | Reader, passages: Sequence[Passage]) -> dict[str, float]:
     }
 
 
-def _first_token(wire: Wire | Reader, passage: Passage, context: Condition) -> float:
+def _first_token(wire: Reader, passage: Passage, context: Condition) -> float:
     """Seconds from a context to the logits of the answer's first token."""
     if wire.lm.device.type == "cuda":
         torch.cuda.synchronize()

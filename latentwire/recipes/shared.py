@@ -47,7 +47,7 @@ from latentwire.train.loop import LoopConfig, Session, shuffled, train
 from latentwire.train.losses import distillation, token_loss
 from latentwire.train.schedules import Schedule
 from latentwire.wire import fsq
-from latentwire.wire.shared import Reader, SharedConfig, SharedWire
+from latentwire.wire.shared import Reader, SharedConfig, SharedWire, Values
 
 CUE = 4
 """Tokens of a piece of text that are given when the rest of it is to be said again."""
@@ -269,10 +269,10 @@ def wire_loss(
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
     texts = [p.context for p in batch]
     values = [fsq.bounded(z, wire.config.bits) for z in wire.encoder(texts)]
-    spans = [wire.encoder.span(text) for text in texts]
+    contents = [Values(v, wire.encoder.span(t)) for v, t in zip(values, texts, strict=True)]
     total = torch.zeros((), device=wire.widen.weight.device)
     for reader in readers:
-        loss, parts = _reader_loss(reader, batch, reader.prefix(values, spans), recipe, step)
+        loss, parts = _reader_loss(reader, batch, reader.prefix(contents), recipe, step)
         total = total + loss / len(readers)
         figures |= {f"{reader.reader}.{name}": part for name, part in parts.items()}
     return total, {"tokens": float(sum(len(p.questions) for p in batch) or 1), **figures}

@@ -45,7 +45,9 @@ from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
 from latentwire.train.loop import LoopConfig, Session, train
 from latentwire.train.losses import answer_loss, distillation
+from latentwire.wire.folder import WireError
 from latentwire.wire.scorer import RidgeFit
+from latentwire.wire.text_wire import TextWire
 from latentwire.wire.wire import Wire, WireConfig
 
 
@@ -134,6 +136,18 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     if first and features is not None:
         Console(stderr=True).print(str(features), style="dim", highlight=False, soft_wrap=True)
     return out
+
+
+def add_text_reader(wire: Wire | TextWire, recipe: WireRecipe) -> Path:
+    """Train the recipe's wire, which becomes one more reader of a text wire; a wire of one reader
+    becomes a text wire first, in the code of that reader. The folder of the text wire."""
+    before = TextWire(wire.lm, [wire]) if isinstance(wire, Wire) else wire
+    wires = [reader.wire for reader in before.readers]
+    if recipe.wire.reader in [w.reader for w in wires]:
+        raise WireError(f"{recipe.wire.reader} reads this wire already")
+    out = train_wire(recipe)
+    TextWire(before.code.lm, [*wires, Wire.from_pretrained(out / "wire")]).save(out / "shared")
+    return out / "shared"
 
 
 def train_format(

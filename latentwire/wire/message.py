@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -53,10 +53,6 @@ class Message:
     def __len__(self) -> int:
         """Latents."""
         return len(self.latents)
-
-    def zeros(self) -> Message:
-        """The same message with nothing in its latents: a control."""
-        return replace(self, latents=self.latents.zeros())
 
     def to_bytes(self) -> bytes:
         """The message as it travels. Raises MessageError for latents that are not finite."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -28,11 +28,12 @@ from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.wire import fsq
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.encoders.base import EncoderConfig, sinusoids, transformer
+from latentwire.wire.folder import WireError, read_record
 from latentwire.wire.message import MessageError
 from latentwire.wire.reader import Adapter, in_blocks
 from latentwire.wire.shared_message import SharedMessage, message_size
 from latentwire.wire.ways_in import WAYS_IN
-from latentwire.wire.wire import WireError, check_kept
+from latentwire.wire.wire import check_kept
 
 KIND, FORMAT_VERSION = "shared wire", 1
 PIECE = 16 * 2**20
@@ -213,7 +214,7 @@ class SharedWire(nn.Module):
         Raises WireError for a folder that holds none, weights that were truncated or altered, or a
         model of another architecture or with other weights.
         """
-        record = read_record(Path(folder))
+        record = read_record(Path(folder), KIND, FORMAT_VERSION)
         config = _config(Path(folder), record)
         state = _read_weights(Path(folder), record["sha256"])
         found = dict(lms or {})
@@ -257,6 +258,19 @@ class SharedWire(nn.Module):
 
     def _shared(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.state_dict().items() if not k.startswith("adapters.")}
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a message holds: the values of its codes, in [-1, 1], and the positions that its text
+    takes up in a reader."""
+
+    codes: Float[Tensor, "m c"]
+    span: int
+
+    def zeros(self) -> Values:
+        """The same with every code at its middle: a control."""
+        return replace(self, codes=torch.zeros_like(self.codes))
 
 
 @dataclass(frozen=True)
@@ -311,8 +325,12 @@ class Reader:
         return self.wire.send(texts)
 
     def receive(self, messages: Sequence[SharedMessage]) -> KVPrefix:
-        """Messages as a cache. Raises MessageError for none, for one of another wire, and for one
-        that does not fit the reader."""
+        """Messages as a cache that the reader continues from. Raises what `open` raises."""
+        return self.prefix(self.open(messages))
+
+    def open(self, messages: Sequence[SharedMessage]) -> list[Values]:
+        """What messages hold. Raises MessageError for no messages, for one of another wire, and for
+        one that does not fit the reader."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
         wire_id, config = self.wire.id, self.wire.config
@@ -328,36 +346,12 @@ class Reader:
                     f"message has {len(message.codes)} latents; {self.reader} has room for "
                     f"{self.adapter.room}"
                 )
-        values = [fsq.values(m.codes, m.bits) for m in messages]
-        return self.prefix(values, [m.span for m in messages])
+        return [Values(fsq.values(m.codes, m.bits), m.span) for m in messages]
 
-    def prefix(self, values: Sequence[Float[Tensor, "_ c"]], spans: Sequence[int]) -> KVPrefix:
-        """Values of codes as a cache that the reader continues from, with gradients."""
-        return self.adapter(values, self.wire.states(values), spans)
-
-
-def read_record(folder: Path) -> dict:
-    """A shared wire's config.json. Raises WireError for a folder that holds none."""
-    try:
-        record = json.loads((folder / "config.json").read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        raise WireError(f"{folder} is no wire; expected a folder with config.json") from None
-    if not isinstance(record, dict) or record.get("kind") != KIND:
-        raise WireError(f"{folder}/config.json is not a shared wire's")
-    if record.get("format_version") != FORMAT_VERSION:
-        raise WireError(
-            f"{folder}: shared wire format {record.get('format_version')}; "
-            f"expected {FORMAT_VERSION}"
-        )
-    return record
-
-
-def is_shared(folder: Path | str) -> bool:
-    """Whether a folder holds a shared wire."""
-    try:
-        return bool(read_record(Path(folder)))
-    except WireError:
-        return False
+    def prefix(self, contents: Sequence[Values]) -> KVPrefix:
+        """What messages hold as a cache that the reader continues from, with gradients."""
+        values = [c.codes for c in contents]
+        return self.adapter(values, self.wire.states(values), [c.span for c in contents])
 
 
 def _config(folder: Path, record: dict) -> SharedConfig:

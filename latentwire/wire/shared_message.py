@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -50,10 +49,6 @@ class SharedMessage:
     def __len__(self) -> int:
         """Latents."""
         return len(self.codes)
-
-    def zeros(self) -> SharedMessage:
-        """The same message with every latent at the middle of its codes: a control."""
-        return replace(self, codes=torch.full_like(self.codes, 2 ** (self.bits - 1)))
 
     def to_bytes(self) -> bytes:
         """The message as it travels."""

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
+from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.latents import Latents, as_prefix
 from latentwire.wire.message import Message, MessageError, check_bits, message_size
 from latentwire.wire.scorer import Scorer
@@ -37,10 +37,6 @@ BITS = 16
 """Bits of a message's codes, unless told otherwise."""
 RESERVE = 256
 """Positions kept free after a context for format tokens, question and answer."""
-
-
-class WireError(ValueError):
-    """A wire or its input cannot be used. One line: what, expected, got, what to do."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +90,11 @@ class Wire(nn.Module):
     def reader(self) -> str:
         """Name of the LM that reads."""
         return self.config.reader
+
+    @property
+    def readers(self) -> list[Wire]:
+        """Each reader with what an evaluation asks of it: this one."""
+        return [self]
 
     @property
     def ratio(self) -> int:
@@ -168,8 +169,12 @@ class Wire(nn.Module):
         return [Message(wire_id, self.config.reader, fingerprint, z, bits) for z in latents]
 
     def receive(self, messages: Sequence[Message]) -> KVPrefix:
-        """Messages as a cache. Raises MessageError for none, or for one that another wire made or
-        that does not fit the reader."""
+        """Messages as a cache that the reader continues from. Raises what `open` raises."""
+        return self.prefix(self.open(messages))
+
+    def open(self, messages: Sequence[Message]) -> list[Latents]:
+        """What messages hold. Raises MessageError for no messages, or for one that another wire
+        made or that does not fit the reader."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
         wire_id = self.id
@@ -194,7 +199,7 @@ class Wire(nn.Module):
                     f"message takes up {message.latents.span} positions with "
                     f"{len(message.latents)} latents; {self.lm.name} has room for {room}"
                 )
-        return self.prefix([m.latents for m in messages])
+        return [m.latents for m in messages]
 
     def prefix(self, latents: Sequence[Latents]) -> KVPrefix:
         """Latents as a cache that the reader continues from, the head before them."""
@@ -215,17 +220,15 @@ class Wire(nn.Module):
         write_whole(folder / "config.json", json.dumps(record, indent=1))
 
     @classmethod
-    def from_pretrained(cls, name: str, lm: FrozenLM | None = None) -> Wire:
+    def from_pretrained(cls, name: str | Path, lm: FrozenLM | None = None) -> Wire:
         """Load a wire from a folder, or the shipped one by the name "default".
 
         lm: its reader if it is loaded already, else it is loaded (and fetched) by name. Raises
         WireError for a folder that is no wire, weights that were truncated or altered, or a reader
         of another architecture.
         """
-        folder = (
-            Path(str(files("latentwire") / "data" / "wire")) if name == "default" else Path(name)
-        )
-        record = _read_config(folder)
+        folder = folder_of(name)
+        record = read_config(folder)
         known = {f.name for f in fields(WireConfig)}
         config = WireConfig(**{k: v for k, v in record.items() if k in known})
         try:
@@ -343,18 +346,9 @@ def initial_format(lm: FrozenLM, count: int) -> Tensor:
     return lm.embed(ids.repeat(math.ceil(count / len(ids)))[:count]).detach().clone()
 
 
-def _read_config(folder: Path) -> dict:
-    try:
-        record = json.loads((folder / "config.json").read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        raise WireError(
-            f"{folder} is no wire; expected a folder with config.json, or default"
-        ) from None
-    needed = {"sha256", "reader", "architecture", "reader_weights", "format_version"}
-    if not isinstance(record, dict) or not needed <= set(record):
+def read_config(folder: Path) -> dict:
+    """config.json of a wire of one reader. Raises WireError for a folder that holds none."""
+    record = read_record(folder, None, FORMAT_VERSION)
+    if not {"sha256", "reader", "architecture", "reader_weights"} <= set(record):
         raise WireError(f"{folder}/config.json is not a wire's; expected the one that save wrote")
-    if record.get("format_version") != FORMAT_VERSION:
-        raise WireError(
-            f"{folder}: wire format {record.get('format_version')}; expected {FORMAT_VERSION}"
-        )
     return record

@@ -8,5 +8,5 @@ cd "$(dirname "$0")/../.."
 PATH="$PWD/.venv/bin:$PATH"
 latentwire train smollm2-4x --data "$data"
 cp runs/smollm2-4x/metrics.jsonl reproduce/wire-smollm2-4x/metrics.jsonl
-mkdir -p latentwire/data/wire
-cp runs/smollm2-4x/wire/* latentwire/data/wire/
+mkdir -p latentwire/data/wires/reader-0
+cp runs/smollm2-4x/wire/* latentwire/data/wires/reader-0/

@@ -1,0 +1,52 @@
+"""A wire's folder: what its config.json says, and which kind of wire that makes."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+_DATA = Path(str(files("latentwire") / "data" / "wires"))
+_SHIPPED = {"default": _DATA / "reader-0", "shared": _DATA}
+
+
+class WireError(ValueError):
+    """A wire or its input cannot be used. One line: what, expected, got, what to do."""
+
+
+def folder_of(name: str | Path) -> Path:
+    """Where a wire is: the folder itself, or the place of a shipped one."""
+    return _SHIPPED.get(str(name), Path(name))
+
+
+def read_record(folder: Path, kind: str | None, version: int) -> dict[str, Any]:
+    """config.json of a wire of this kind (None: of one reader). Raises WireError for a folder that
+    holds none, or one that another release wrote."""
+    record = _record(folder)
+    if record.get("kind") != kind:
+        raise WireError(f"{folder}/config.json is not a {kind or 'wire'}'s")
+    if record.get("format_version") != version:
+        raise WireError(
+            f"{folder}: {kind or 'wire'} format {record.get('format_version')}; expected {version}"
+        )
+    return record
+
+
+def kind_of(name: str | Path) -> str | None:
+    """The kind of wire that a folder says it holds; None for one of one reader. Raises WireError
+    for a folder that holds none."""
+    return _record(folder_of(name)).get("kind")
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((folder / "config.json").read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        raise WireError(
+            f"{folder} is no wire; expected a folder with config.json, or a shipped wire's name: "
+            "default, shared"
+        ) from None
+    if not isinstance(record, dict):
+        raise WireError(f"{folder}/config.json is not a wire's; expected the one that save wrote")
+    return record

@@ -1,0 +1,27 @@
+"""Any wire by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from latentwire.lm import FrozenLM
+from latentwire.wire import shared, text_wire
+from latentwire.wire.folder import kind_of
+from latentwire.wire.wire import Wire
+
+KINDS = {shared.KIND: shared.SharedWire, text_wire.KIND: text_wire.TextWire}
+
+
+def load_wire(
+    name: str | Path, lms: Mapping[str, FrozenLM] | None = None
+) -> Wire | shared.SharedWire | text_wire.TextWire:
+    """The wire in a folder, whatever its kind, or a shipped one: "default" or "shared".
+
+    lms: those of its models that are loaded already, by name. Raises WireError as the kinds'
+    from_pretrained do.
+    """
+    kind = kind_of(name)
+    if kind in KINDS:
+        return KINDS[kind].from_pretrained(name, lms)
+    return Wire.from_pretrained(name)

@@ -1,0 +1,195 @@
+"""The text wire: text travels in few bytes, and each reader makes its own latents of it.
+
+    wire = TextWire.from_pretrained("shared")
+    data = wire.send(["The lighthouse was finished in 1759."])[0].to_bytes()
+    for reader in wire.readers:
+        prefix = reader.receive([TextMessage.from_bytes(data)])      # of reader.lm
+
+One message serves all readers, whatever their family. It saves bytes on the way and slots in each
+reader's cache; it does not save the pass over the text in which a reader makes its latents, nor
+that of the source, whose code the text travels in.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentwire.files import write_whole
+from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.wire.folder import WireError, folder_of, read_record
+from latentwire.wire.latents import Latents
+from latentwire.wire.message import MessageError
+from latentwire.wire.text_code import TextCode
+from latentwire.wire.text_message import HEADER_BYTES, TextMessage
+from latentwire.wire.wire import Wire, WireConfig, read_config
+
+KIND, FORMAT_VERSION = "text wire", 1
+
+
+class TextWire:
+    """The code of one LM, and a wire for each reader."""
+
+    def __init__(self, source: FrozenLM, wires: Sequence[Wire]):
+        """source: the LM whose code the text travels in, in float32."""
+        names = [wire.reader for wire in wires]
+        if not names or len(set(names)) < len(names):
+            raise WireError(f"readers are {names}; expected at least one, none of them twice")
+        self.code = TextCode(source)
+        self.readers = [TextReader(self, wire) for wire in wires]
+        self.message_bytes = lru_cache(maxsize=4096)(self._message_bytes)
+
+    def send(self, texts: Sequence[str]) -> list[TextMessage]:
+        """Texts as messages, the same for every reader. Raises WireError for an empty text, or one
+        that the source's tokenizer does not give back to the letter."""
+        return [self._message(text) for text in texts]
+
+    def texts(self, messages: Sequence[TextMessage]) -> list[str]:
+        """What the messages say, to the letter. Raises MessageError for one in another LM's code,
+        and for one that comes out as another text than was sent."""
+        source = self.code.lm
+        for message in messages:
+            if message.source != source.fingerprint:
+                raise MessageError(
+                    f"message in the code of an LM with weights {message.source}; this wire's "
+                    f"source is {source.name} with weights {source.fingerprint}"
+                )
+        texts = self.code.decode([(m.tokens, m.code) for m in messages])
+        for text, message in zip(texts, messages, strict=True):
+            if zlib.crc32(text.encode()) != message.checksum:
+                raise MessageError(
+                    "the text did not come out as it was sent: the message was altered, or "
+                    f"{source.name} computes otherwise here (expected float32 on both sides)"
+                )
+        return texts
+
+    def _message_bytes(self, text: str) -> int:
+        """Bytes of the message of a text."""
+        return HEADER_BYTES + len(self._message(text).code)
+
+    def _message(self, text: str) -> TextMessage:
+        if not text:
+            raise WireError("the text is empty; expected at least one character")
+        tokens, code = self.code.encode(text)
+        return TextMessage(self.code.lm.fingerprint, zlib.crc32(text.encode()), tokens, code)
+
+    def save(self, folder: Path) -> None:
+        """config.json, and each reader's wire in a folder of its own."""
+        places = {f"reader-{i}": reader.wire for i, reader in enumerate(self.readers)}
+        for place, wire in places.items():
+            wire.save(folder / place)
+        source = self.code.lm
+        record = {
+            "kind": KIND,
+            "format_version": FORMAT_VERSION,
+            "source": source.name,
+            "source_weights": source.fingerprint,
+            "wires": list(places),
+        }
+        write_whole(folder / "config.json", json.dumps(record, indent=1))
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, lms: Mapping[str, FrozenLM] | None = None
+    ) -> TextWire:
+        """Load a text wire from a folder, or the shipped one by the name "shared".
+
+        lms: those of its models that are loaded already, by name. Raises WireError for a folder
+        that holds none, a source with other weights, and whatever Wire.from_pretrained raises.
+        """
+        folder = folder_of(name)
+        record = read_record(folder, KIND, FORMAT_VERSION)
+        found, source = dict(lms or {}), record["source"]
+        readers = [read_config(folder / place)["reader"] for place in record["wires"]]
+        for needed in dict.fromkeys((source, *readers)):
+            found[needed] = found.get(needed) or FrozenLM.from_pretrained(needed)
+        coder = found[source]
+        if coder.dtype not in (torch.float32, torch.float64):  # the reader may stay as it is
+            coder = FrozenLM.from_pretrained(source, device=str(coder.device))
+        if coder.fingerprint != record["source_weights"]:
+            raise WireError(
+                f"{folder} has the code of {source} with weights {record['source_weights']}; this "
+                f"copy has {coder.fingerprint}"
+            )
+        wires = [
+            Wire.from_pretrained(folder / place, found[reader])
+            for place, reader in zip(record["wires"], readers, strict=True)
+        ]
+        return cls(coder, wires)
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """One reader of a text wire, with what an evaluation asks of any wire."""
+
+    shared: TextWire
+    wire: Wire
+
+    @property
+    def lm(self) -> FrozenLM:
+        return self.wire.lm
+
+    @property
+    def config(self) -> WireConfig:
+        return self.wire.config
+
+    @property
+    def reader(self) -> str:
+        """Name of the LM."""
+        return self.wire.reader
+
+    @property
+    def format(self) -> Tensor:
+        """Soft tokens between context and question."""
+        return self.wire.format
+
+    @property
+    def id(self) -> bytes:
+        return self.wire.id
+
+    @property
+    def ratio(self) -> int:
+        """Tokens in per latent out."""
+        return self.wire.ratio
+
+    @property
+    def bits(self) -> None:
+        """A text has no codes of so many bits."""
+
+    def check_bits(self, bits: int | None) -> None:
+        """Raises MessageError for any: the text is sent to the letter."""
+        if bits is not None:
+            raise MessageError(f"this wire sends text to the letter; got codes of {bits} bits")
+
+    def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
+        """Latents that the reader makes of a text, and bytes of its message."""
+        self.check_bits(bits)
+        return self.wire.count(len(self.lm.ids(text))), self.shared.message_bytes(text)
+
+    def send(self, texts: Sequence[str], bits: int | None = None) -> list[TextMessage]:
+        """Texts as messages, the same for every reader."""
+        self.check_bits(bits)
+        return self.shared.send(texts)
+
+    def open(self, messages: Sequence[TextMessage]) -> list[Latents]:
+        """The reader's latents of the texts that the messages carry. Raises MessageError for no
+        messages or as TextWire.texts does, WireError for a text that the reader cannot hold."""
+        if not messages:
+            raise MessageError("got no messages; expected at least one")
+        with torch.no_grad():
+            return self.wire.encode(self.shared.texts(messages))
+
+    def prefix(self, latents: Sequence[Latents]) -> KVPrefix:
+        """Latents as a cache that the reader continues from."""
+        return self.wire.prefix(latents)
+
+    def receive(self, messages: Sequence[TextMessage]) -> KVPrefix:
+        """Messages as a cache that the reader continues from. Raises what `open` raises."""
+        return self.prefix(self.open(messages))

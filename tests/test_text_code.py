@@ -1,0 +1,191 @@
+"""The text code and its message: lossless on both sides of a float, whatever the text, and every
+damaged message an error."""
+
+import random
+import struct
+import zlib
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CONFIGS, tiny_lm
+
+from latentwire.lm import FrozenLM
+from latentwire.wire.message import MessageError
+from latentwire.wire.text_code import CODES, LENGTHS, MARGIN, WINDOW, TextCode, certain_ranks
+from latentwire.wire.text_message import HEADER_BYTES, TextMessage
+from latentwire.wire.text_wire import TextWire
+from latentwire.wire.wire import Wire, WireConfig, WireError
+
+TEXTS = [
+    "The lighthouse was finished in 1759 by John Smeaton.",
+    "x",
+    " \n\ttabs and  spaces \r\n",
+    "東京は日本の首都です 😀 naïve <eos> </s>",
+    "A text of more than one window. " * 20,
+]
+DOCUMENTED = (
+    "0 100 1010 1011 1100 11100 11101 11110 111110 1111110 11111110 111111110 111111111 1101"
+)
+"""The prefix code as docs/wire-format.md has it."""
+
+
+@pytest.fixture(scope="module")
+def llama() -> FrozenLM:
+    return tiny_lm("llama")
+
+
+def wire_of(lm: FrozenLM) -> TextWire:
+    return TextWire(lm, [Wire(lm, WireConfig(lm.name, rank=4, window=64))])
+
+
+@torch.no_grad()
+def read_as_documented(data: bytes, lm: FrozenLM) -> str:
+    """A receiver written from docs/wire-format.md alone, on Hugging Face's own forward."""
+    magic, version, checksum = struct.unpack_from("<4sBI", data, 0)
+    assert magic == b"LWTX" and version == 1 and checksum == zlib.crc32(data[9:])
+    source, text_checksum, tokens = struct.unpack_from("<8sII", data, 9)
+    assert source.hex() == lm.fingerprint
+    stream = "".join(f"{byte:08b}" for byte in data[25:])
+    classes = {code: c for c, code in enumerate(DOCUMENTED.split())}
+    id_bits, ids, place = (CONFIGS["llama"].vocab_size - 1).bit_length(), [], 0
+
+    def take(count: int) -> str:
+        nonlocal place
+        place += count
+        return stream[place - count : place]
+
+    for i in range(tokens):
+        code = take(1)
+        while code not in classes:
+            code += take(1)
+        if classes[code] == 13:
+            ids.append(int(take(id_bits), 2))
+            continue
+        rank = 2 ** classes[code] - 1 + int("0" + take(classes[code]), 2)
+        before = [2, *ids[i // 256 * 256 :]]
+        logits = lm.model(input_ids=torch.tensor([before])).logits[0, -1]
+        ids.append(logits.sort(descending=True).indices[rank].item())
+    assert set(stream[place:]) <= {"0"} and len(stream) - place < 8
+    text = lm.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    assert zlib.crc32(text.encode()) == text_checksum
+    return text
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_text_comes_back_to_the_letter(family):
+    wire = wire_of(tiny_lm(family))
+    data = [m.to_bytes() for m in wire.send(TEXTS)]
+    assert wire.texts([TextMessage.from_bytes(d) for d in data]) == TEXTS
+    assert [wire.message_bytes(text) for text in TEXTS] == [len(d) for d in data]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_receiver_of_the_document_reads_the_same(llama, text):
+    assert read_as_documented(wire_of(llama).send([text])[0].to_bytes(), llama) == text
+
+
+def test_the_prefix_code_is_the_documents_and_complete():
+    assert DOCUMENTED.split() == CODES
+    assert sum(2**-n for n in LENGTHS) == 1
+
+
+def test_golden_bytes():
+    message = TextMessage("00" * 8, 0x01020304, 3, b"\xab\xcd")
+    rest = bytes(8) + bytes([4, 3, 2, 1, 3, 0, 0, 0, 0xAB, 0xCD])
+    assert message.to_bytes() == b"LWTX\x01" + struct.pack("<I", zlib.crc32(rest)) + rest
+    assert TextMessage.from_bytes(message.to_bytes()) == message
+
+
+def test_float64_reads_what_float32_wrote_and_the_other_way_round(llama):
+    double = tiny_lm("llama", torch.float64)
+    double.model.load_state_dict(llama.model.state_dict())
+    for sender, receiver in ((llama, double), (double, llama)):
+        messages = wire_of(sender).send(TEXTS)
+        assert TextCode(receiver).decode([(m.tokens, m.code) for m in messages]) == TEXTS
+
+
+def test_a_receiver_whose_logits_differ_by_less_than_the_margin_reads_the_same(llama, monkeypatch):
+    messages, head = wire_of(llama).send(TEXTS), llama.head
+    largest = head(torch.randn(64, llama.width)).abs().max()
+
+    def shaken(final):
+        logits = head(final)
+        return logits + MARGIN / 2 * largest * 0.2 * torch.empty_like(logits).uniform_(-1, 1)
+
+    monkeypatch.setattr(llama, "head", shaken)
+    assert TextCode(llama).decode([(m.tokens, m.code) for m in messages]) == TEXTS
+
+
+def test_ranks_by_hand():
+    logits = torch.tensor([[5.0, 9.0, 1.0, 7.0], [5.0, 9.0, 1.0, 5.0], [5.0, 9.0, 1.0, 5.0 + 1e-4]])
+    assert list(certain_ranks(logits, torch.tensor([0, 0, 0]))) == [2, None, None]
+    assert list(certain_ranks(logits, torch.tensor([1, 2, 1]))) == [0, 3, 0]
+
+
+def test_a_text_of_any_length_costs_a_bounded_number_of_steps(llama):
+    code, text = TextCode(llama), "word " * 300
+    tokens, data = code.encode(text)
+    assert tokens == 1500 and tokens > 5 * WINDOW and code.decode([(tokens, data)]) == [text]
+
+
+def test_ten_thousand_damaged_messages(llama):
+    whole = wire_of(llama).send(TEXTS[:1])[0].to_bytes()
+    rng = random.Random(0)
+    for _ in range(10_000):
+        data = bytearray(whole)
+        kind = rng.randrange(3)
+        if kind == 0:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del data[rng.randrange(len(data)) :]
+        else:
+            data[rng.randrange(len(data)) :] = rng.randbytes(rng.randrange(1, 40))
+        if bytes(data) != whole:
+            with pytest.raises(MessageError):
+                TextMessage.from_bytes(bytes(data))
+
+
+def test_altered_codes_under_a_right_checksum_are_seen(llama):
+    wire = wire_of(llama)
+    message, rng = wire.send(TEXTS[:1])[0], random.Random(0)
+    for _ in range(200):
+        code = bytearray(message.code)
+        code[rng.randrange(len(code))] ^= 1 << rng.randrange(8)
+        tokens = message.tokens + rng.choice((-1, 0, 0, 1))
+        with pytest.raises(MessageError):
+            wire.texts([replace(message, code=bytes(code), tokens=tokens)])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "not a message of a text: 0 bytes"),
+        (b"LWSH" + bytes(30), "not a message of a text: 34 bytes"),
+        (b"LWTX\x02" + bytes(30), "version 2; this release reads version 1: update latentwire"),
+        (b"LWTX\x01" + bytes(5), f"message has 10 bytes; its header alone has {HEADER_BYTES}"),
+    ],
+)
+def test_bytes_that_are_no_such_message(data, said):
+    with pytest.raises(MessageError, match=said):
+        TextMessage.from_bytes(data)
+
+
+def test_no_header_claims_more_than_its_bytes_hold():
+    for tokens in (0, 17, 2**32 - 1):
+        data = TextMessage("00" * 8, 0, tokens, b"\0\0").to_bytes()
+        with pytest.raises(MessageError, match=f"{tokens} tokens in 2 bytes of code"):
+            TextMessage.from_bytes(data)
+
+
+def test_what_cannot_be_coded_says_why(llama):
+    with pytest.raises(WireError, match="the text is empty"):
+        wire_of(llama).send([""])
+    with pytest.raises(ValueError, match="half of a surrogate"):
+        wire_of(llama).send(["\ud800"])
+    with pytest.raises(ValueError, match=r"its code needs torch\.float32"):
+        TextCode(tiny_lm("llama", torch.bfloat16))
+    other = tiny_lm("qwen2")
+    assert other.fingerprint != llama.fingerprint
+    with pytest.raises(MessageError, match="source is tiny-qwen2"):
+        wire_of(other).texts(wire_of(llama).send(["x"]))

@@ -1,0 +1,131 @@
+"""The text wire on tiny models: the same bytes, two families, each reader with its own latents."""
+
+import json
+
+import pytest
+import torch
+from tiny import tiny_lm
+
+from latentwire.evals.harness import evaluate
+from latentwire.lm import FrozenLM
+from latentwire.recipes.evaluation import conditions, evaluate_readers
+from latentwire.tasks.qa import Passage, Question
+from latentwire.wire.load import load_wire
+from latentwire.wire.message import MessageError
+from latentwire.wire.shared import SharedWire
+from latentwire.wire.text_message import TextMessage
+from latentwire.wire.text_wire import TextWire
+from latentwire.wire.wire import Wire, WireConfig, WireError
+
+TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short 😀 one."]
+NAMES = ("tiny-llama", "tiny-gemma3")
+
+
+@pytest.fixture(scope="module")
+def lms() -> dict[str, FrozenLM]:
+    return {name: tiny_lm(name.removeprefix("tiny-")) for name in (*NAMES, "tiny-qwen3")}
+
+
+def make_wire(lms, **config) -> TextWire:
+    torch.manual_seed(0)
+    wires = [Wire(lms[n], WireConfig(n, **{"rank": 4, "window": 64, **config})) for n in NAMES]
+    for wire in wires:
+        torch.nn.init.normal_(wire.scorer.weight)
+    return TextWire(lms["tiny-llama"], wires)
+
+
+def through_bytes(wire: TextWire, texts) -> list[TextMessage]:
+    return [TextMessage.from_bytes(m.to_bytes()) for m in wire.send(texts)]
+
+
+def test_two_families_read_the_same_bytes_each_as_its_own_wire_reads_the_text(lms):
+    wire = make_wire(lms)
+    messages = through_bytes(wire, TEXTS)
+    for reader in wire.readers:
+        read, own = reader.receive(messages), reader.wire.prefix(reader.wire.encode(TEXTS))
+        for a, b in zip((*read.keys, *read.values), (*own.keys, *own.values), strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(read.mask, own.mask) and torch.equal(read.positions, own.positions)
+        latents = (read.mask.sum(1) - len(reader.lm.frame.head)).tolist()
+        costs = [reader.cost(text) for text in TEXTS]
+        assert costs == list(zip(latents, [len(m.to_bytes()) for m in messages], strict=True))
+
+
+def test_at_ratio_one_and_without_a_residual_the_wire_is_the_text(lms):
+    wire = make_wire(lms, ratio=1)
+    passages = [Passage(t, (Question("q", t, "Who built it?", ("John",)),)) for t in TEXTS]
+    for reader in wire.readers:
+        rows = conditions(reader, passages)
+        made = evaluate(
+            reader.lm, reader.format, passages, {n: rows[n] for n in ("text", "wire")}, 4
+        )
+        answers = [a for batch in made for a in batch]
+        text, latents = ([a for a in answers if a.condition == name] for name in ("text", "wire"))
+        for a, b in zip(text, latents, strict=True):
+            assert a.nll == pytest.approx(b.nll, abs=1e-4) and a.answer == b.answer
+
+
+def test_it_is_saved_and_loaded_whole(lms, tmp_path):
+    wire = make_wire(lms)
+    wire.save(tmp_path)
+    loaded = load_wire(tmp_path, lms)
+    assert isinstance(loaded, TextWire)
+    assert [r.reader for r in loaded.readers] == list(NAMES)
+    messages = through_bytes(wire, TEXTS)
+    for one in wire.readers:
+        one.wire.load_state_dict(
+            {k: v.bfloat16().float() for k, v in one.wire.state_dict().items()}
+        )
+    for ours, theirs in zip(wire.readers, loaded.readers, strict=True):
+        a, b = ours.receive(messages), theirs.receive(messages)
+        assert all(torch.equal(x, y) for x, y in zip(a.keys, b.keys, strict=True))
+
+
+def test_a_source_in_bfloat16_is_loaded_again_in_float32(lms, tmp_path, monkeypatch):
+    make_wire(lms).save(tmp_path)
+    found = {**lms, "tiny-llama": tiny_lm("llama", torch.bfloat16)}
+    monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda cls, name, **_: lms[name]))
+    loaded = TextWire.from_pretrained(tmp_path, found)
+    assert loaded.code.lm.dtype == torch.float32
+    assert loaded.readers[0].lm.dtype == torch.bfloat16
+    assert loaded.texts(through_bytes(make_wire(lms), TEXTS)) == TEXTS
+
+
+def test_folders_that_hold_no_such_wire(lms, tmp_path):
+    make_wire(lms).save(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(WireError, match="is no wire; expected a folder"):
+        load_wire(tmp_path / "nowhere")
+    with pytest.raises(WireError, match=r"is not a shared wire's"):
+        SharedWire.from_pretrained(tmp_path)
+    for change, said in (
+        ({"format_version": 2}, "text wire format 2; expected 1"),
+        ({"source_weights": "0" * 16}, "with weights 0000000000000000; this copy has"),
+        ({"wires": ["reader-7"]}, "is no wire"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**record, **change}))
+        with pytest.raises(WireError, match=said):
+            TextWire.from_pretrained(tmp_path, lms)
+    with pytest.raises(WireError, match="none of them twice"):
+        TextWire(lms["tiny-llama"], [])
+
+
+def test_readers_are_scored_with_every_control(lms, tmp_path):
+    data = tmp_path / "d.jsonl"
+    rows = [
+        {"id": str(i), "context": t, "question": "Who?", "answers": [t[: i + 3]]}
+        for i, t in enumerate(TEXTS)
+    ]
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    wire = make_wire(lms)
+    results = evaluate_readers(wire, str(data), out=tmp_path / "run")["readers"]
+    sent = sum(len(m.to_bytes()) for m in wire.send(TEXTS)) / 2
+    for i, name in enumerate(NAMES):
+        result = results[name]
+        assert set(result["rows"]) >= {"text", "wire", "truncated_bytes", "zero_latents"}
+        assert result["message_bytes"] == sent and "bits" not in result
+        assert result["rows"]["zero_latents"]["nll"] != result["rows"]["wire"]["nll"]
+        assert result["rows"]["foreign_latents"]["nll"] != result["rows"]["wire"]["nll"]
+        assert (tmp_path / "run" / f"reader-{i}" / "results.json").exists()
+    with pytest.raises(MessageError, match="to the letter; got codes of 8 bits"):
+        evaluate_readers(wire, str(data), bits=8)
