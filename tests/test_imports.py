@@ -11,9 +11,9 @@ import latentwire
 ALLOWED = {
     "lm": {"lm", "files"},
     "tasks": {"lm", "tasks", "files"},
-    "wire": {"lm", "tasks", "wire", "files", "ridge"},
+    "wire": {"lm", "tasks", "wire", "files", "ridge", "positions"},
     "seek": {"lm", "tasks", "seek", "files"},
-    "lens": {"lm", "tasks", "lens", "files", "ridge"},
+    "lens": {"lm", "tasks", "lens", "files", "ridge", "positions"},
     "train": {"lm", "tasks", "train", "files"},
     "evals": {"lm", "tasks", "evals", "files"},
     "bench": {"bench", "lm", "tasks", "wire", "seek", "lens", "train", "recipes", "files"},

@@ -18,6 +18,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class Activations:
     def __len__(self) -> int:
         return len(self.positions)
 
-    @property
+    @cached_property
     def tokens(self) -> Tokens:
         """What an encoder may be told of each one beside words."""
         return [(p, int(t.ids[p])) for t, p in zip(self.texts, self.positions, strict=True)]

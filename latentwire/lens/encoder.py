@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from latentwire.lens.activations import Tokens
 from latentwire.lens.checks import LensError, check_layer
 from latentwire.lens.parts import Projection, trainable, with_lora
 from latentwire.lm import FrozenLM, Prompt
+from latentwire.positions import sinusoids
 
 INSTRUCTION = "Read this text and keep in mind what it says:\n"
 
@@ -107,11 +108,3 @@ class Encoder(nn.Module):
         if self.config.token:
             before = [[*own, token] for own, token in zip(before, ids[:, None], strict=True)]
         return before
-
-
-def sinusoids(positions: Int[Tensor, " b"], width: int) -> Float[Tensor, "b d"]:
-    """Sines and cosines of positions at wavelengths from 2 pi to 10000 * 2 pi (Vaswani et al. 2017,
-    arXiv 1706.03762; sines first, then cosines)."""
-    steps = torch.arange(math.ceil(width / 2), device=positions.device)
-    angles = positions[:, None] * 10000.0 ** (-2 * steps / width)
-    return torch.cat([angles.sin(), angles.cos()], 1)[:, :width]

@@ -96,14 +96,13 @@ def check_lens(lens: Lens, places: Sequence[Place]) -> dict[str, float]:
     errors, moved = (scaled_mse(m, batch.vectors, lens.spread) for m in (made, made[other]))
     gap = (moved - errors).tolist()
     low, high = bootstrap(errors.tolist(), documents)
-    own = [int(t.ids[p]) for t, p in zip(batch.texts, batch.positions, strict=True)]
     return {
         "held": errors.mean().item(),
         "held_low": low,
         "held_high": high,
         "held_n": float(len(places)),
         "distinct": float(len(set(said.ids[:, 0].tolist()))),
-        "distinct_gold": float(len(set(own))),
+        "distinct_gold": float(len({token for _, token in batch.tokens})),
         "gap": sum(gap) / n,
         "gap_low": bootstrap(gap, documents)[0],
         "cosine": pairwise_cosine(made),

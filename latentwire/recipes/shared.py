@@ -36,11 +36,10 @@ from latentwire.recipes.runs import begin_training, check_training
 from latentwire.tasks.base import DataError, read_text
 from latentwire.tasks.qa import (
     Passage,
-    answer_ids,
+    answer_targets,
     by_context,
     load_questions,
-    question_prompt,
-    with_format,
+    passages_prompt,
 )
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, Session, shuffled, train
@@ -126,7 +125,7 @@ class Stock:
 
 def train_shared(
     recipe: SharedRecipe,
-    session: Session = Session(),  # noqa: B008
+    session: Session | None = None,
     lms: Mapping[str, FrozenLM] | None = None,
 ) -> Path:
     """Run both stages, or what is left of them; the run folder, whose wire/ is the trained wire.
@@ -134,6 +133,7 @@ def train_shared(
 
     Raises ValueError for a run folder that holds another run, before any compute.
     """
+    session = session or Session()
     out = _begin(recipe.out or Path("runs") / recipe.name, asdict(recipe))
     lms = lms or load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
     torch.manual_seed(recipe.seed)
@@ -154,10 +154,11 @@ def add_reader(
     wire: SharedWire,
     name: str,
     recipe: SharedRecipe,
-    session: Session = Session(),  # noqa: B008
+    session: Session | None = None,
 ) -> Path:
     """A new adapter for one more reader; what the others share, and their adapters, stay as they
     are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
+    session = session or Session()
     setting = {"added": name, "to": wire.id.hex(), **asdict(recipe), "wire": asdict(wire.config)}
     torch.manual_seed(recipe.seed)
     wire = wire.with_reader(name, load_models({name}, recipe.dtype)[name])
@@ -217,7 +218,7 @@ def train_formats(
         batch = _batch(asking, recipe, readers[0].wire.encoder.lm, step)
         parts: dict[str, Tensor | float] = {}
         for reader in readers:
-            targets, mask = _targets(reader.lm, batch)
+            targets, mask = answer_targets(reader.lm, batch)
             with torch.no_grad():
                 text = _texts(reader.lm, batch)
             logits = reader.lm.packed_logits(_asked(reader, batch, text), targets, mask)
@@ -288,14 +289,14 @@ def _reader_loss(
         parts["again"] = _again(reader, [p.context for p in batch], prefix, recipe, step)
         total = weight * parts["again"]
     if any(p.questions for p in batch):
-        targets, mask = _targets(lm, batch)
+        targets, mask = answer_targets(lm, batch)
         student = lm.packed_logits(_asked(reader, batch, prefix), targets, mask)
         parts["ce"] = token_loss(student, targets[mask])
         total = total + parts["ce"]
         if recipe.distil > 0:
             with torch.no_grad():
-                asked = _asked(reader, batch, _texts(lm, batch))
-                teacher = lm.packed_logits(asked, targets, mask)
+                full = _asked(reader, batch, _texts(lm, batch))
+                teacher = lm.packed_logits(full, targets, mask)
             every = mask.new_ones(1, len(student))
             parts["kl"] = distillation(teacher[None], student[None], every)
             total = total + recipe.distil * parts["kl"]
@@ -365,13 +366,9 @@ def _batch(stock: Stock, recipe: SharedRecipe, lm: FrozenLM, step: int) -> list[
     for i in parallel.share(chosen):
         passage, draw = stock.passages[i], random.Random(seed_of(recipe.seed, step, i))
         short = [q for q in passage.questions if len(lm.ids(q.answers[0])) <= LONGEST_ANSWER]
-        asked = draw.sample(short, min(len(short), recipe.questions))
-        made.append(Passage(passage.context, tuple(asked)))
+        drawn = draw.sample(short, min(len(short), recipe.questions))
+        made.append(Passage(passage.context, tuple(drawn)))
     return made
-
-
-def _targets(lm: FrozenLM, batch: Sequence[Passage]) -> tuple[Tensor, Tensor]:
-    return pad_right([answer_ids(lm, q.answers[0]) for p in batch for q in p.questions])
 
 
 def _texts(lm: FrozenLM, batch: Sequence[Passage]) -> KVPrefix:
@@ -381,14 +378,12 @@ def _texts(lm: FrozenLM, batch: Sequence[Passage]) -> KVPrefix:
 
 
 def _asked(reader: Reader, batch: Sequence[Passage], context: KVPrefix) -> Prompt:
-    """All questions of the batch, each after its own context and the format tokens."""
-    owner = [row for row, p in enumerate(batch) for _ in p.questions]
-    asked = [q.question for p in batch for q in p.questions]
-    used = sorted(set(owner))
-    index = torch.tensor(used).to(reader.lm.device)
-    formatted = with_format(reader.lm, reader.format, context.rows(index))
-    rows = torch.tensor([used.index(row) for row in owner]).to(reader.lm.device)
-    return question_prompt(reader.lm, asked, formatted.rows(rows))
+    """All questions of the batch; texts without any take no part."""
+    rows = [row for row, p in enumerate(batch) if p.questions]
+    index = torch.tensor(rows).to(reader.lm.device)
+    return passages_prompt(
+        reader.lm, reader.format, [batch[row] for row in rows], context.rows(index)
+    )
 
 
 def _again(
@@ -402,6 +397,6 @@ def _again(
         start = draw.randint(0, max(0, len(ids) - recipe.repeated))
         pieces.append(ids[start : start + recipe.repeated])
     request = torch.cat([lm.ids("\n\nRepeat the text above from here on."), lm.frame.tail])
-    asked = Prompt.from_ids(lm, [torch.cat([request, p[:CUE]]) for p in pieces], prefix)
+    prompt = Prompt.from_ids(lm, [torch.cat([request, p[:CUE]]) for p in pieces], prefix)
     targets, mask = pad_right([p[CUE:] for p in pieces])
-    return token_loss(lm.packed_logits(asked, targets, mask), targets[mask])
+    return token_loss(lm.packed_logits(prompt, targets, mask), targets[mask])

@@ -27,19 +27,19 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from latentwire.files import write_whole
-from latentwire.lm import FrozenLM, KVPrefix, Prompt, States, pad_right
+from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
 from latentwire.recipes.checks import Forced, check_latents, check_text
 from latentwire.recipes.features import Features
 from latentwire.recipes.runs import begin_training, check_training
 from latentwire.tasks.qa import (
     Passage,
     answer_ids,
+    answer_targets,
     by_context,
     in_parts,
     load_questions,
+    passages_prompt,
     question_ids,
-    question_prompt,
-    with_format,
 )
 from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
@@ -164,7 +164,7 @@ def train_format(
         coming(step)
         batch = batch_of(wire.lm, passages, recipe, step)
         text = _read(wire, batch.passages)[1].prefix
-        prompt = _prompt(wire, batch.passages, text)
+        prompt = passages_prompt(wire.lm, wire.format, batch.passages, text)
         log_probs = wire.lm.score(prompt, batch.targets, batch.mask)
         return answer_loss(log_probs, batch.mask), {**batch.figures}
 
@@ -198,7 +198,7 @@ def fit_scorer(
 
     parts = [wire.format]
     for p in passages:
-        parts += [*_rows(wire, [p]), *_targets(wire.lm, [p])]
+        parts += [*_rows(wire, [p]), *answer_targets(wire.lm, [p])]
         parts += [question_ids(wire.lm, q.question) for q in p.questions]
     wire.scorer.load_state_dict(features("scorer", parts, fitted) if features else fitted())
     if parallel.rank() == 0:
@@ -234,7 +234,7 @@ def train_slots(
 def _teacher(wire: Wire, batch: Batch, text: KVPrefix, features: Features | None) -> Tensor:
     """The states [b, n, d] that predict the answers after the full text. The texts' own cache would
     be hundreds of times as large, so it is computed at every step and only these are kept."""
-    prompt = _prompt(wire, batch.passages, text)
+    prompt = passages_prompt(wire.lm, wire.format, batch.passages, text)
 
     def states() -> dict[str, Tensor]:
         return {"states": wire.lm.predicting(prompt, batch.targets, batch.mask)}
@@ -262,7 +262,8 @@ def slots_losses(
     with within("reader forward"):
         with torch.no_grad():
             teacher = wire.lm.head(_teacher(wire, batch, states.prefix, features))
-        student = wire.lm.logits(_prompt(wire, batch.passages, latents), batch.targets, batch.mask)
+        asked = passages_prompt(wire.lm, wire.format, batch.passages, latents)
+        student = wire.lm.logits(asked, batch.targets, batch.mask)
     with within("loss"):
         log_probs = student.float().log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
         ce = answer_loss(log_probs, batch.mask)
@@ -282,8 +283,9 @@ def _forced(wire: Wire) -> Forced:
     """Training's own logits of the answers, and its targets and mask."""
 
     def forced(batch: Sequence[Passage], context: KVPrefix) -> tuple[Tensor, Tensor, Tensor]:
-        targets, mask = _targets(wire.lm, batch)
-        return wire.lm.logits(_prompt(wire, batch, context), targets, mask), targets, mask
+        targets, mask = answer_targets(wire.lm, batch)
+        prompt = passages_prompt(wire.lm, wire.format, batch, context)
+        return wire.lm.logits(prompt, targets, mask), targets, mask
 
     return forced
 
@@ -305,7 +307,7 @@ def batch_of(lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe, step
     """This process's share of a step's passages."""
     began = time.perf_counter()
     mine = list(parallel.share(_chosen(passages, recipe, step)))
-    targets, mask = _targets(lm, mine)
+    targets, mask = answer_targets(lm, mine)
     figures = {"tokens": float(mask.sum()), "waited": time.perf_counter() - began}
     return Batch(mine, targets, mask, figures)
 
@@ -327,10 +329,6 @@ def _ready(lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe) -> Com
     return ahead(tokenise)
 
 
-def _targets(lm: FrozenLM, batch: Sequence[Passage]) -> tuple[Tensor, Tensor]:
-    return pad_right([answer_ids(lm, q.answers[0]) for p in batch for q in p.questions])
-
-
 def _read(wire: Wire, batch: Sequence[Passage]) -> tuple[Prompt, States]:
     """The LM's pass over the texts: its cache is the text condition, its states are what the wire
     compresses. Texts are cut to the wire's window."""
@@ -342,22 +340,15 @@ def _rows(wire: Wire, batch: Sequence[Passage]) -> list[Tensor]:
     return [wire.lm.ids(p.context)[: wire.config.window] for p in batch]
 
 
-def _prompt(wire: Wire, batch: Sequence[Passage], context: KVPrefix) -> Prompt:
-    """All questions of the batch, each after its own context and the format tokens."""
-    owner = [row for row, p in enumerate(batch) for _ in p.questions]
-    asked = [q.question for p in batch for q in p.questions]
-    formatted = with_format(wire.lm, wire.format, context)
-    return question_prompt(wire.lm, asked, formatted.rows(torch.tensor(owner).to(wire.lm.device)))
-
-
 def _attention(wire: Wire, passage: Passage, prefix: KVPrefix) -> Tensor:
     """Attention [l, h, t] that each token of the passage gets: the largest of any token of its
     repetition, plus the largest of each question's tokens, averaged over questions."""
     lm, ids = wire.lm, wire.lm.ids(passage.context)[: wire.config.window]
-    asked = torch.cat([lm.ids("\n\nRepeat the text above word for word."), lm.frame.tail, ids])
-    repeated = _received(wire, lm.attentions(Prompt.from_ids(lm, [asked], prefix)), len(ids))
-    targets, mask = _targets(lm, [passage])
-    questions = _prompt(wire, [passage], prefix).append(lm.embed(targets), mask)
+    again = torch.cat([lm.ids("\n\nRepeat the text above word for word."), lm.frame.tail, ids])
+    repeated = _received(wire, lm.attentions(Prompt.from_ids(lm, [again], prefix)), len(ids))
+    targets, mask = answer_targets(lm, [passage])
+    asked = passages_prompt(lm, wire.format, [passage], prefix)
+    questions = asked.append(lm.embed(targets), mask)
     return (repeated + _received(wire, lm.attentions(questions), len(ids), questions.mask)).mean(0)
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt
+from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
 from latentwire.tasks.base import DataError, read_jsonl
 
 
@@ -131,6 +132,23 @@ def question_ids(lm: FrozenLM, question: str) -> Tensor:
 def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) -> Prompt:
     """One row per question, each after its row of `prefix`."""
     return Prompt.from_ids(lm, [question_ids(lm, q) for q in questions], prefix)
+
+
+def answer_targets(
+    lm: FrozenLM, passages: Sequence[Passage]
+) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
+    """Targets of all questions of some passages, their first answers, and the mask of real ones."""
+    return pad_right([answer_ids(lm, q.answers[0]) for p in passages for q in p.questions])
+
+
+def passages_prompt(
+    lm: FrozenLM, format_tokens: Tensor | None, passages: Sequence[Passage], context: KVPrefix
+) -> Prompt:
+    """All questions of some passages, each after its own row of `context` and the format tokens."""
+    owner = [row for row, p in enumerate(passages) for _ in p.questions]
+    questions = [q.question for p in passages for q in p.questions]
+    formatted = with_format(lm, format_tokens, context)
+    return question_prompt(lm, questions, formatted.rows(torch.tensor(owner).to(lm.device)))
 
 
 def answers(

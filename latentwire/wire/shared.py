@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.positions import sinusoids
 from latentwire.wire import fsq
 from latentwire.wire.encoders import ENCODERS
-from latentwire.wire.encoders.base import EncoderConfig, sinusoids, transformer
+from latentwire.wire.encoders.base import EncoderConfig, transformer
 from latentwire.wire.folder import WireError, read_record
 from latentwire.wire.message import MessageError
 from latentwire.wire.reader import Adapter, in_blocks

@@ -95,11 +95,3 @@ def transformer(width: int, layers: int) -> nn.TransformerEncoder:
         norm_first=True,
     )
     return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-
-
-def sinusoids(places: Tensor, width: int) -> Tensor:
-    """Codes [..., width] of places (Vaswani et al. 2017), each at root mean square 0.7."""
-    half = width // 2
-    rate = torch.exp(-math.log(10_000.0) * torch.arange(half, device=places.device) / half)
-    angle = places[..., None].float() * rate
-    return torch.cat([angle.sin(), angle.cos()], -1)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
-from latentwire.wire.encoders.base import Encoder, EncoderConfig, padded, sinusoids, transformer
+from latentwire.positions import sinusoids
+from latentwire.wire.encoders.base import Encoder, EncoderConfig, padded, transformer
 from latentwire.wire.pooling import Queries
 
 BYTES_PER_TOKEN = 4
