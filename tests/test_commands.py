@@ -208,6 +208,19 @@ def shared(tmp_path, monkeypatch) -> str:
     return str(tmp_path / "shared")
 
 
+def test_eval_at_another_ratio(wire, shared, tmp_path, monkeypatch, capsys):
+    data, out = write(tmp_path / "d.jsonl", jsonl(ROWS)), tmp_path / "o.json"
+    more = ["--data", data, "--ratio", "2", "--json", str(out)]
+    status, _, err = run(monkeypatch, capsys, "eval", wire, *more)
+    assert status == 0, err
+    result = json.loads(out.read_text())
+    assert result["ratio"] == 2 and result["latents_out"] == (11 + 10) / 2
+    status, _, err = run(monkeypatch, capsys, "eval", shared, *more)
+    assert status == 2 and "has learned codes for a ratio of 4 alone" in err
+    status, _, err = run(monkeypatch, capsys, "eval", wire, *more[:2], "--ratio", "0")
+    assert status == 2 and "ratio is 0" in err
+
+
 def test_a_shared_wire_is_asked_and_scored_by_every_reader(shared, tmp_path, monkeypatch, capsys):
     data = write(tmp_path / "d.jsonl", jsonl(ROWS))
     status, out, _ = run(

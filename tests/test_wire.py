@@ -29,6 +29,20 @@ def make_wire(lm, ratio=4, window=64, trained=True) -> Wire:
     return wire
 
 
+def test_a_wire_at_another_ratio_is_that_wire_with_more_or_fewer_slots(lm):
+    wire = make_wire(lm)
+    for ratio in (1, 2, 7):
+        other = make_wire(lm, ratio=ratio)
+        other.load_state_dict(wire.state_dict())
+        ours, theirs = wire.at(ratio).encode(TEXTS), other.encode(TEXTS)
+        assert [len(z) for z in ours] == [wire.at(ratio).count(len(lm.ids(t))) for t in TEXTS]
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
+        assert wire.at(ratio).id == wire.id
+    with pytest.raises(WireError, match="ratio is 0"):
+        wire.at(0)
+
+
 def test_untrained_wire_at_ratio_one_equals_text(lm):
     wire = make_wire(lm, ratio=1, trained=False)
     more = [lm.ids(" and?"), lm.ids(" so")]

@@ -60,6 +60,7 @@ def evaluate(
     json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     run: Path | None = None,
     bits: int | None = None,
+    ratio: int | None = None,
     needles: Literal["number", "uuid"] | None = None,
     ray: str | None = None,
 ) -> None:
@@ -75,6 +76,7 @@ def evaluate(
             interrupted is gone on with.
         bits: Bits of one code of a message of a wire of one reader: 16 (if not given), 8, 6 or
             4.
+        ratio: Tokens in per latent out, where it is to be another than the wire was trained for.
         needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the
             questions of the data.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
@@ -83,15 +85,15 @@ def evaluate(
     from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
     from latentwire.report.tables import results_table, verdict
-    from latentwire.wire.load import load_wire
+    from latentwire.wire.load import at_ratio
     from latentwire.wire.wire import Wire
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
-    loaded = load_wire(wire)
+    loaded = at_ratio(wire, ratio)
     if isinstance(loaded, Wire):
-        spread = None if ray is None else on_ray(ray, partial(load_wire, wire))
+        spread = None if ray is None else on_ray(ray, partial(at_ratio, wire, ratio))
         result = evaluate_wire(loaded, data or ALMANAC, limit, run, bits, needles, spread)
         folders = {loaded.reader: "."}
     else:

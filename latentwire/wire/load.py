@@ -7,15 +7,14 @@ from pathlib import Path
 
 from latentwire.lm import FrozenLM
 from latentwire.wire import shared, text_wire
-from latentwire.wire.folder import kind_of
+from latentwire.wire.folder import WireError, kind_of
 from latentwire.wire.wire import Wire
 
+AnyWire = Wire | shared.SharedWire | text_wire.TextWire
 KINDS = {shared.KIND: shared.SharedWire, text_wire.KIND: text_wire.TextWire}
 
 
-def load_wire(
-    name: str | Path, lms: Mapping[str, FrozenLM] | None = None
-) -> Wire | shared.SharedWire | text_wire.TextWire:
+def load_wire(name: str | Path, lms: Mapping[str, FrozenLM] | None = None) -> AnyWire:
     """The wire in a folder, whatever its kind, or a shipped one: "default" or "shared".
 
     lms: those of its models that are loaded already, by name. Raises WireError as the kinds'
@@ -25,3 +24,14 @@ def load_wire(
     if kind in KINDS:
         return KINDS[kind].from_pretrained(name, lms)
     return Wire.from_pretrained(name)
+
+
+def at_ratio(name: str | Path, ratio: int | None) -> AnyWire:
+    """A wire, at another ratio than it was trained for unless that is None. Raises WireError for a
+    wire of learned codes, which has one ratio."""
+    wire = load_wire(name)
+    if ratio is None:
+        return wire
+    if isinstance(wire, shared.SharedWire):
+        raise WireError(f"{name} has learned codes for a ratio of {wire.config.sizes.ratio} alone")
+    return wire.at(ratio)

@@ -116,7 +116,8 @@ class TextCode:
         ]
 
     def _begin(self, rows: int) -> Prompt:
-        return Prompt.from_ids(self.lm, [torch.tensor(self.lm.stop_ids[:1])] * rows)
+        start = torch.tensor(self.lm.stop_ids[:1], device=self.lm.device)
+        return Prompt.from_ids(self.lm, [start] * rows)
 
     def _text(self, ids: Int[Tensor, " n"]) -> str:
         return self.lm.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)

@@ -46,6 +46,11 @@ class TextWire:
         self.readers = [TextReader(self, wire) for wire in wires]
         self.message_bytes = lru_cache(maxsize=4096)(self._message_bytes)
 
+    def at(self, ratio: int) -> TextWire:
+        """The same wire with other numbers of latents than it was trained for; messages are the
+        same."""
+        return TextWire(self.code.lm, [reader.wire.at(ratio) for reader in self.readers])
+
     def send(self, texts: Sequence[str]) -> list[TextMessage]:
         """Texts as messages, the same for every reader. Raises WireError for an empty text, or one
         that the source's tokenizer does not give back to the letter."""

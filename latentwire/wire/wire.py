@@ -14,6 +14,7 @@ import math
 import unicodedata
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import zip_longest
@@ -100,6 +101,13 @@ class Wire(nn.Module):
     def ratio(self) -> int:
         """Tokens in per latent out."""
         return self.config.ratio
+
+    def at(self, ratio: int) -> Wire:
+        """The same weights at another ratio than they were trained for. Either reads the messages
+        of the other. Raises WireError for a ratio below 1."""
+        wire = copy(self)
+        wire.config = replace(self.config, ratio=ratio)
+        return wire
 
     @property
     def bits(self) -> int:

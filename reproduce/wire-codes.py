@@ -1,10 +1,10 @@
 """Trains, checks and evaluates a shared wire within a budget of minutes.
 
-    python reproduce/wire-shared.py OUT --data squad_train.jsonl --eval squad_dev.jsonl
+    python reproduce/wire-codes.py OUT --data squad_train.jsonl --eval squad_dev.jsonl
 
 On a GPU: bfloat16 readers, large batches, all of the minutes. On a CPU, to see it run:
 
-    python reproduce/wire-shared.py OUT --data squad_train.jsonl --eval squad_dev.jsonl \\
+    python reproduce/wire-codes.py OUT --data squad_train.jsonl --eval squad_dev.jsonl \\
         --minutes 3 --passages 2 --limit 6
 
 OUT gets metrics.jsonl (loss of every step, held-out scores every minute), wire/ (bf16 weights in
