@@ -47,35 +47,35 @@ def quick(tmp_path) -> WireRecipe:
 
 def doubled_shift(monkeypatch):
     """Targets one token later than what each state predicts."""
-    right = recipes._targets
+    right = recipes.answer_targets
 
     def late(reader, batch):
         targets, mask = right(reader, batch)
         return targets[:, 1:], mask[:, 1:]
 
-    monkeypatch.setattr(recipes, "_targets", late)
+    monkeypatch.setattr(recipes, "answer_targets", late)
 
 
 def labels_on_padding(monkeypatch):
-    right = recipes._targets
+    right = recipes.answer_targets
 
     def padded(reader, batch):
         targets, mask = right(reader, batch)
         return targets, torch.ones_like(mask)
 
-    monkeypatch.setattr(recipes, "_targets", padded)
+    monkeypatch.setattr(recipes, "answer_targets", padded)
 
 
 def another_anchor(monkeypatch):
     """One space more between question and answer than an evaluation has."""
-    right = recipes.question_prompt
+    right = recipes.passages_prompt
 
-    def spaced(reader, questions, prefix):
-        prompt = right(reader, questions, prefix)
-        space = reader.embed(reader.ids(" ")).expand(len(questions), -1, -1)
+    def spaced(reader, *arguments):
+        prompt = right(reader, *arguments)
+        space = reader.embed(reader.ids(" ")).expand(len(prompt.mask), -1, -1)
         return prompt.append(space, torch.ones(space.shape[:2], dtype=torch.bool))
 
-    monkeypatch.setattr(recipes, "question_prompt", spaced)
+    monkeypatch.setattr(recipes, "passages_prompt", spaced)
 
 
 def zero_latents(monkeypatch):

@@ -24,7 +24,7 @@ def read_record(folder: Path, kind: str | None, version: int) -> dict[str, Any]:
     """config.json of a wire of this kind (None: of one reader). Raises WireError for a folder that
     holds none, or one that another release wrote."""
     record = _record(folder)
-    if record.get("kind") != kind:
+    if record.get("kind") != kind or "format_version" not in record:
         raise WireError(f"{folder}/config.json is not a {kind or 'wire'}'s")
     if record.get("format_version") != version:
         raise WireError(
