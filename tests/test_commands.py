@@ -274,7 +274,7 @@ def test_a_wire_of_one_reader_gets_another(shared, tmp_path, monkeypatch, capsys
     asked = ["tiny-gemma3", "--data", data, "--run", str(tmp_path / "run")]
     few = ["--steps", "1", "--format-steps", "1"]
     status, out, err = run(monkeypatch, capsys, "add-reader", str(tmp_path / "one"), *asked, *few)
-    made = str(tmp_path / "run" / "shared")
+    made = str(tmp_path / "run" / "text-wire")
     assert status == 0 and f"added: {made}" in out.replace("\n", ""), err
     context = write(tmp_path / "note.txt", "The Elbe rises in the Giant Mountains. ")
     status, out, _ = run(monkeypatch, capsys, "ask", "--context", context, "Where?", "--wire", made)

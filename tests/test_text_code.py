@@ -11,6 +11,7 @@ import torch
 from tiny import CONFIGS, tiny_lm
 
 from latentwire.lm import FrozenLM
+from latentwire.wire import text_code
 from latentwire.wire.message import MessageError
 from latentwire.wire.text_code import CODES, LENGTHS, MARGIN, WINDOW, TextCode, certain_ranks
 from latentwire.wire.text_message import HEADER_BYTES, TextMessage
@@ -94,7 +95,7 @@ def test_golden_bytes():
     message = TextMessage("00" * 8, 0x01020304, 3, b"\xab\xcd")
     rest = bytes(8) + bytes([4, 3, 2, 1, 3, 0, 0, 0, 0xAB, 0xCD])
     assert message.to_bytes() == b"LWTX\x01" + struct.pack("<I", zlib.crc32(rest)) + rest
-    assert TextMessage.from_bytes(message.to_bytes()) == message
+    assert vars(TextMessage.from_bytes(message.to_bytes())) == vars(message)
 
 
 def test_float64_reads_what_float32_wrote_and_the_other_way_round(llama):
@@ -105,16 +106,27 @@ def test_float64_reads_what_float32_wrote_and_the_other_way_round(llama):
         assert TextCode(receiver).decode([(m.tokens, m.code) for m in messages]) == TEXTS
 
 
-def test_a_receiver_whose_logits_differ_by_less_than_the_margin_reads_the_same(llama, monkeypatch):
-    messages, head = wire_of(llama).send(TEXTS), llama.head
-    largest = head(torch.randn(64, llama.width)).abs().max()
+def test_only_the_margin_saves_a_receiver_whose_logits_differ(monkeypatch):
+    lm = tiny_lm("llama")
+    head = lm.model.get_output_embeddings().weight.data
+    head[1::2] = head[::2] + 1e-6 * torch.randn_like(head[::2])  # each token has a near twin
+    exact = lm.head
 
     def shaken(final):
-        logits = head(final)
-        return logits + MARGIN / 2 * largest * 0.2 * torch.empty_like(logits).uniform_(-1, 1)
+        logits = exact(final)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(logits.shape, generator=generator) - 0.5
+        return logits + 0.99 * MARGIN * logits.abs().amax(-1, keepdim=True) * noise
 
-    monkeypatch.setattr(llama, "head", shaken)
-    assert TextCode(llama).decode([(m.tokens, m.code) for m in messages]) == TEXTS
+    def through(margin: float) -> list[str]:
+        monkeypatch.setattr(text_code, "MARGIN", margin)
+        monkeypatch.setattr(lm, "head", exact)
+        coded = [TextCode(lm).encode(text) for text in TEXTS]
+        monkeypatch.setattr(lm, "head", shaken)
+        return TextCode(lm).decode(coded)
+
+    assert through(MARGIN) == TEXTS
+    assert through(0.0) != TEXTS
 
 
 def test_ranks_by_hand():
@@ -123,10 +135,16 @@ def test_ranks_by_hand():
     assert list(certain_ranks(logits, torch.tensor([1, 2, 1]))) == [0, 3, 0]
 
 
-def test_a_text_of_any_length_costs_a_bounded_number_of_steps(llama):
-    code, text = TextCode(llama), "word " * 300
+def test_windows_are_decoded_side_by_side(llama, monkeypatch):
+    code, text, rows = TextCode(llama), "word " * 300, []
     tokens, data = code.encode(text)
-    assert tokens == 1500 and tokens > 5 * WINDOW and code.decode([(tokens, data)]) == [text]
+    head = llama.head
+    monkeypatch.setattr(llama, "head", lambda final: rows.append(len(final)) or head(final))
+    assert tokens == 1500 and code.decode([(tokens, data)]) == [text]
+    assert rows == [6] * WINDOW
+    monkeypatch.setattr(text_code, "BATCH", 4)
+    rows.clear()
+    assert code.decode([(tokens, data)]) == [text] and rows == [4] * WINDOW + [2] * WINDOW
 
 
 def test_ten_thousand_damaged_messages(llama):
@@ -178,12 +196,21 @@ def test_no_header_claims_more_than_its_bytes_hold():
             TextMessage.from_bytes(data)
 
 
-def test_what_cannot_be_coded_says_why(llama):
+def test_what_cannot_be_coded_says_why(llama, monkeypatch):
     with pytest.raises(WireError, match="the text is empty"):
         wire_of(llama).send([""])
+    wire = wire_of(llama)
+    with pytest.raises(MessageError, match="of 0 tokens"):
+        wire.texts([replace(wire.send(["x"])[0], tokens=0)])
+    with pytest.raises(MessageError, match="a text of 8193 tokens; tiny-llama holds 8192"):
+        wire.readers[0].open([replace(wire.send(["x"])[0], tokens=8193)])
     with pytest.raises(ValueError, match="half of a surrogate"):
         wire_of(llama).send(["\ud800"])
-    with pytest.raises(ValueError, match=r"its code needs torch\.float32"):
+    monkeypatch.setattr(llama.tokenizer, "decode", lambda *_, **__: "X")
+    with pytest.raises(WireError, match="does not give the text back to the letter"):
+        wire.send(["x"])
+    monkeypatch.undo()
+    with pytest.raises(WireError, match=r"its code needs torch\.float32"):
         TextCode(tiny_lm("llama", torch.bfloat16))
     other = tiny_lm("qwen2")
     assert other.fingerprint != llama.fingerprint

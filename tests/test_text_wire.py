@@ -102,10 +102,14 @@ def test_folders_that_hold_no_such_wire(lms, tmp_path):
         ({"format_version": 2}, "text wire format 2; expected 1"),
         ({"source_weights": "0" * 16}, "with weights 0000000000000000; this copy has"),
         ({"wires": ["reader-7"]}, "is no wire"),
+        ({"wires": 3}, "lacks a field"),
+        ({"source": None}, "lacks a field"),
+        ({"kind": []}, "is not a text wire's"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**record, **change}))
         with pytest.raises(WireError, match=said):
             TextWire.from_pretrained(tmp_path, lms)
+    assert load_wire(tmp_path / "reader-0", lms).lm is lms["tiny-llama"]
     with pytest.raises(WireError, match="none of them twice"):
         TextWire(lms["tiny-llama"], [])
 
@@ -124,6 +128,7 @@ def test_readers_are_scored_with_every_control(lms, tmp_path):
         result = results[name]
         assert set(result["rows"]) >= {"text", "wire", "truncated_bytes", "zero_latents"}
         assert result["message_bytes"] == sent and "bits" not in result
+        assert result["source"] == lms["tiny-llama"].fingerprint
         assert result["rows"]["zero_latents"]["nll"] != result["rows"]["wire"]["nll"]
         assert result["rows"]["foreign_latents"]["nll"] != result["rows"]["wire"]["nll"]
         assert (tmp_path / "run" / f"reader-{i}" / "results.json").exists()

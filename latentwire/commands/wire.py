@@ -45,7 +45,7 @@ def ask(
     for reader in loaded.readers:
         lm = reader.lm
         print(answer(reader, reader.receive(messages)))
-        tokens, latents = len(lm.ids(text)), reader.cost(text)[0]
+        tokens, latents = len(lm.ids(text)), reader.latents(text)
         out.print(
             f"[dim]{lm.name} read {tokens} tokens as {latents} latents[/dim]", highlight=False
         )
@@ -134,11 +134,11 @@ def add_reader(
     steps: int | None = None,
     format_steps: int | None = None,
 ) -> None:
-    """Train one more reader of a wire; what it has already stays as it is, messages included.
+    """Train one more reader of a wire; the readers that it has stay as they are.
 
     Args:
         wire: A wire's folder, or a shipped one, default or shared. A wire of one reader becomes one
-            whose messages are text in the code of that reader.
+            whose messages are text in the code of that reader; it alone reads those sent before.
         model: Zoo name, Hugging Face id or local folder of the new reader.
         data: JSONL with rows {"id", "context", "question", "answers"}, or hub:NAME.
         run: Run folder; runs/added-MODEL if not given. The wire with all readers is in a folder

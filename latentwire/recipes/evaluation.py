@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -47,7 +47,7 @@ from latentwire.tasks.qa import (
     with_format,
 )
 from latentwire.wire.shared import SharedWire
-from latentwire.wire.text_wire import TextWire
+from latentwire.wire.text_wire import TextReader, TextWire
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
 """The reading set that the package ships."""
@@ -73,6 +73,7 @@ class Reader(Protocol):
     @property
     def bits(self) -> int | None: ...
     def check_bits(self, bits: Any) -> None: ...
+    def latents(self, text: str) -> int: ...
     def cost(self, text: str, bits: Any = ..., /) -> tuple[int, int]: ...
     def send(self, contexts: Sequence[str], bits: Any = ..., /) -> Sequence[Any]: ...
     def open(self, messages: Sequence[Any], /) -> Sequence[Any]: ...
@@ -87,17 +88,19 @@ def conditions(
     texts = [p.context for p in passages]
     following = dict(zip(texts, texts[1:] + texts[:1], strict=True))
     options = () if bits is None else (bits,)
-    opened: dict[str, Any] = {}
+
+    @lru_cache(maxsize=1)  # the rows of one batch follow one another
+    def opened(wanted: tuple[str, ...]) -> dict[str, Any]:
+        texts = list(dict.fromkeys((*wanted, *(following[text] for text in wanted))))
+        return dict(zip(texts, reader.open([sent(text) for text in texts]), strict=True))
+
+    def sent(text: str) -> Any:
+        message = reader.send([text], *options)[0]
+        return type(message).from_bytes(message.to_bytes())
 
     def latents(of: Callable[[str], str], zeroed: bool = False) -> Condition:
         def condition(wanted: Sequence[str]) -> KVPrefix:
-            asked = {t: None for text in wanted for t in (text, following[text])}
-            for text in opened.keys() - asked:
-                del opened[text]
-            missing = [text for text in asked if text not in opened]
-            if missing:
-                opened.update(zip(missing, sent(reader, missing, options), strict=True))
-            contents = [opened[of(text)] for text in wanted]
+            contents = [opened(tuple(wanted))[of(text)] for text in wanted]
             return reader.prefix([c.zeros() for c in contents] if zeroed else contents)
 
         return condition
@@ -105,18 +108,12 @@ def conditions(
     return {
         "text": full_text(reader.lm),
         "wire": latents(lambda text: text),
-        "truncated_tokens": truncated(reader.lm, lambda text: reader.cost(text, *options)[0]),
+        "truncated_tokens": truncated(reader.lm, reader.latents),
         "truncated_bytes": truncated_bytes(reader.lm, lambda text: reader.cost(text, *options)[1]),
         "closed_book": closed_book(reader.lm),
         "zero_latents": latents(lambda text: text, zeroed=True),
         "foreign_latents": latents(following.__getitem__),
     }
-
-
-def sent(reader: Reader, texts: Sequence[str], options: tuple[int, ...]) -> list[Any]:
-    """What the messages of texts hold, after their bytes."""
-    travelling = [(type(m), m.to_bytes()) for m in reader.send(texts, *options)]
-    return list(reader.open([kind.from_bytes(data) for kind, data in travelling]))
 
 
 def evaluate_wire(
@@ -153,6 +150,7 @@ def evaluate_wire(
         "limit": limit,
         "ratio": wire.ratio,
         **({} if bits is None else {"bits": bits}),
+        **({"source": wire.source} if isinstance(wire, TextReader) else {}),
         **({} if needles is None else {"needles": needles}),
     }
     answers = [] if out is None else _resumed(out, setting, set(rows))
@@ -258,15 +256,18 @@ def costs(wire: Reader, passages: Sequence[Passage]) -> dict[str, float]:
     """Ratios of wire to text, measured in turn in this process: median time to first token with the
     message at hand, the same with encoding counted, and KV-cache bytes."""
 
+    def read_anew(message: Any) -> KVPrefix:  # from its bytes: a message may remember its text
+        return wire.prefix(wire.open([type(message).from_bytes(message.to_bytes())]))
+
     text, messages = full_text(wire.lm), wire.send([p.context for p in passages])
     read = [text([p.context]) for p in passages]
-    received = [wire.prefix(wire.open([m])) for m in messages]
+    received = [read_anew(m) for m in messages]
     seconds: dict[str, list[float]] = {"text": [], "wire": [], "encode": []}
     for passage, message in list(zip(passages, messages, strict=True)) * 2:
         forms = {
             "text": text,
-            "wire": lambda _, m=message: wire.prefix(wire.open([m])),
-            "encode": lambda texts: wire.prefix(wire.open(wire.send(texts))),
+            "wire": lambda _, m=message: read_anew(m),
+            "encode": lambda texts: read_anew(wire.send(texts)[0]),
         }
         for name, form in forms.items():
             seconds[name].append(_first_token(wire, passage, form))

@@ -146,8 +146,10 @@ def add_text_reader(wire: Wire | TextWire, recipe: WireRecipe) -> Path:
     if recipe.wire.reader in [w.reader for w in wires]:
         raise WireError(f"{recipe.wire.reader} reads this wire already")
     out = train_wire(recipe)
-    TextWire(before.code.lm, [*wires, Wire.from_pretrained(out / "wire")]).save(out / "shared")
-    return out / "shared"
+    if parallel.rank() == 0:
+        wires.append(Wire.from_pretrained(out / "wire"))
+        TextWire(before.code.lm, wires).save(out / "text-wire")
+    return out / "text-wire"
 
 
 def train_format(

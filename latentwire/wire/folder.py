@@ -16,8 +16,8 @@ class WireError(ValueError):
 
 
 def folder_of(name: str | Path) -> Path:
-    """Where a wire is: the folder itself, or the place of a shipped one."""
-    return _SHIPPED.get(str(name), Path(name))
+    """Where a wire is: a folder, or the place of a shipped one by its name."""
+    return _SHIPPED.get(name, Path(name)) if isinstance(name, str) else name
 
 
 def read_record(folder: Path, kind: str | None, version: int) -> dict[str, Any]:
@@ -36,7 +36,8 @@ def read_record(folder: Path, kind: str | None, version: int) -> dict[str, Any]:
 def kind_of(name: str | Path) -> str | None:
     """The kind of wire that a folder says it holds; None for one of one reader. Raises WireError
     for a folder that holds none."""
-    return _record(folder_of(name)).get("kind")
+    kind = _record(folder_of(name)).get("kind")
+    return kind if kind is None else str(kind)
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from latentwire.lm import FrozenLM
 from latentwire.wire import shared, text_wire
-from latentwire.wire.folder import WireError, kind_of
-from latentwire.wire.wire import Wire
+from latentwire.wire.folder import WireError, folder_of, kind_of
+from latentwire.wire.wire import Wire, read_config
 
 AnyWire = Wire | shared.SharedWire | text_wire.TextWire
 KINDS = {shared.KIND: shared.SharedWire, text_wire.KIND: text_wire.TextWire}
@@ -23,7 +23,7 @@ def load_wire(name: str | Path, lms: Mapping[str, FrozenLM] | None = None) -> An
     kind = kind_of(name)
     if kind in KINDS:
         return KINDS[kind].from_pretrained(name, lms)
-    return Wire.from_pretrained(name)
+    return Wire.from_pretrained(name, (lms or {}).get(read_config(folder_of(name))["reader"]))
 
 
 def at_ratio(name: str | Path, ratio: int | None) -> AnyWire:

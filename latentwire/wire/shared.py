@@ -315,6 +315,10 @@ class Reader:
         if bits not in (None, self.bits):
             raise MessageError(f"this wire's codes have {self.bits} bits; got {bits}")
 
+    def latents(self, text: str) -> int:
+        """Latents that a text becomes."""
+        return self.wire.cost(text)[0]
+
     def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
         """Latents and bytes of the message of a text."""
         self.check_bits(bits)

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -32,6 +33,9 @@ from latentwire.wire.text_message import HEADER_BYTES, TextMessage
 from latentwire.wire.wire import Wire, WireConfig, read_config
 
 KIND, FORMAT_VERSION = "text wire", 1
+TOKENS = 4
+"""Most tokens of the source per token of a reader; a text that has more cannot fit, and need not be
+decoded to say so."""
 
 
 class TextWire:
@@ -45,6 +49,7 @@ class TextWire:
         self.code = TextCode(source)
         self.readers = [TextReader(self, wire) for wire in wires]
         self.message_bytes = lru_cache(maxsize=4096)(self._message_bytes)
+        self._read: WeakKeyDictionary[TextMessage, str] = WeakKeyDictionary()
 
     def at(self, ratio: int) -> TextWire:
         """The same wire with other numbers of latents than it was trained for; messages are the
@@ -60,28 +65,28 @@ class TextWire:
         """What the messages say, to the letter. Raises MessageError for one in another LM's code,
         and for one that comes out as another text than was sent."""
         source = self.code.lm
-        for message in messages:
+        new = [m for m in dict.fromkeys(messages) if m not in self._read]
+        for message in new:
             if message.source != source.fingerprint:
                 raise MessageError(
                     f"message in the code of an LM with weights {message.source}; this wire's "
                     f"source is {source.name} with weights {source.fingerprint}"
                 )
-        texts = self.code.decode([(m.tokens, m.code) for m in messages])
-        for text, message in zip(texts, messages, strict=True):
+        texts = self.code.decode([(m.tokens, m.code) for m in new])
+        for text, message in zip(texts, new, strict=True):
             if zlib.crc32(text.encode()) != message.checksum:
                 raise MessageError(
                     "the text did not come out as it was sent: the message was altered, or "
                     f"{source.name} computes otherwise here (expected float32 on both sides)"
                 )
-        return texts
+            self._read[message] = text
+        return [self._read[message] for message in messages]
 
     def _message_bytes(self, text: str) -> int:
         """Bytes of the message of a text."""
         return HEADER_BYTES + len(self._message(text).code)
 
     def _message(self, text: str) -> TextMessage:
-        if not text:
-            raise WireError("the text is empty; expected at least one character")
         tokens, code = self.code.encode(text)
         return TextMessage(self.code.lm.fingerprint, zlib.crc32(text.encode()), tokens, code)
 
@@ -111,8 +116,13 @@ class TextWire:
         """
         folder = folder_of(name)
         record = read_record(folder, KIND, FORMAT_VERSION)
-        found, source = dict(lms or {}), record["source"]
-        readers = [read_config(folder / place)["reader"] for place in record["wires"]]
+        source, places = record.get("source"), record.get("wires")
+        names = [source, *places] if isinstance(places, list) else [None]
+        if not all(isinstance(name, str) for name in names) or "source_weights" not in record:
+            raise WireError(f"{folder}/config.json lacks a field; expected the one save wrote")
+        found = dict(lms or {})
+        source, *places = map(str, names)
+        readers = [read_config(folder / place)["reader"] for place in places]
         for needed in dict.fromkeys((source, *readers)):
             found[needed] = found.get(needed) or FrozenLM.from_pretrained(needed)
         coder = found[source]
@@ -125,7 +135,7 @@ class TextWire:
             )
         wires = [
             Wire.from_pretrained(folder / place, found[reader])
-            for place, reader in zip(record["wires"], readers, strict=True)
+            for place, reader in zip(places, readers, strict=True)
         ]
         return cls(coder, wires)
 
@@ -173,10 +183,19 @@ class TextReader:
         if bits is not None:
             raise MessageError(f"this wire sends text to the letter; got codes of {bits} bits")
 
+    @property
+    def source(self) -> str:
+        """Fingerprint of the LM whose code the text travels in."""
+        return self.shared.code.lm.fingerprint
+
+    def latents(self, text: str) -> int:
+        """Latents that the reader makes of a text."""
+        return self.wire.latents(text)
+
     def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
         """Latents that the reader makes of a text, and bytes of its message."""
         self.check_bits(bits)
-        return self.wire.count(len(self.lm.ids(text))), self.shared.message_bytes(text)
+        return self.latents(text), self.shared.message_bytes(text)
 
     def send(self, texts: Sequence[str], bits: int | None = None) -> list[TextMessage]:
         """Texts as messages, the same for every reader."""
@@ -185,9 +204,13 @@ class TextReader:
 
     def open(self, messages: Sequence[TextMessage]) -> list[Latents]:
         """The reader's latents of the texts that the messages carry. Raises MessageError for no
-        messages or as TextWire.texts does, WireError for a text that the reader cannot hold."""
+        messages, for one far beyond the reader's window, or as TextWire.texts does, WireError for a
+        text that the reader cannot hold."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
+        most = self.lm.window * self.ratio * TOKENS
+        if (tokens := max(m.tokens for m in messages)) > most:
+            raise MessageError(f"message has a text of {tokens} tokens; {self.reader} holds {most}")
         with torch.no_grad():
             return self.wire.encode(self.shared.texts(messages))
 

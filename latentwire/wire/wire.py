@@ -118,10 +118,13 @@ class Wire(nn.Module):
         """Raises MessageError for bits that no codec has."""
         check_bits(bits)
 
+    def latents(self, text: str) -> int:
+        """Latents that a text becomes."""
+        return self.count(len(self.lm.ids(text)))
+
     def cost(self, text: str, bits: int = BITS) -> tuple[int, int]:
         """Latents and bytes of the message of a text."""
-        tokens = len(self.lm.ids(text))
-        return self.count(tokens), self.message_bytes(tokens, bits)
+        return self.latents(text), self.message_bytes(len(self.lm.ids(text)), bits)
 
     def count(self, tokens: int) -> int:
         """Latents that a context of so many tokens becomes."""
@@ -261,7 +264,7 @@ class Wire(nn.Module):
                     f"{folder} was trained for {config.reader}; {lm.name} is another model"
                 )
             warnings.warn(
-                f"{folder.name} was trained on another copy of {lm.name} (its weights differ); "
+                f"wire {name} was trained on another copy of {lm.name} (its weights differ); "
                 "expect somewhat lower scores",
                 stacklevel=2,
             )
