@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from latentwire.evals.baselines import full_text, replayed
 from latentwire.evals.harness import evaluate
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
-from latentwire.recipes.evaluation import conditions, evaluate_readers
+from latentwire.recipes.evaluation import conditions
+from latentwire.recipes.readers import evaluate_readers
 from latentwire.recipes.shared import (
     SharedRecipe,
     Stock,

@@ -95,7 +95,7 @@ def test_golden_bytes():
     message = TextMessage("00" * 8, 0x01020304, 3, b"\xab\xcd")
     rest = bytes(8) + bytes([4, 3, 2, 1, 3, 0, 0, 0, 0xAB, 0xCD])
     assert message.to_bytes() == b"LWTX\x01" + struct.pack("<I", zlib.crc32(rest)) + rest
-    assert vars(TextMessage.from_bytes(message.to_bytes())) == vars(message)
+    assert TextMessage.from_bytes(message.to_bytes()) == message
 
 
 def test_float64_reads_what_float32_wrote_and_the_other_way_round(llama):

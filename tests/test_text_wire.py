@@ -6,10 +6,12 @@ import pytest
 import torch
 from tiny import tiny_lm
 
-from latentwire.evals.harness import evaluate
+from latentwire.evals.harness import Answer, evaluate
+from latentwire.evals.metrics import f1
 from latentwire.lm import FrozenLM
-from latentwire.recipes.evaluation import conditions, evaluate_readers
-from latentwire.tasks.qa import Passage, Question
+from latentwire.recipes.evaluation import conditions
+from latentwire.recipes.readers import evaluate_readers, joint
+from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt, with_format
 from latentwire.wire.load import load_wire
 from latentwire.wire.message import MessageError
 from latentwire.wire.shared import SharedWire
@@ -134,3 +136,38 @@ def test_readers_are_scored_with_every_control(lms, tmp_path):
         assert (tmp_path / "run" / f"reader-{i}" / "results.json").exists()
     with pytest.raises(MessageError, match="to the letter; got codes of 8 bits"):
         evaluate_readers(wire, str(data), bits=8)
+    assert set(evaluate_readers(wire, str(data))["joint"]) >= {"f1_low", "agreement", "oracle_f1"}
+
+
+@torch.no_grad()
+def test_together_readers_choose_by_the_sum_of_their_mean_log_probabilities(lms):
+    wire = make_wire(lms)
+    passages = [Passage(t, (Question(f"q{i}", t, "Who?", (t[:5],)),)) for i, t in enumerate(TEXTS)]
+    words = [["The l", "short one"], ["John", "Short"]]
+    said = [
+        [
+            Answer("wire", f"q{i}", t, "Who?", (t[:5],), w, 0.0, f1(w, (t[:5],)), 0.0, 1, 0.0, 0.0)
+            for i, (t, w) in enumerate(zip(TEXTS, row, strict=True))
+        ]
+        for row in words
+    ]
+    chosen = []
+    for i, text in enumerate(TEXTS):
+        sums = []
+        for word in (row[i] for row in words):
+            means = []
+            for reader in wire.readers:
+                lm = reader.lm
+                prefix = reader.wire.prefix(reader.wire.encode([text]))
+                prompt = question_prompt(lm, ["Who?"], with_format(lm, reader.format, prefix))
+                targets = answer_ids(lm, word)[None]
+                log_probs = lm.logits(prompt, targets)[0].log_softmax(-1)
+                means.append(log_probs.gather(1, targets[0][:, None]).mean())
+            sums.append(sum(means))
+        chosen.append(words[0][i] if sums[0] > sums[1] else words[1][i])
+    scores = joint(wire.readers, passages, said)
+    golds = [(t[:5],) for t in TEXTS]
+    assert scores["f1"] == sum(f1(c, g) for c, g in zip(chosen, golds, strict=True)) / 2
+    assert (scores["n"], scores["agreement"], scores["oracle_f1"]) == (2, 0.0, 1.0)
+    said[1] = said[0]
+    assert joint(wire.readers, passages, said)["agreement"] == 1.0

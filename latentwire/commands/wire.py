@@ -81,10 +81,11 @@ def evaluate(
             questions of the data.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
     """
-    from latentwire.recipes.evaluation import ALMANAC, evaluate_readers, evaluate_wire
+    from latentwire.recipes.evaluation import ALMANAC, evaluate_wire
+    from latentwire.recipes.readers import evaluate_readers
     from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
-    from latentwire.report.tables import results_table, verdict
+    from latentwire.report.tables import joint_verdict, results_table, verdict
     from latentwire.wire.load import at_ratio
     from latentwire.wire.wire import Wire
 
@@ -110,6 +111,8 @@ def evaluate(
             out.print(f"- {line}", markup=False, highlight=False)
         if run is not None:
             print(f"report: {write_report(run / folder)}")
+    if "joint" in result:
+        out.print(joint_verdict(result["joint"]), markup=False, highlight=False)
     write_json(json_out, result)
 
 

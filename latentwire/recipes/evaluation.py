@@ -46,8 +46,7 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_format,
 )
-from latentwire.wire.shared import SharedWire
-from latentwire.wire.text_wire import TextReader, TextWire
+from latentwire.wire.text_wire import TextReader
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
 """The reading set that the package ships."""
@@ -135,12 +134,22 @@ def evaluate_wire(
     since another example's latents need another example, MessageError for bits that no codec has,
     and ValueError for a folder that holds another run.
     """
+    return evaluate_reader(wire, data, limit, out, bits, needles, spread)[0]
+
+
+def evaluate_reader(
+    wire: Reader,
+    data: str,
+    limit: int | None,
+    out: Path | None,
+    bits: int | None,
+    needles: str | None,
+    spread: Spread | None = None,
+) -> tuple[dict, list[Answer]]:
+    """The result of evaluate_wire, and every answer that it counts."""
     bits = wire.bits if bits is None else bits
     wire.check_bits(bits)
-    passages = by_context(load_questions(data, limit, least=2))
-    answer_tokens = ANSWER_TOKENS
-    if needles is not None:
-        passages, answer_tokens = with_needles(passages, needles), NEEDLE_TOKENS
+    passages, answer_tokens = load_passages(data, limit, needles)
     _check_room(wire, passages, answer_tokens)
     rows = list(conditions(wire, passages, bits))
     setting = {
@@ -176,24 +185,15 @@ def evaluate_wire(
     }
     if out is not None:
         write_whole(out / "results.json", json.dumps(result, indent=1))
-    return result
+    return result, answers
 
 
-def evaluate_readers(
-    wire: SharedWire | TextWire,
-    data: str = ALMANAC,
-    limit: int | None = None,
-    out: Path | None = None,
-    bits: int | None = None,
-    needles: str | None = None,
-) -> dict:
-    """The same of every reader of a wire, each with a run folder of its own in `out`:
-    {"readers": {name: result}}."""
-    results = {}
-    for i, reader in enumerate(wire.readers):
-        folder = None if out is None else out / f"reader-{i}"
-        results[reader.reader] = evaluate_wire(reader, data, limit, folder, bits, needles)
-    return {"readers": results}
+def load_passages(data: str, limit: int | None, needles: str | None) -> tuple[list[Passage], int]:
+    """What is asked, by context, and the most tokens of an answer."""
+    passages = by_context(load_questions(data, limit, least=2))
+    if needles is None:
+        return passages, ANSWER_TOKENS
+    return with_needles(passages, needles), NEEDLE_TOKENS
 
 
 def _answering(
@@ -256,35 +256,34 @@ def costs(wire: Reader, passages: Sequence[Passage]) -> dict[str, float]:
     """Ratios of wire to text, measured in turn in this process: median time to first token with the
     message at hand, the same with encoding counted, and KV-cache bytes."""
 
-    def read_anew(message: Any) -> KVPrefix:  # from its bytes: a message may remember its text
-        return wire.prefix(wire.open([type(message).from_bytes(message.to_bytes())]))
+    def read(messages: Sequence[Any]) -> KVPrefix:
+        return wire.prefix(wire.open(messages))
 
-    text, messages = full_text(wire.lm), wire.send([p.context for p in passages])
-    read = [text([p.context]) for p in passages]
-    received = [read_anew(m) for m in messages]
+    text, received, whole = full_text(wire.lm), [], []
     seconds: dict[str, list[float]] = {"text": [], "wire": [], "encode": []}
-    for passage, message in list(zip(passages, messages, strict=True)) * 2:
-        forms = {
-            "text": text,
-            "wire": lambda _, m=message: read_anew(m),
-            "encode": lambda texts: read_anew(wire.send(texts)[0]),
-        }
-        for name, form in forms.items():
-            seconds[name].append(_first_token(wire, passage, form))
+    for turn, passage in enumerate([*passages, *passages]):
+        # Texts that were not seen before: ids, and texts of messages, are remembered.
+        one, two = (f"{passage.context}\n{turn} {n}" for n in "ab")
+        messages = wire.send([one])
+        whole.append(text([one]))
+        seconds["text"].append(_first_token(wire, passage, lambda t=two: text([t])))
+        seconds["wire"].append(_first_token(wire, passage, lambda m=messages: read(m)))
+        received.append(read(messages))
+        seconds["encode"].append(_first_token(wire, passage, lambda t=two: read(wire.send([t]))))
     median = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "ttft_ratio": median["wire"] / median["text"],
         "encode_ttft_ratio": median["encode"] / median["text"],
-        "kv_ratio": sum(p.nbytes() for p in received) / sum(p.nbytes() for p in read),
+        "kv_ratio": sum(p.nbytes() for p in received) / sum(p.nbytes() for p in whole),
     }
 
 
-def _first_token(wire: Reader, passage: Passage, context: Condition) -> float:
+def _first_token(wire: Reader, passage: Passage, context: Callable[[], KVPrefix]) -> float:
     """Seconds from a context to the logits of the answer's first token."""
     if wire.lm.device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    prefix = with_format(wire.lm, wire.format, context([passage.context]))
+    prefix = with_format(wire.lm, wire.format, context())
     prompt = question_prompt(wire.lm, [passage.questions[0].question], prefix)
     wire.lm.head(wire.lm.final(prompt)[:, -1]).argmax(-1).item()
     return time.perf_counter() - began

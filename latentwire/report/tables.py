@@ -91,6 +91,15 @@ def verdict(results: dict[str, Any]) -> list[str]:
     return [item for item in said if item]
 
 
+def joint_verdict(scores: dict[str, float]) -> str:
+    """What several readers of the same messages come to together, in words."""
+    return (
+        f"Together, every candidate scored by all readers: F1 {interval(scores, 'f1', '%')}. They "
+        f"agree on {interval(scores, 'agreement', '%')} of the answers; an oracle that picks the "
+        f"best of them has F1 {interval(scores, 'oracle_f1', '%')}."
+    )
+
+
 def results_table(results: dict[str, Any]) -> Table:
     """The rows for a terminal of 80 columns."""
     rows = conditions(results)

@@ -16,10 +16,9 @@ _HEADER = struct.Struct("<8sII")
 HEADER_BYTES = _BEGIN.size + _HEADER.size
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class TextMessage:
-    """The code of one text, with what a receiver must know to trust what comes out. A message is
-    itself alone, so that its text is decoded once however many readers open it."""
+    """The code of one text, with what a receiver must know to trust what comes out."""
 
     source: str
     """Fingerprint of the LM whose code it is: 16 hex digits."""

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -33,6 +32,8 @@ from latentwire.wire.text_message import HEADER_BYTES, TextMessage
 from latentwire.wire.wire import Wire, WireConfig, read_config
 
 KIND, FORMAT_VERSION = "text wire", 1
+REMEMBERED = 4096
+"""Messages whose texts, and texts whose messages' sizes, are kept."""
 TOKENS = 4
 """Most tokens of the source per token of a reader; a text that has more cannot fit, and need not be
 decoded to say so."""
@@ -48,8 +49,8 @@ class TextWire:
             raise WireError(f"readers are {names}; expected at least one, none of them twice")
         self.code = TextCode(source)
         self.readers = [TextReader(self, wire) for wire in wires]
-        self.message_bytes = lru_cache(maxsize=4096)(self._message_bytes)
-        self._read: WeakKeyDictionary[TextMessage, str] = WeakKeyDictionary()
+        self.message_bytes = lru_cache(maxsize=REMEMBERED)(self._message_bytes)
+        self._read: dict[TextMessage, str] = {}
 
     def at(self, ratio: int) -> TextWire:
         """The same wire with other numbers of latents than it was trained for; messages are the
@@ -62,16 +63,20 @@ class TextWire:
         return [self._message(text) for text in texts]
 
     def texts(self, messages: Sequence[TextMessage]) -> list[str]:
-        """What the messages say, to the letter. Raises MessageError for one in another LM's code,
+        """What the messages say, to the letter; the last REMEMBERED of them are decoded once,
+        however many readers open them. Raises MessageError for one in another LM's code,
         and for one that comes out as another text than was sent."""
         source = self.code.lm
-        new = [m for m in dict.fromkeys(messages) if m not in self._read]
+        known = {m: self._read[m] for m in messages if m in self._read}
+        new = [m for m in dict.fromkeys(messages) if m not in known]
         for message in new:
             if message.source != source.fingerprint:
                 raise MessageError(
                     f"message in the code of an LM with weights {message.source}; this wire's "
                     f"source is {source.name} with weights {source.fingerprint}"
                 )
+        for old in list(self._read)[: max(0, len(self._read) - REMEMBERED)]:
+            del self._read[old]
         texts = self.code.decode([(m.tokens, m.code) for m in new])
         for text, message in zip(texts, new, strict=True):
             if zlib.crc32(text.encode()) != message.checksum:
@@ -79,8 +84,9 @@ class TextWire:
                     "the text did not come out as it was sent: the message was altered, or "
                     f"{source.name} computes otherwise here (expected float32 on both sides)"
                 )
-            self._read[message] = text
-        return [self._read[message] for message in messages]
+            known[message] = text
+        self._read |= known
+        return [known[message] for message in messages]
 
     def _message_bytes(self, text: str) -> int:
         """Bytes of the message of a text."""

@@ -1,0 +1,113 @@
+"""Evaluating a wire of several readers: each by itself, and all of them together.
+
+latentwire eval shared --data squad_dev.jsonl --limit 300
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from latentwire.evals.harness import Answer, batch_size
+from latentwire.evals.metrics import bootstrap, exact_match, f1, normalise
+from latentwire.files import write_whole
+from latentwire.lm import pad_right
+from latentwire.recipes.evaluation import (
+    ALMANAC,
+    Reader,
+    conditions,
+    evaluate_reader,
+    load_passages,
+)
+from latentwire.tasks.qa import Passage, answer_ids, passages_prompt
+from latentwire.wire.shared import SharedWire
+from latentwire.wire.text_wire import TextWire
+
+
+def evaluate_readers(
+    wire: SharedWire | TextWire,
+    data: str = ALMANAC,
+    limit: int | None = None,
+    out: Path | None = None,
+    bits: int | None = None,
+    needles: str | None = None,
+) -> dict:
+    """Every reader of a wire, scored as evaluate_wire does, each with a run folder of its own in
+    `out`, and what they answer together: {"readers": {name: result}, "joint": scores}."""
+    results, said = {}, []
+    for i, reader in enumerate(wire.readers):
+        folder = None if out is None else out / f"reader-{i}"
+        results[reader.reader], answers = evaluate_reader(
+            reader, data, limit, folder, bits, needles
+        )
+        said.append([a for a in answers if a.condition == "wire"])
+    together = {"readers": results}
+    if len(said) > 1:
+        passages, _ = load_passages(data, limit, needles)
+        together["joint"] = joint(wire.readers, passages, said, bits)
+    if out is not None:
+        write_whole(out / "results.json", json.dumps(together, indent=1))
+    return together
+
+
+@torch.no_grad()
+def joint(
+    readers: Sequence[Reader],
+    passages: Sequence[Passage],
+    said: Sequence[Sequence[Answer]],
+    bits: int | None = None,
+) -> dict[str, float | int]:
+    """What readers of the same messages answer together.
+
+    said: each reader's answers from its latents. To every question the answers of all readers are
+    candidates; each reader gives each candidate its mean log-probability per token, EOS counted,
+    and the candidate with the largest sum is the answer. Beside its scores: how often all readers
+    gave the same answer (as SQuAD compares them), and the F1 of an oracle that always picks the
+    best candidate.
+    """
+    of = [{(a.context, a.id): a for a in answers} for answers in said]
+    asked = [(p.context, q.id) for p in passages for q in p.questions]
+    sums = sum(_scores(reader, passages, of, bits) for reader in readers)
+    best = torch.as_tensor(sums).argmax(1).tolist()
+    rows = [[one[key] for one in of] for key in asked]
+    chosen = [row[i] for row, i in zip(rows, best, strict=True)]
+    contexts = [context for context, _ in asked]
+    scores = {
+        "f1": [f1(a.answer, a.gold) for a in chosen],
+        "em": [exact_match(a.answer, a.gold) for a in chosen],
+        "agreement": [float(len({normalise(a.answer) for a in row}) == 1) for row in rows],
+        "oracle_f1": [max(a.f1 for a in row) for row in rows],
+    }
+    result: dict[str, float | int] = {"n": len(asked)}
+    for name, values in scores.items():
+        low, high = bootstrap(values, contexts)
+        result |= {name: sum(values) / len(values), f"{name}_low": low, f"{name}_high": high}
+    return result
+
+
+def _scores(
+    reader: Reader,
+    passages: Sequence[Passage],
+    of: Sequence[Mapping[tuple[str, str], Answer]],
+    bits: int | None,
+) -> torch.Tensor:
+    """Mean log-probability [questions, candidates] that a reader gives each candidate."""
+    lm, size = reader.lm, batch_size(reader.lm)
+    latents = conditions(reader, passages, bits)["wire"]
+    parts = [passages[i : i + size] for i in range(0, len(passages), size)]
+    made = []
+    for part in track(parts, description="rescoring", console=Console(stderr=True)):
+        prompt = passages_prompt(lm, reader.format, part, latents([p.context for p in part]))
+        keys = list(chain.from_iterable([(p.context, q.id) for q in p.questions] for p in part))
+        candidates = []
+        for answers in of:
+            targets, mask = pad_right([answer_ids(lm, answers[key].answer) for key in keys])
+            candidates.append(lm.score(prompt, targets, mask).sum(1) / mask.sum(1))
+        made.append(torch.stack(candidates, 1).cpu())
+    return torch.cat(made)
