@@ -10,6 +10,9 @@ from latentwire.lm.doctor import CHECKS
 from latentwire.recipes.evaluation import ALMANAC, conditions
 from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens
 from latentwire.tasks.qa import by_context, load_questions
+from latentwire.wire.load import load_wire
+from latentwire.wire.text_message import TextMessage
+from latentwire.wire.text_wire import TextWire
 from latentwire.wire.wire import Wire
 
 
@@ -46,6 +49,34 @@ def test_the_shipped_wire_reads_paragraphs_it_has_never_seen(wire):
     assert scores["wire"]["f1"] > scores["foreign_latents"]["f1_high"]
     assert scores["wire"]["nll"] < scores["closed_book"]["nll"] - 0.3
     assert scores["text"]["f1"] > 0.3
+
+
+SAID = "The lighthouse was finished in 1759 by John Smeaton. 灯台 😀"
+SENT = bytes.fromhex(
+    "4c5754580125aba091921b46d99124acd3a87535d817000000f30d8123b5dd489b1134f157aa8d6c3de0a9a1b3adf480"
+)
+"""SAID, as one machine sent it."""
+
+
+def test_another_machines_message_says_what_was_said(wire):
+    shared = TextWire(wire.lm, [wire])
+    assert shared.texts([TextMessage.from_bytes(SENT)]) == [SAID]
+    assert shared.send([SAID])[0].to_bytes() == SENT
+
+
+def test_both_readers_of_the_shipped_shared_wire_read_the_same_bytes(wire):
+    shared = load_wire("shared", {"smollm2-135m": wire.lm})
+    passages = by_context(load_questions(ALMANAC, 20))
+    sent = sum(len(m.to_bytes()) for m in shared.send([p.context for p in passages]))
+    assert sent < 0.25 * sum(len(p.context.encode()) for p in passages)
+    for reader in shared.readers:
+        names = ("wire", "foreign_latents", "closed_book")
+        rows = {k: v for k, v in conditions(reader, passages).items() if k in names}
+        made = evaluate(reader.lm, reader.format, passages, rows)
+        answers = [a for batch in made for a in batch]
+        scores = {k: summarise([a for a in answers if a.condition == k]) for k in names}
+        assert scores["wire"]["nll"] < scores["closed_book"]["nll"] - 0.3, reader.reader
+        assert scores["wire"]["f1"] > scores["foreign_latents"]["f1"] + 0.1, reader.reader
 
 
 def test_the_shipped_lens_explains_text_it_has_never_seen(wire, tmp_path):
