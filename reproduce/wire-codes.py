@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from latentwire.recipes.evaluation import evaluate_readers
+from latentwire.recipes.readers import evaluate_readers
 from latentwire.recipes.shared import (
     SharedRecipe,
     load_models,
