@@ -178,9 +178,13 @@ def test_altered_codes_under_a_right_checksum_are_seen(llama):
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"", "not a message of a text: 0 bytes"),
-        (b"LWSH" + bytes(30), "not a message of a text: 34 bytes"),
-        (b"LWTX\x02" + bytes(30), "version 2; this release reads version 1: update latentwire"),
+        (b"", "not a text message: 0 bytes"),
+        (b"LWSH" + bytes(30), "not a text message: 34 bytes"),
+        (b"LWIR" + bytes(30), "a message for one reader"),
+        (
+            b"LWTX\x02" + bytes(30),
+            "text message of version 2; this release reads version 1: update latentwire",
+        ),
         (b"LWTX\x01" + bytes(5), f"message has 10 bytes; its header alone has {HEADER_BYTES}"),
     ],
 )

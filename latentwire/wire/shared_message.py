@@ -9,22 +9,19 @@ docs/wire-format.md gives every byte.
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 
 from jaxtyping import Int
 from torch import Tensor
 
+from latentwire.wire.envelope import BEGIN_BYTES, check_begin, check_sum, sealed
 from latentwire.wire.fsq import pack, unpack
-from latentwire.wire.message import MAGIC as KV_MAGIC
 from latentwire.wire.message import MessageError
 
 MAGIC, VERSION = b"LWSH", 1
-_BEGIN = struct.Struct("<4sBI")
-"""Magic, version, CRC-32 of every byte that follows."""
 _HEADER = struct.Struct("<8sHIBB")
 """Wire id, latents, span, channels, bits."""
-HEADER_BYTES = _BEGIN.size + _HEADER.size
+HEADER_BYTES = BEGIN_BYTES + _HEADER.size
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class SharedMessage:
         latents, channels = self.codes.shape
         rest = _HEADER.pack(self.wire_id, latents, self.span, channels, self.bits)
         rest += pack(self.codes, self.bits)
-        return _BEGIN.pack(MAGIC, VERSION, zlib.crc32(rest)) + rest
+        return sealed(MAGIC, VERSION, rest)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SharedMessage:
@@ -64,22 +61,8 @@ class SharedMessage:
         Raises MessageError for bytes that are no message, that were cut off or altered, or that
         another version wrote.
         """
-        if data[:4] == KV_MAGIC:
-            raise MessageError("a message for one reader; read it with the wire that sent it")
-        if len(data) < 5 or data[:4] != MAGIC:
-            raise MessageError(
-                f"not a shared message: {len(data)} bytes, expected them to begin with {MAGIC!r}"
-            )
-        if data[4] != VERSION:
-            raise MessageError(
-                f"shared message of version {data[4]}; this release reads version {VERSION}: "
-                + ("update latentwire" if data[4] > VERSION else "send the text again")
-            )
-        if len(data) < HEADER_BYTES:
-            raise MessageError(
-                f"message has {len(data)} bytes; its header alone has {HEADER_BYTES}"
-            )
-        wire_id, latents, span, channels, bits = _HEADER.unpack_from(data, _BEGIN.size)
+        check_begin(data, "shared", MAGIC, VERSION, HEADER_BYTES)
+        wire_id, latents, span, channels, bits = _HEADER.unpack_from(data, BEGIN_BYTES)
         if not 1 <= bits <= 8 or latents * channels * span == 0:
             raise MessageError(
                 f"message holds {latents} latents of {channels} codes of {bits} bits over {span} "
@@ -88,8 +71,7 @@ class SharedMessage:
         expected = message_size(latents, channels, bits)
         if len(data) != expected:
             raise MessageError(f"message has {len(data)} bytes; its header says {expected}")
-        if zlib.crc32(memoryview(data)[_BEGIN.size :]) != _BEGIN.unpack_from(data)[2]:
-            raise MessageError("message was altered on the way: its checksum differs")
+        check_sum(data)
         codes = unpack(memoryview(data)[HEADER_BYTES:], latents, channels, bits)
         return cls(wire_id, codes, bits, span)
 
