@@ -202,7 +202,7 @@ ANSWER = json.loads(answers().partition("\n")[0])
         (
             "results_json",
             '{"kind": "lens"}',
-            "results.json: expected kind wire, seek, sweep, got 'lens'",
+            "results.json: expected kind wire, readers, seek, sweep, got 'lens'",
         ),
         ("config_json", "3", "config.json: expected an object, got 3"),
         ("metrics_jsonl", "[]\n", "metrics.jsonl, line 1: expected an object, got []"),
@@ -261,3 +261,18 @@ def test_a_report_needs_no_torch():
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_page_of_several_readers_says_what_each_and_all_come_to(tmp_path):
+    shares = ("f1", "em", "agreement", "oracle_f1")
+    joint = {k: v for n in shares for k, v in ((n, 0.5), (f"{n}_low", 0.4), (f"{n}_high", 0.6))}
+    readers = {"smollm2-135m": RESULTS, "gemma<3": {**with_f1(wire=0.15), "reader": "gemma<3"}}
+    together = {"kind": "readers", "readers": readers, "joint": {"n": 10, **joint}}
+    page = write_report(fill(tmp_path, results_json=json.dumps(together))).read_text()
+    assert "Together, every candidate scored by all readers: F1 50.0% (40.0 to 60.0)." in page
+    assert "read by smollm2-135m" in page and "read by gemma&lt;3" in page and "gemma<3" not in page
+    assert "This wire reads its latents" in page and "This wire is not reading its latents" in page
+    assert 'href="reader-1/report.html"' in page
+    damaged = {**together, "readers": {"a": {"rows": {"wire": {"em": True}}}}}
+    with pytest.raises(ReportError):
+        write_report(fill(tmp_path, results_json=json.dumps(damaged)))

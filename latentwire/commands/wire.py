@@ -113,6 +113,8 @@ def evaluate(
             print(f"report: {write_report(run / folder)}")
     if "joint" in result:
         out.print(joint_verdict(result["joint"]), markup=False, highlight=False)
+    if run is not None and "readers" in result:
+        print(f"report of all: {write_report(run)}")
     write_json(json_out, result)
 
 

@@ -39,7 +39,7 @@ def evaluate_readers(
     needles: str | None = None,
 ) -> dict:
     """Every reader of a wire, scored as evaluate_wire does, each with a run folder of its own in
-    `out`, and what they answer together: {"readers": {name: result}, "joint": scores}."""
+    `out`, and what they answer together: {"readers": {name: result}, "joint": scores, ...}."""
     results, said = {}, []
     for i, reader in enumerate(wire.readers):
         folder = None if out is None else out / f"reader-{i}"
@@ -47,7 +47,7 @@ def evaluate_readers(
             reader, data, limit, folder, bits, needles
         )
         said.append([a for a in answers if a.condition == "wire"])
-    together = {"readers": results}
+    together = {"kind": "readers", "readers": results}
     if len(said) > 1:
         passages, _ = load_passages(data, limit, needles)
         together["joint"] = joint(wire.readers, passages, said, bits)

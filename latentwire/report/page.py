@@ -28,10 +28,11 @@ class Kind(NamedTuple):
 
 KINDS = {
     "wire": Kind(tables.RESULTS, wire_page.RECORDS, wire_page.wire_sections),
+    "readers": Kind(tables.READERS, {}, wire_page.readers_sections),
     "seek": Kind(seek.RESULTS, seek_page.RECORDS, seek_page.seek_sections),
     "sweep": Kind(sweep.RESULTS, {}, sweep_page.sweep_sections),
 }
-"""By the "kind" that results.json names; a wire's names none."""
+"""By the "kind" that results.json names; that of a wire of one reader names none."""
 
 
 def write_report(run: Path) -> Path:
@@ -48,7 +49,7 @@ def write_report(run: Path) -> Path:
     found: dict[str, Any] = {"results.json": results}
     found |= {file: read_records(run / file, shape) for file, shape in kind.records.items()}
     found["config.json"] = config = read_object(run / "config.json")
-    if results is None and not found["metrics.jsonl"]:
+    if results is None and not found.get("metrics.jsonl"):
         raise ReportError(f"{run}: expected results.json or metrics.jsonl, found neither")
     body = kind.sections(run.resolve().name, found)
     if config is not None:

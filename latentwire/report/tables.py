@@ -50,6 +50,8 @@ RESULTS = {
     **{f"{key}?": float for key in RATIOS + SIZES},
 }
 """What results.json must hold, as `folder.expect` takes it."""
+READERS = {"readers": {"*": RESULTS}, "joint?": {"*": float}}
+"""The same of several readers."""
 
 
 def conditions(results: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -91,7 +93,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
     return [item for item in said if item]
 
 
-def joint_verdict(scores: dict[str, float]) -> str:
+def joint_verdict(scores: dict[str, Any]) -> str:
     """What several readers of the same messages come to together, in words."""
     return (
         f"Together, every candidate scored by all readers: F1 {interval(scores, 'f1', '%')}. They "

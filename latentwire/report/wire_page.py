@@ -12,6 +12,7 @@ from latentwire.report.tables import (
     COLUMNS,
     CONTROLS,
     conditions,
+    joint_verdict,
     name,
     reads_latents,
     result_rows,
@@ -52,6 +53,17 @@ def wire_sections(run: str, found: dict[str, Any]) -> list[str]:
         _training(metrics) if metrics else "",
         _examples(answers) if answers else "",
     ]
+
+
+def readers_sections(run: str, found: dict[str, Any]) -> list[str]:
+    """Sections of the page of several readers of the same messages, whose runs lie beside it."""
+    results = found["results.json"]
+    together = [joint_verdict(results["joint"])] if results.get("joint") else []
+    parts = [f"<h1>{escape(run)}: readers of the same messages</h1>", verdict_section("", together)]
+    for i, one in enumerate(results["readers"].values()):
+        parts += [_title(run, one), _results(one)]
+        parts.append(f'<p><a href="reader-{i}/report.html">Its run, with example answers</a></p>')
+    return parts
 
 
 def _title(run: str, results: dict[str, Any] | None) -> str:
