@@ -168,7 +168,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}".replace("100.0", "100")
 
 
-def interval(row: dict[str, float], figure: str, unit: str = "") -> str:
+def interval(row: dict[str, Any], figure: str, unit: str = "") -> str:
     """A share as percent with its 95% interval: 48.1 (44.0 to 52.3)."""
     mean, low, high = (percent(row[figure + end]) for end in ("", "_low", "_high"))
     return f"{mean}{unit} ({low} to {high})"
