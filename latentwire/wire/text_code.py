@@ -1,4 +1,4 @@
-"""A lossless code for text: the ranks that a frozen LM gives the tokens, about a seventh of UTF-8.
+"""A lossless code for text: the ranks that a frozen LM gives the tokens, a sixth of UTF-8.
 
 Sender and receiver run the same LM over the tokens so far. The sender writes the rank of the next
 token among the logits, which is small where the LM predicts well; the receiver takes the token of

@@ -106,7 +106,6 @@ class TextWire:
             "kind": KIND,
             "format_version": FORMAT_VERSION,
             "source": source.name,
-            "source_weights": source.fingerprint,
             "wires": list(places),
         }
         write_whole(folder / "config.json", json.dumps(record, indent=1))
@@ -117,14 +116,15 @@ class TextWire:
     ) -> TextWire:
         """Load a text wire from a folder, or the shipped one by the name "shared".
 
-        lms: those of its models that are loaded already, by name. Raises WireError for a folder
-        that holds none, a source with other weights, and whatever Wire.from_pretrained raises.
+        lms: those of its models that are loaded already, by name. Any copy of the source will do,
+        if both sides have the same. Raises WireError for a folder that holds none, and whatever
+        Wire.from_pretrained raises.
         """
         folder = folder_of(name)
         record = read_record(folder, KIND, FORMAT_VERSION)
         source, places = record.get("source"), record.get("wires")
         names = [source, *places] if isinstance(places, list) else [None]
-        if not all(isinstance(name, str) for name in names) or "source_weights" not in record:
+        if not all(isinstance(name, str) for name in names):
             raise WireError(f"{folder}/config.json lacks a field; expected the one save wrote")
         found = dict(lms or {})
         source, *places = map(str, names)
@@ -134,11 +134,6 @@ class TextWire:
         coder = found[source]
         if coder.dtype not in (torch.float32, torch.float64):  # the reader may stay as it is
             coder = FrozenLM.from_pretrained(source, device=str(coder.device))
-        if coder.fingerprint != record["source_weights"]:
-            raise WireError(
-                f"{folder} has the code of {source} with weights {record['source_weights']}; this "
-                f"copy has {coder.fingerprint}"
-            )
         wires = [
             Wire.from_pretrained(folder / place, found[reader])
             for place, reader in zip(places, readers, strict=True)
