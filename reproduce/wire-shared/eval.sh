@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The README's tables of two readers: the shipped shared wire on the first 300 questions of SQuAD dev.
+# The README's table of two readers: the shipped shared wire on the first 300 questions of SQuAD dev.
 #   reproduce/wire-shared/eval.sh squad_dev.jsonl
-# On 2 CPU cores: about an hour, most of it for the text to be decoded and read by the full-text arm.
+# On 2 CPU cores: about an hour and a half. The squad_dev.json beside this file was ended after 156
+# passages (docs/LOG.md says how).
 set -euo pipefail
 data=$(realpath "${1:?a JSONL file of SQuAD dev rows}")
 cd "$(dirname "$0")/../.."
