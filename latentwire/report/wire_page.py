@@ -58,8 +58,9 @@ def wire_sections(run: str, found: dict[str, Any]) -> list[str]:
 def readers_sections(run: str, found: dict[str, Any]) -> list[str]:
     """Sections of the page of several readers of the same messages, whose runs lie beside it."""
     results = found["results.json"]
-    together = [joint_verdict(results["joint"])] if results.get("joint") else []
-    parts = [f"<h1>{escape(run)}: readers of the same messages</h1>", verdict_section("", together)]
+    parts = [f"<h1>{escape(run)}: readers of the same messages</h1>"]
+    if results.get("joint"):
+        parts.append(verdict_section("", [joint_verdict(results["joint"])]))
     for i, one in enumerate(results["readers"].values()):
         parts += [_title(run, one), _results(one)]
         parts.append(f'<p><a href="reader-{i}/report.html">Its run, with example answers</a></p>')
