@@ -21,6 +21,13 @@ ROWS = [
 ]
 
 
+ROOMS = [
+    {"id": str(i), "context": f"Room {i} is {c}.", "question": "What?", "answers": [c]}
+    for i, c in enumerate("abcdefghijklmnopqrstuvwxyz" * 5)
+]
+"""As many passages as a training needs."""
+
+
 @pytest.fixture
 def wire(tmp_path, monkeypatch) -> str:
     """A wire's folder whose reader is a tiny model, so that commands run in a second."""
@@ -243,11 +250,7 @@ def test_a_shared_wire_is_asked_and_scored_by_every_reader(shared, tmp_path, mon
 
 
 def test_a_reader_is_added_from_the_command_line(shared, tmp_path, monkeypatch, capsys):
-    rows = [
-        {"id": str(i), "context": f"Room {i} is {c}.", "question": "What?", "answers": [c]}
-        for i, c in enumerate("abcdefghijklmnopqrstuvwxyz" * 5)
-    ]
-    data = write(tmp_path / "d.jsonl", jsonl(rows))
+    data = write(tmp_path / "d.jsonl", jsonl(ROOMS))
     status, out, err = run(
         monkeypatch, capsys, "add-reader", shared, "tiny-qwen3", "--data", data,
         "--run", str(tmp_path / "run"), "--steps", "1", "--format-steps", "1",
@@ -264,11 +267,7 @@ def test_a_reader_is_added_from_the_command_line(shared, tmp_path, monkeypatch, 
 
 
 def test_a_wire_of_one_reader_gets_another(shared, tmp_path, monkeypatch, capsys):
-    rows = [
-        {"id": str(i), "context": f"Room {i} is {c}.", "question": "What?", "answers": [c]}
-        for i, c in enumerate("abcdefghijklmnopqrstuvwxyz" * 5)
-    ]
-    data = write(tmp_path / "d.jsonl", jsonl(rows))
+    data = write(tmp_path / "d.jsonl", jsonl(ROOMS))
     lm = FrozenLM.from_pretrained("tiny-llama")
     Wire(lm, WireConfig("tiny-llama", rank=4, window=64)).save(tmp_path / "one")
     asked = ["tiny-gemma3", "--data", data, "--run", str(tmp_path / "run")]

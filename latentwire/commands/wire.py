@@ -86,20 +86,21 @@ def evaluate(
     from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
     from latentwire.report.tables import joint_verdict, results_table, verdict
+    from latentwire.wire.folder import kind_of
     from latentwire.wire.load import at_ratio
     from latentwire.wire.wire import Wire
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
+    if ray is not None and kind_of(wire) is not None:
+        raise ValueError("--ray is for wires of one reader; leave it out for this one")
     loaded = at_ratio(wire, ratio)
     if isinstance(loaded, Wire):
         spread = None if ray is None else on_ray(ray, partial(at_ratio, wire, ratio))
         result = evaluate_wire(loaded, data or ALMANAC, limit, run, bits, needles, spread)
         folders = {loaded.reader: "."}
     else:
-        if ray is not None:
-            raise ValueError("--ray is for wires of one reader; leave it out for this one")
         result = evaluate_readers(loaded, data or ALMANAC, limit, run, bits, needles)
         folders = {name: f"reader-{i}" for i, name in enumerate(result["readers"])}
     for name, folder in folders.items():
