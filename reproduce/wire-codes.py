@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from latentwire.recipes.objectives import Objectives
 from latentwire.recipes.readers import evaluate_readers
 from latentwire.recipes.shared import (
     SharedRecipe,
@@ -110,7 +111,7 @@ def main() -> None:
     recipe = replace(
         recipe,
         train=LoopConfig(steps, given.lr, warmup=max(1, min(100, steps // 10)), save_every=10**6),
-        repeat=Schedule(1.0, 0.3, over=steps / 2),
+        objectives=Objectives(again=Schedule(1.0, 0.3, over=steps / 2)),
     )
     session = Session(check_every=every, checked=given.checked, keep=1)
     folder = train_shared(recipe, session, lms)

@@ -13,6 +13,7 @@ from latentwire.evals.baselines import full_text, replayed
 from latentwire.evals.harness import evaluate
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
 from latentwire.recipes.evaluation import conditions
+from latentwire.recipes.objectives import OFF, Objectives
 from latentwire.recipes.readers import evaluate_readers
 from latentwire.recipes.shared import (
     SharedRecipe,
@@ -25,7 +26,6 @@ from latentwire.recipes.shared import (
 from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt
 from latentwire.train.loop import LoopConfig
 from latentwire.train.losses import token_loss
-from latentwire.train.schedules import Schedule
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.message import MessageError
@@ -164,7 +164,8 @@ def passages() -> list[Passage]:
 
 def recipe(wire: SharedConfig, **changes) -> SharedRecipe:
     few = LoopConfig(2, 3e-3, warmup=1, save_every=1)
-    fields = {"passages": 8, "repeated": 8, "held_out": 2, "format": few, "train": few}
+    fields = {"passages": 8, "held_out": 2, "format": few, "train": few}
+    fields["objectives"] = Objectives(piece=8)
     return SharedRecipe("tiny", wire, **fields | changes)
 
 
@@ -172,7 +173,7 @@ def recipe(wire: SharedConfig, **changes) -> SharedRecipe:
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_eight_examples_are_learnt_by_heart(reading, encoder, ways):
     wire = make_wire(reading, encoder, ways).train()
-    given = recipe(wire.config, distil=0.0, repeat=Schedule(0.0))
+    given = recipe(wire.config, objectives=Objectives(kl=OFF, again=OFF))
     stock, readers = Stock(passages(), []), wire.readers
     wire.fit([p.context for p in stock.passages])
     trained = [p for p in wire.parameters() if p.requires_grad]

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,19 @@ from safetensors import safe_open
 from latentwire.recipes.runs import begin_training, check_training
 from latentwire.train.checkpoints import CheckpointError, Checkpoints
 from latentwire.train.loop import LoopConfig, Session, shuffled, train
-from latentwire.train.losses import answer_loss, distillation
+from latentwire.train.losses import (
+    answer_loss,
+    cosine_distance,
+    distillation,
+    entropy_loss,
+    info_nce,
+    leading,
+    mean_cosine,
+    moment_error,
+    scaled_error,
+)
+from latentwire.train.noise import dropped, halves, scheduled_sampling
+from latentwire.train.schedules import Schedule
 
 CONFIG = LoopConfig(steps=12, lr=0.1, warmup=2, save_every=5)
 
@@ -52,6 +65,38 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     for name in straight:
         assert torch.equal(straight[name], resumed[name])
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 7])  # before, at and after the check that opens it
+def test_a_gate_opens_at_the_same_step_after_a_resume(stop_at, tmp_path):
+    on = Schedule(0.0, 1.0, over=4.0, gate=("held", "below", 2.0))
+    session = Session(check_every=4)  # steps 1, 4, 8 and 12
+
+    def run(folder, stop_at=None):
+        params, measured, weights, now = parameters(), [], {}, [0]
+        plain = quadratic(params, stop_at)
+
+        def loss(step):
+            now[0] = step
+            weights[step] = on.at(step, 1, measured)
+            value, _ = plain(step)
+            return value + weights[step] * params["w"].square().sum(), {}
+
+        def probe():
+            return {"held": 1.0 if now[0] == 3 else 9.0}  # below 2 at one check alone
+
+        with pytest.raises(KeyboardInterrupt) if stop_at else nullcontext():
+            train(
+                "s", params, loss, CONFIG, folder, probe=probe, session=session, measured=measured
+            )
+        return params, weights
+
+    straight, weights = run(tmp_path / "a")
+    assert [weights[s] for s in range(12)] == [0.0] * 5 + [0.25, 0.5, 0.75] + [1.0] * 4
+    run(tmp_path / "b", stop_at)
+    resumed, _ = run(tmp_path / "b")
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert torch.equal(straight["w"], resumed["w"])
 
 
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
@@ -200,3 +245,94 @@ def test_distillation_is_kl_from_teacher_to_student():
     value.backward()
     # d KL / d logits = softmax(student) - softmax(teacher)
     torch.testing.assert_close(student.grad[0, 0], torch.tensor([-0.25, 0.25]))
+
+
+def test_the_first_tokens_of_each_answer():
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    assert leading(mask, 1).tolist() == [True, False, False, True]
+    assert leading(mask, 2).tolist() == [True, True, False, True]
+
+
+def test_entropy_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [math.log(0.75), math.log(0.25)]])
+    low = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    expected = (math.log(2) + low) / 2
+    assert entropy_loss(logits, None).item() == pytest.approx(expected)
+    assert entropy_loss(logits, 0.6).item() == pytest.approx((0.6 - low) / 2)
+
+
+def test_distances_of_rows_by_hand():
+    target = torch.tensor([[0.0, 0.0], [2.0, 4.0]], requires_grad=True)  # variances 1 and 4
+    made = torch.tensor([[1.0, 2.0], [1.0, 2.0]], requires_grad=True)
+    error = scaled_error(made, target)
+    assert error.item() == pytest.approx(1.0)  # a constant at the mean
+    apart = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    others = torch.tensor([[0.0, 2.0], [3.0, 3.0]])
+    assert cosine_distance(apart, others).item() == pytest.approx(0.5)
+    # Means 2 and 4, deviations 1 and 4: (2 ** 2 + 3 ** 2) / 16.
+    moments = moment_error(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [8.0]]))
+    assert moments.item() == pytest.approx(13 / 16)
+    (error + cosine_distance(made, target) + moment_error(made, target)).backward()
+    assert target.grad is None and made.grad.isfinite().all()
+
+
+def test_contrast_and_diversity_by_hand():
+    first = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    second = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
+    root = math.sqrt(0.5)  # cosines [[1, root], [0, root]], twice that at temperature 0.5
+    expected = (math.log(1 + math.exp(2 * root - 2)) + math.log(1 + math.exp(-2 * root))) / 2
+    assert info_nce(first, second, 0.5).item() == pytest.approx(expected)
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    assert mean_cosine(rows).item() == pytest.approx(1 / 3)
+    assert mean_cosine(rows[:1]).item() == 0
+
+
+def test_latents_are_dropped_whole_and_split_in_halves():
+    latents = torch.ones(1000, 3)
+    kept = dropped(latents, 0.3, seed=1)
+    assert set(kept.sum(1).tolist()) == {0.0, 3.0}
+    assert kept.mean().item() == pytest.approx(0.7, abs=0.05)
+    assert torch.equal(kept, dropped(latents, 0.3, seed=1))
+    assert not torch.equal(kept, dropped(latents, 0.3, seed=2))
+    assert torch.equal(dropped(latents, 0.0, seed=1), latents)
+    assert not dropped(latents, 1.0, seed=1).any()
+    first, second = halves(torch.eye(4), seed=0)
+    assert (first + second).tolist() == [0.5] * 4 and (first * second).sum() == 0
+    first, second = halves(torch.eye(3), seed=0)
+    assert sorted((first + second).tolist()) == [0.5, 0.5, 1.0]
+    first, second = halves(torch.eye(3)[:1], seed=0)
+    assert torch.equal(first, second) and first[0] == 1
+
+
+def test_scheduled_sampling_feeds_the_models_own_picks():
+    targets = torch.tensor([[5, 6], [7, 0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    logits = torch.nn.functional.one_hot(torch.tensor([1, 2, 3]), 9).float()
+    assert scheduled_sampling(targets, mask, logits, 1.0, 0).tolist() == [[1, 2], [3, 0]]
+    assert torch.equal(scheduled_sampling(targets, mask, logits, 0.0, 0), targets)
+
+
+def test_schedules_wait_and_bend():
+    late = Schedule(0.0, 2.0, after=3.0)
+    assert [late.at(s, 1) for s in range(5)] == [0, 0, 0, 2, 2]
+    bent = Schedule(0.0, 1.0, over=4.0, shape="cosine", after=2.0)
+    eighth = (1 - math.sqrt(0.5)) / 2  # (1 - cos(pi / 4)) / 2
+    expected = [0, 0, 0, eighth, 0.5, 1 - eighth, 1, 1]
+    assert [bent.at(s, 1) for s in range(8)] == pytest.approx(expected)
+    assert Schedule(0.0, 1.0, after=1.0, unit="epochs").at(10, 10) == 1.0
+    falling = Schedule(1.0, 0.3, over=2.0)
+    assert (falling.lowest, falling.highest, falling.on) == (0.3, 1.0, True)
+    assert not Schedule(0.0).on and Schedule(0.0, 1.0).on
+    for wrong, said in (({"over": -1.0}, "over is -1"), ({"after": 2.0}, "end is None")):
+        with pytest.raises(ValueError, match=said):
+            Schedule(1.0, **wrong)
+
+
+def test_a_gate_stays_open():
+    gated = Schedule(0.5, gate=("gap", "above", 0.1))
+    before, opened = {"step": 1.0, "gap": 0.05}, {"step": 5.0, "gap": 0.2}
+    assert gated.at(9, 1, []) == gated.at(9, 1, [before, {"step": 7.0}]) == 0
+    assert gated.at(9, 1, [before, opened, {"step": 8.0, "gap": 0.0}]) == 0.5
+    assert gated.lowest == 0
+    with pytest.raises(ValueError, match=r"told of no checks: remove it"):
+        gated.at(0, 1)

@@ -129,7 +129,7 @@ def joint_loss(
 ) -> Loss:
     """Stage 2: the decoder's own explanations, and what the encoder makes of them. The decoder as
     it is now is the reference."""
-    compared = recipe.refine == "grpo" and _on(recipe.weights.reference)
+    compared = recipe.refine == "grpo" and recipe.weights.reference.on
     reference = frozen_copy(lens) if compared else None
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -178,14 +178,14 @@ def joint_losses(
     errors = scaled_mse(made, batch.vectors.repeat_interleave(samples, 0), lens.spread)
     parts = {"mse": errors.mean()}
     kls = None
-    if _on(weights.kl) or (grpo and recipe.reward == "kl"):
+    if weights.kl.on or (grpo and recipe.reward == "kl"):
         swap = swapping(lens.lm, lens.config.layer, batch.texts, batch.positions, samples)
         with torch.no_grad():
             original = swap(None)
-        with torch.set_grad_enabled(_on(weights.kl)):
+        with torch.set_grad_enabled(weights.kl.on):
             kls = next_token_kl(original, swap(made))
         parts["kl"] = kls.mean()
-    if grpo or _on(weights.entropy):
+    if grpo or weights.entropy.on:
         scored = decoder.score(batch.vectors, said.ids, said.mask, recipe.temperature)
         parts["entropy"] = entropy_floor(scored.entropies, said.mask, weights.entropy_floor).mean()
         if grpo:
@@ -196,7 +196,7 @@ def joint_losses(
             with torch.no_grad():
                 before = reference.score(batch.vectors, said.ids, said.mask, recipe.temperature)
             parts["reference"] = k3(scored.log_probs, before.log_probs, said.mask).mean()
-    if _on(weights.fluency):
+    if weights.fluency.on:
         start = Prompt.from_ids(lens.lm, [lens.lm.frame.head[:1]] * len(said.ids))
         with torch.no_grad():
             plain = lens.lm.logits(start, said.ids, said.mask)
@@ -223,7 +223,3 @@ def _seeds(batch: Activations, recipe: LensRecipe, step: int, samples: int) -> l
         for text, position in zip(batch.texts, batch.positions, strict=True)
         for sample in range(samples)
     ]
-
-
-def _on(schedule: Schedule) -> bool:
-    return schedule.start != 0 or schedule.end not in (None, 0)

@@ -6,7 +6,7 @@ Two stages, each resumable:
    can be and the wire never gets credit for form;
 2. wire: everything else at once, every reader at each step. Each reader answers from latents as it
    answers from the text (KL over the answer's positions, answer cross-entropy) and says pieces of
-   the text again, from a few of their tokens on.
+   the text again, from a few of their tokens on; objectives.py has these and others.
 
 `add_reader` trains both for one more reader, with all that the others share frozen.
 
@@ -17,10 +17,11 @@ Two stages, each resumable:
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,9 +30,21 @@ from torch import Tensor
 
 from latentwire.evals.harness import Answer, evaluate, summarise
 from latentwire.evals.metrics import bootstrap
-from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
+from latentwire.lm import FrozenLM
 from latentwire.lm.picks import seed_of
 from latentwire.recipes.evaluation import conditions
+from latentwire.recipes.objectives import (
+    CUE,
+    Gist,
+    Objectives,
+    Step,
+    asked_prompt,
+    full_texts,
+    reader_parts,
+    send,
+    send_onward,
+    shared_parts,
+)
 from latentwire.recipes.runs import begin_training, check_training
 from latentwire.tasks.base import DataError, read_text
 from latentwire.tasks.qa import (
@@ -39,17 +52,12 @@ from latentwire.tasks.qa import (
     answer_targets,
     by_context,
     load_questions,
-    passages_prompt,
 )
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, Session, shuffled, train
-from latentwire.train.losses import distillation, token_loss
-from latentwire.train.schedules import Schedule
-from latentwire.wire import fsq
-from latentwire.wire.shared import Reader, SharedConfig, SharedWire, Values
+from latentwire.train.losses import token_loss
+from latentwire.wire.shared import Reader, SharedConfig, SharedWire
 
-CUE = 4
-"""Tokens of a piece of text that are given when the rest of it is to be said again."""
 LONGEST_ANSWER = 12
 """Tokens; questions with longer answers are not trained on, since a batch is padded to them."""
 
@@ -80,12 +88,8 @@ class SharedRecipe:
     """Most questions per passage and step."""
     longest: int = 320
     """Most tokens of a passage, as the source counts; longer ones are left out."""
-    repeated: int = 48
-    """Tokens of the piece of each passage that is said again."""
-    repeat: Schedule = field(default_factory=lambda: Schedule(1.0, 0.3, over=2000.0))
-    """Weight of saying again."""
-    distil: float = 1.0
-    """Weight of the KL to the same reader with the full text; 0 leaves that reader out."""
+    objectives: Objectives = field(default_factory=Objectives)
+    """What stage 2 minimises."""
     held_out: int = 100
     """Passages at the end of the first file that are never trained on."""
     fitted: int = 64
@@ -99,8 +103,11 @@ class SharedRecipe:
         for name in ("passages", "questions", "longest", "held_out", "fitted"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.repeated <= CUE:
-            raise ValueError(f"repeated is {self.repeated}; expected more than the cue's {CUE}")
+        if self.objectives.embeds.on and self.wire.ways_in[0] != "embeddings":
+            raise ValueError(
+                f"objectives.embeds aligns input embeddings and ways_in is "
+                f"{', '.join(self.wire.ways_in)}; expected embeddings first, or a weight of 0"
+            )
 
 
 BOTH = ("smollm2-135m", "gemma3-270m")
@@ -138,6 +145,7 @@ def train_shared(
     lms = lms or load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
     torch.manual_seed(recipe.seed)
     wire = SharedWire(recipe.wire, lms)
+    check_latents_learn(wire, recipe.objectives)
     stock = load_stock(recipe, lms[recipe.wire.source])
     wire.fit([p.context for p in stock.passages[: recipe.fitted]])
     train_formats(wire.readers, stock, recipe, out, session)
@@ -168,6 +176,7 @@ def add_reader(
     wire.calibrate(new.adapter, [p.context for p in stock.passages[: recipe.fitted]])
     wire.requires_grad_(False)
     new.adapter.requires_grad_(True)
+    recipe = replace(recipe, objectives=recipe.objectives.of_readers())
     train_formats([new], stock, recipe, out, session)
     parameters: dict[str, Tensor] = {
         n: p for n, p in new.adapter.named_parameters() if n != "format"
@@ -204,6 +213,16 @@ def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
     return Stock(kept, [p for p in held if len(source.ids(p.context)) <= recipe.longest])
 
 
+def check_latents_learn(wire: SharedWire, objectives: Objectives) -> None:
+    """Raises ValueError for objectives of an encoder that nothing in is trained by gradient."""
+    learns = any(p.requires_grad for p in wire.encoder.parameters())
+    if not learns and (objectives.contrast.on or objectives.diversity.on):
+        raise ValueError(
+            f"objectives.contrast and diversity train the encoder, and {wire.config.encoder} has "
+            "nothing that is learnt by gradient; expected weights of 0, or another encoder"
+        )
+
+
 def train_formats(
     readers: Sequence[Reader],
     stock: Stock,
@@ -220,8 +239,9 @@ def train_formats(
         for reader in readers:
             targets, mask = answer_targets(reader.lm, batch)
             with torch.no_grad():
-                text = _texts(reader.lm, batch)
-            logits = reader.lm.packed_logits(_asked(reader, batch, text), targets, mask)
+                text = full_texts(reader.lm, batch)
+            prompt = asked_prompt(reader.lm, reader.format, batch, text)
+            logits = reader.lm.packed_logits(prompt, targets, mask)
             parts[f"{reader.reader}.ce"] = token_loss(logits, targets[mask])
         return torch.stack([torch.as_tensor(p) for p in parts.values()]).mean(), parts
 
@@ -242,8 +262,11 @@ def train_wire(
 ) -> None:
     """Stage 2: encoder, code, trunk and adapters, or those of them that are in `parameters`."""
 
+    checks: list[dict[str, float]] = []
+    gist = Gist(wire) if recipe.objectives.gist.on else None
+
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        return wire_loss(wire, readers, stock, recipe, step)
+        return wire_loss(wire, readers, stock, recipe, step, gist, checks)
 
     held = [Passage(p.context, p.questions[: recipe.questions]) for p in stock.held]
     rest = ["text", "closed_book", "truncated_tokens"]  # these do not change
@@ -256,51 +279,40 @@ def train_wire(
         return found
 
     trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    trained |= {f"gist.{n}": p for n, p in gist.named_parameters()} if gist else {}
     wire.train()
-    train("wire", trained, loss, recipe.train, out, probe=probe, session=session)
+    train("wire", trained, loss, recipe.train, out, probe=probe, session=session, measured=checks)
     wire.eval()
 
 
 def wire_loss(
-    wire: SharedWire, readers: Sequence[Reader], stock: Stock, recipe: SharedRecipe, step: int
+    wire: SharedWire,
+    readers: Sequence[Reader],
+    stock: Stock,
+    recipe: SharedRecipe,
+    step: int,
+    gist: Gist | None = None,
+    checks: Sequence[Mapping[str, float]] = (),
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """What one step minimises: the mean over readers, who all read what was encoded once."""
+    """What one step minimises: the mean over readers, who all read what was encoded once, and what
+    the latents alone are trained for. gist: where that objective is on; checks: what those so far
+    found, for weights that wait for it."""
     began = time.perf_counter()
     batch = _batch(stock, recipe, wire.encoder.lm, step)
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
-    texts = [p.context for p in batch]
-    values = [fsq.bounded(z, wire.config.bits) for z in wire.encoder(texts)]
-    contents = [Values(v, wire.encoder.span(t)) for v, t in zip(values, texts, strict=True)]
-    total = torch.zeros((), device=wire.widen.weight.device)
+    epoch = math.ceil(len(stock.passages) / recipe.passages)
+    of = recipe.objectives
+    now = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
+    this = Step(batch, of, now, recipe.seed, step)
+    sent, onward = send(wire, this), send_onward(wire, this)
+    shared = shared_parts(wire, this, sent, gist)
+    figures |= shared
+    total = torch.zeros((), device=wire.widen.weight.device) + this.total(shared)
     for reader in readers:
-        loss, parts = _reader_loss(reader, batch, reader.prefix(contents), recipe, step)
-        total = total + loss / len(readers)
+        parts = reader_parts(reader, this, sent, onward)
+        total = total + this.total(parts) / len(readers)
         figures |= {f"{reader.reader}.{name}": part for name, part in parts.items()}
     return total, {"tokens": float(sum(len(p.questions) for p in batch) or 1), **figures}
-
-
-def _reader_loss(
-    reader: Reader, batch: Sequence[Passage], prefix: KVPrefix, recipe: SharedRecipe, step: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One reader's loss behind its latents, and its parts."""
-    lm, weight = reader.lm, recipe.repeat.at(step, 1)
-    total, parts = torch.zeros((), device=lm.device), {}
-    if weight > 0:
-        parts["again"] = _again(reader, [p.context for p in batch], prefix, recipe, step)
-        total = weight * parts["again"]
-    if any(p.questions for p in batch):
-        targets, mask = answer_targets(lm, batch)
-        student = lm.packed_logits(_asked(reader, batch, prefix), targets, mask)
-        parts["ce"] = token_loss(student, targets[mask])
-        total = total + parts["ce"]
-        if recipe.distil > 0:
-            with torch.no_grad():
-                full = _asked(reader, batch, _texts(lm, batch))
-                teacher = lm.packed_logits(full, targets, mask)
-            every = mask.new_ones(1, len(student))
-            parts["kl"] = distillation(teacher[None], student[None], every)
-            total = total + recipe.distil * parts["kl"]
-    return total, parts
 
 
 @torch.no_grad()
@@ -369,34 +381,3 @@ def _batch(stock: Stock, recipe: SharedRecipe, lm: FrozenLM, step: int) -> list[
         drawn = draw.sample(short, min(len(short), recipe.questions))
         made.append(Passage(passage.context, tuple(drawn)))
     return made
-
-
-def _texts(lm: FrozenLM, batch: Sequence[Passage]) -> KVPrefix:
-    """The full texts as one cache."""
-    rows = [torch.cat([lm.frame.head, lm.ids(p.context)]) for p in batch]
-    return lm.prefill(Prompt.from_ids(lm, rows))
-
-
-def _asked(reader: Reader, batch: Sequence[Passage], context: KVPrefix) -> Prompt:
-    """All questions of the batch; texts without any take no part."""
-    rows = [row for row, p in enumerate(batch) if p.questions]
-    index = torch.tensor(rows).to(reader.lm.device)
-    return passages_prompt(
-        reader.lm, reader.format, [batch[row] for row in rows], context.rows(index)
-    )
-
-
-def _again(
-    reader: Reader, texts: Sequence[str], prefix: KVPrefix, recipe: SharedRecipe, step: int
-) -> Tensor:
-    """Cross-entropy of a piece of each text, said again from its first CUE tokens on."""
-    lm, pieces = reader.lm, []
-    for text in texts:
-        ids = lm.ids(text)
-        draw = random.Random(seed_of(recipe.seed, step, text))
-        start = draw.randint(0, max(0, len(ids) - recipe.repeated))
-        pieces.append(ids[start : start + recipe.repeated])
-    request = torch.cat([lm.ids("\n\nRepeat the text above from here on."), lm.frame.tail])
-    prompt = Prompt.from_ids(lm, [torch.cat([request, p[:CUE]]) for p in pieces], prefix)
-    targets, mask = pad_right([p[CUE:] for p in pieces])
-    return token_loss(lm.packed_logits(prompt, targets, mask), targets[mask])

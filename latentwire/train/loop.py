@@ -43,12 +43,14 @@ def train(
     rate: Callable[[str, int], float] = lambda part, step: 1.0,
     probe: Probe = dict,
     session: Session | None = None,
+    measured: list[dict[str, float]] | None = None,
 ) -> None:
     """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors.
 
     rate: of a part, which the first two words of a parameter's name are, and a step: the part's
     learning rate in multiples of the config's. probe: what the checks for alarms (guards.py)
-    measure on held-out examples. Where processes train together
+    measure on held-out examples. measured: a list that a loss may look at: the loop keeps in it
+    what every check so far found, as it is logged, with its "step". Where processes train together
     (parallel.py), each has its own share of a step's rows, gradients are averaged, and the first
     one checks and writes.
 
@@ -67,6 +69,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     rows = logged(log, stage, step) if first else []
     checks = [row["alarms"] for row in rows if "alarms" in row]
+    measured = [] if measured is None else measured
+    measured[:] = parallel.of_first([_numbers(row) for row in rows if "alarms" in row])
     saved = time.monotonic()
     progress = _progress(stage, config.steps, step, console, first)
     tracking = tracked(session.trackers if first else (), folder, stage, step)
@@ -96,6 +100,8 @@ def train(
                 if "held" in figures and figures["held"] < checkpoints.best().get("held", math.inf):
                     kept = {n: v for n, v in figures.items() if n.startswith("held")}
                     checkpoints.save(parameters, optimizer, step, "best", **kept)
+            if checking:
+                measured.append(parallel.of_first(_numbers(row)))
             ending = collapsed(checks) if session.stop_on == "collapse" else None
             # All processes stop at the same step, or the others would wait for the one that did.
             asked = {"stop": float(sum(stopping)), "end": float(ending is not None)}
@@ -129,6 +135,10 @@ def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
 def _optimizer(parameters: Mapping[str, Tensor], config: LoopConfig) -> Optimizer:
     groups = [{"params": list(p.values()), "part": n} for n, p in by_part(parameters).items()]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
+
+
+def _numbers(row: Mapping[str, object]) -> dict[str, float]:
+    return {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
 
 
 def _tell(checks: Sequence[Mapping[str, str]], stage: str, step: int, console: Console) -> None:

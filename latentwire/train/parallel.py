@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import broadcast_object_list, reduce
 from torch import Tensor
 
 from latentwire.lm import FrozenLM
@@ -114,6 +114,11 @@ def mean(figures: Mapping[str, float]) -> dict[str, float]:
     averaged = reduce(values, "mean")
     assert isinstance(averaged, Tensor)
     return dict(zip(figures, averaged.tolist(), strict=True))
+
+
+def of_first(value: T) -> T:
+    """The first process's value, in all of them."""
+    return value if world() == 1 else broadcast_object_list([value])[0]
 
 
 def average_gradients(tensors: Sequence[Tensor]) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+Gate = tuple[str, Literal["below", "above"], float]
+"""A figure of the checks (metrics.jsonl names them), and what it has to pass: ("held", "below",
+2.0) or ("gap", "above", 0.1). When checks are made is up to the session, and with it when a gate
+opens."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A straight line from `start` to `end`, and then `end`."""
+    """`start` for a while, a way from `start` to `end`, and then `end`."""
 
     start: float
     """Value at the first step."""
@@ -17,17 +24,68 @@ class Schedule:
     over: float = 0.0
     """How long the way takes."""
     unit: Literal["steps", "epochs"] = "steps"
-    """What `over` is measured in."""
+    """What `over` and `after` are measured in."""
+    shape: Literal["linear", "cosine"] = "linear"
+    """Of the way: a straight line, or half a cosine, level at both ends (Loshchilov and Hutter
+    2016, arXiv 1608.03983)."""
+    after: float = 0.0
+    """How long it is before the way begins."""
+    gate: Gate | None = None
+    """What a check must find before there is anything but 0; the schedule begins with the step
+    after that check, and goes on whatever later ones find."""
+
+    def __post_init__(self) -> None:
+        for name in ("over", "after"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        if self.after and self.end is None:
+            raise ValueError(f"after is {self.after} and end is None; expected a value to end at")
 
     @property
     def lowest(self) -> float:
         """The smallest value that it takes."""
-        return self.start if self.end is None else min(self.start, self.end)
+        return min(self._ends if self.gate is None else (*self._ends, 0.0))
 
-    def at(self, step: int, epoch: int) -> float:
-        """The value at a step, where an epoch has so many steps."""
-        if self.end is None:
-            return self.start
-        length = self.over * (epoch if self.unit == "epochs" else 1)
-        done = 1.0 if length <= 0 else min(1.0, step / length)
-        return self.start + done * (self.end - self.start)
+    @property
+    def highest(self) -> float:
+        """The largest value that it takes."""
+        return max(self._ends)
+
+    @property
+    def on(self) -> bool:
+        """Whether it is ever anything but 0."""
+        return self._ends != (0, 0)
+
+    def at(
+        self, step: int, epoch: int, checks: Sequence[Mapping[str, float]] | None = None
+    ) -> float:
+        """The value at a step, where an epoch has so many steps. checks: what those before it
+        found, each with its "step". Raises ValueError for a gate where no checks are given."""
+        opened = self._opened(checks)
+        if opened is None:
+            return 0.0
+        unit = epoch if self.unit == "epochs" else 1
+        gone, length = step - opened - self.after * unit, self.over * unit
+        start, end = self._ends
+        if gone < 0:
+            return start
+        done = 1.0 if length <= 0 else min(1.0, gone / length)
+        if self.shape == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        return start + done * (end - start)
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return self.start, self.start if self.end is None else self.end
+
+    def _opened(self, checks: Sequence[Mapping[str, float]] | None) -> float | None:
+        """The step at which the gate opened; 0 where there is none."""
+        if self.gate is None:
+            return 0.0
+        if checks is None:
+            raise ValueError(f"gate is {self.gate}; this schedule is told of no checks: remove it")
+        name, side, limit = self.gate
+        for check in checks:
+            if name in check and (check[name] < limit if side == "below" else check[name] > limit):
+                return check["step"]
+        return None

@@ -52,14 +52,20 @@ class Adapter(nn.Module):
     ) -> KVPrefix:
         """Values [m, c] and states [m, w] of each context's latents as this reader's cache, the
         head before them. A span longer than the room is drawn together, evenly."""
-        batch, mask = padded(in_blocks(self.layer, states, self.block))
-        codes = padded([row.to(batch.device) for row in values])[0]
-        fitting = torch.tensor([min(span, self.room) for span in spans], device=mask.device)
-        slots, prefix = Slots(codes, batch, mask, fitting), None
+        slots, prefix = self.slots(values, states, spans), None
         for way in self.ways:
             prefix = way(self.lm, self.head, slots, prefix)
         assert prefix is not None
         return prefix
+
+    def slots(
+        self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
+    ) -> Slots:
+        """What the ways in are given."""
+        batch, mask = padded(in_blocks(self.layer, states, self.block))
+        codes = padded([row.to(batch.device) for row in values])[0]
+        fitting = torch.tensor([min(span, self.room) for span in spans], device=mask.device)
+        return Slots(codes, batch, mask, fitting)
 
 
 def in_blocks(layers: nn.TransformerEncoder, rows: Sequence[Tensor], size: int) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
@@ -42,7 +42,7 @@ class Embeddings(WayIn):
     def forward(
         self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
     ) -> KVPrefix:
-        embeds = self.start(slots.values) + self.deviation * self.residual(slots.states)
+        embeds = self.embeds(slots)
         counts, spans = slots.mask.sum(1).tolist(), slots.spans.tolist()
         rows = [[Span(row[-n:], span)] for row, n, span in zip(embeds, counts, spans, strict=True)]
         start = head.rows(torch.zeros(len(rows), dtype=torch.long, device=embeds.device))
@@ -50,6 +50,10 @@ class Embeddings(WayIn):
         # A row goes on after its span, which may end behind the last slot's centre.
         end = int(head.next_position[0]) + slots.spans
         return KVPrefix(made.keys, made.values, made.mask, made.positions, end)
+
+    def embeds(self, slots: Slots) -> Float[Tensor, "b m d"]:
+        """What the reader runs over."""
+        return self.start(slots.values) + self.deviation * self.residual(slots.states)
 
     @torch.no_grad()
     def calibrate(
@@ -63,13 +67,21 @@ class Embeddings(WayIn):
         every = []
         for text, row, length in zip(texts, values, units, strict=True):
             embeds = lm.embed(lm.ids(text)).float()
-            place = (torch.arange(len(embeds), device=embeds.device) + 0.5) * length / len(embeds)
-            share = torch.nn.functional.one_hot(place.long(), len(row)).float()
-            full = share.sum(0) > 0
-            means = (share.T @ embeds)[full] / share.sum(0)[full, None]
+            means, full = share_means(embeds, len(row), length)
             fit.add(row[full][None], means[None])
             every.append(embeds)
         weight, bias = fit.solve(penalty=1e-6)
         self.start.weight.copy_(weight[0].T)
         self.start.bias.copy_(bias[0])
         self.deviation.copy_(torch.cat(every).std(0))
+
+
+def share_means(
+    embeds: Float[Tensor, "n d"], latents: int, length: float
+) -> tuple[Float[Tensor, "k d"], Bool[Tensor, " m"]]:
+    """Mean of a text's embeddings over each latent's share of it, and which of the latents have a
+    token in theirs. length: as many latents as the text is long, the last one counted in part."""
+    place = (torch.arange(len(embeds), device=embeds.device) + 0.5) * length / len(embeds)
+    share = torch.nn.functional.one_hot(place.long(), latents).float()
+    full = share.sum(0) > 0
+    return (share.T @ embeds)[full] / share.sum(0)[full, None], full

@@ -1,0 +1,256 @@
+"""The objectives of a shared wire's training: what each is, and what a step makes of them."""
+
+import json
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from test_shared import BOTH, SIZES, lms, make_wire, pairs, passages, recipe  # noqa: F401
+from tiny import tiny_lm
+
+from latentwire.lm import Prompt
+from latentwire.lm.adapters import lora_config
+from latentwire.recipes import objectives as steps
+from latentwire.recipes import shared as recipes
+from latentwire.recipes.objectives import OFF, Gist, Objectives, Step, split
+from latentwire.recipes.shared import Stock, train_shared, wire_loss
+from latentwire.tasks.qa import answer_targets, passages_prompt
+from latentwire.train.loop import LoopConfig, Session
+from latentwire.train.losses import cosine_distance, moment_error, token_loss
+from latentwire.train.schedules import Schedule
+from latentwire.wire.shared import SharedConfig, Values
+
+SHARED = ("gist", "contrast", "diversity")
+WEIGHTS = [n for n in Objectives().schedules if n not in steps.SHARES]
+NOTHING = Objectives(**dict.fromkeys(Objectives().schedules, OFF), piece=8)
+
+
+def only(**weights) -> Objectives:
+    """These objectives, at a fixed value, and no other."""
+    return replace(NOTHING, **{name: Schedule(value) for name, value in weights.items()})
+
+
+def step_of(objectives: Objectives, batch=None, number=0) -> Step:
+    now = {name: s.at(number, 1) for name, s in objectives.schedules.items()}
+    return Step(batch or passages(), objectives, now, 0, number)
+
+
+def test_a_step_with_every_objective(lms):  # noqa: F811
+    wire = make_wire(lms, ways=("embeddings", "deep_prefix")).train()
+    weights = {name: 0.1 * (i + 1) for i, name in enumerate(WEIGHTS)}
+    given = recipe(wire.config, objectives=only(**weights, text=0.3, dropout=0.2, sampled=0.5))
+    gist = Gist(wire)
+    trained = [p for p in (*wire.parameters(), *gist.parameters()) if p.requires_grad]
+    stock = Stock([replace(p, context=f"{p.context[-2:]} {p.context}") for p in passages()], [])
+    total, figures = wire_loss(wire, wire.readers, stock, given, 0, gist)
+    expected, found = 0.0, set()
+    for name, part in figures.items():
+        objective = name.split(".")[-1]
+        if objective not in weights:
+            continue  # tokens, waited
+        assert part.isfinite(), name
+        grads = torch.autograd.grad(part, trained, retain_graph=True, allow_unused=True)
+        assert any(g is not None and g.any() for g in grads), name
+        assert all(g is None or g.isfinite().all() for g in grads), name
+        share = 1 if objective in SHARED else 1 / len(BOTH)
+        expected = expected + weights[objective] * share * part
+        found.add(name)
+    assert found == set(SHARED) | {f"{r}.{n}" for r in BOTH for n in weights if n not in SHARED}
+    torch.testing.assert_close(total, expected)
+    again = wire_loss(wire, wire.readers, stock, given, 0, gist)[0]
+    assert torch.equal(again, total)  # all noise is the step's
+    assert all(p.grad is None for lm in lms.values() for p in lm.model.parameters())
+
+
+def test_what_weighs_nothing_is_not_computed(lms, monkeypatch):  # noqa: F811
+    wire = make_wire(lms)
+
+    def never(*_, **__):
+        raise AssertionError("computed for a weight of 0")
+
+    for name in ("full_texts", "_again", "_onward", "_embeds", "halves", "mean_cosine", "dropped"):
+        monkeypatch.setattr(steps, name, never)
+    given = recipe(wire.config, objectives=only(ce=1.0))
+    figures = wire_loss(wire, wire.readers, Stock(passages(), []), given, 0)[1]
+    assert set(figures) == {"tokens", "waited", *(f"{name}.ce" for name in BOTH)}
+    monkeypatch.undo()
+    monkeypatch.setattr(type(wire.readers[0]), "prefix", never)
+    given = recipe(wire.config, objectives=only(diversity=1.0))
+    figures = wire_loss(wire, wire.readers, Stock(passages(), []), given, 0)[1]
+    assert set(figures) == {"tokens", "waited", "diversity"}
+
+
+def test_the_teacher_reads_without_the_adapter_that_the_student_has():
+    def tiny():
+        lm = tiny_lm("gemma3")
+        lm.tokenizer = pairs()
+        return lm
+
+    plain, base = tiny(), tiny()
+    view = base.add_lora("reader", lora_config(base.model.config, 2, 3))
+    torch.manual_seed(1)
+    for tensor in view.adapter_parameters().values():
+        torch.nn.init.normal_(tensor, std=0.3)
+    wire = make_wire({"tiny-llama": tiny_lm("llama"), "tiny-gemma3": view})
+    reader, batch = wire.readers[1], passages()
+    step = step_of(only(kl=1.0, states=1.0))
+    sent = steps.send(wire, step)
+    parts = steps.reader_parts(reader, step, sent, None)
+
+    targets, mask = answer_targets(plain, batch)
+    rows = [torch.cat([plain.frame.head, plain.ids(p.context)]) for p in batch]
+    text = passages_prompt(plain, reader.format, batch, plain.prefill(Prompt.from_ids(plain, rows)))
+    latents = passages_prompt(view, reader.format, batch, reader.prefix(sent.contents))
+    # Log-probabilities of all tokens, from models of which one never had an adapter.
+    teacher = plain.logits(text, targets, mask)[mask].log_softmax(-1)
+    student = view.logits(latents, targets, mask)[mask].log_softmax(-1)
+    kl = (teacher.exp() * (teacher - student)).sum(-1).mean()
+    torch.testing.assert_close(parts["kl"], kl)
+    told, own = (
+        lm.predicting(prompt, targets, mask)[mask]
+        for lm, prompt in ((plain, text), (view, latents))
+    )
+    error = (told - own).square().mean() / (told - told.mean(0)).square().mean()
+    torch.testing.assert_close(parts["states"], error)
+    grads = torch.autograd.grad(parts["kl"], list(view.adapter_parameters().values()))
+    assert all(g.any() for g in grads)
+
+
+def test_answers_are_fed_back_and_cut_as_asked(lms):  # noqa: F811
+    wire, batch = make_wire(lms), passages()
+    reader = wire.readers[0]
+    step = step_of(replace(only(ce=1.0, first=1.0, leading=1.0), leading_tokens=2))
+    sent = steps.send(wire, step)
+    parts = steps.reader_parts(reader, step, sent, None)
+    targets, mask = answer_targets(reader.lm, batch)
+    prompt = passages_prompt(reader.lm, reader.format, batch, reader.prefix(sent.contents))
+    scores = reader.lm.score(prompt, targets, mask)  # answers are " A" and EOS: three tokens
+    torch.testing.assert_close(parts["ce"], -scores.mean())
+    torch.testing.assert_close(parts["first"], -scores[:, 0].mean())
+    torch.testing.assert_close(parts["leading"], -scores[:, :2].mean())
+
+    sampled = steps.reader_parts(reader, step_of(only(ce=1.0, sampled=1.0)), sent, None)["ce"]
+    picks = reader.lm.logits(prompt, targets, mask).argmax(-1)
+    fed = reader.lm.logits(prompt, picks, mask)
+    torch.testing.assert_close(sampled, token_loss(fed[mask], targets[mask]))
+    assert not torch.allclose(sampled, parts["ce"])
+
+
+def test_texts_go_on_after_latents(lms):  # noqa: F811
+    for text, share, parts in (
+        ("one two three", 0.7, ("one two", " three")),
+        ("one two three", 0.01, ("o", "ne two three")),
+        ("one two three", 1.0, ("one two", " three")),
+        ("onetwo", 0.5, ("one", "two")),
+    ):
+        assert split(text, share) == parts
+    wire = make_wire(lms)
+    reader, lm, step = wire.readers[0], wire.readers[0].lm, step_of(only(onward=1.0))
+    onward = steps.send_onward(wire, step)
+    assert onward is not None
+    loss, expected = steps.reader_parts(reader, step, steps.send(wire, step), onward)["onward"], []
+    for passage, before, after in zip(step.batch, onward.texts, onward.rests, strict=True):
+        assert before + after == passage.context and after
+        content = Values(wire.encode([before])[0], wire.encoder.span(before))
+        ids = lm.ids(after)[:9]
+        prompt = Prompt.from_ids(lm, [ids[:1]], reader.prefix([content]))
+        expected += [-lm.score(prompt, ids[None, 1:])[0]]
+    torch.testing.assert_close(loss, torch.cat(expected).mean())
+
+    half = step_of(only(ce=1.0, text=0.5), batch=passages()[:1])
+    sent = steps.send(wire, half)
+    assert (sent.texts, sent.rests) == (["It"], [" was A."])
+    prefix = lm.prefill(Prompt.from_ids(lm, [lm.ids(" was A.")], reader.prefix(sent.contents)))
+    targets, mask = answer_targets(lm, half.batch)
+    prompt = passages_prompt(lm, reader.format, half.batch, prefix)
+    found = steps.reader_parts(reader, half, sent, None)["ce"]
+    torch.testing.assert_close(found, -lm.score(prompt, targets, mask).mean())
+
+
+def test_the_gist_of_each_place(lms):  # noqa: F811
+    gist = Gist(make_wire(lms))
+    states = torch.randn(3, 64)
+    made = gist(states, 10, 2.5)  # ten tokens at four to a latent
+    maps = gist.map.weight.view(4, 32, 64), gist.map.bias.view(4, 32)
+    for token, row in enumerate(made):
+        latent, place = divmod(token, 4)
+        torch.testing.assert_close(row, maps[0][place] @ states[latent] + maps[1][place])
+
+
+def test_embeddings_are_aligned_with_the_means_of_their_share(lms):  # noqa: F811
+    wire = make_wire(lms, ways=("embeddings",))
+    reader, step = wire.readers[0], step_of(only(embeds=1.0))
+    start = reader.adapter.ways[0].start  # alone: the residual begins as zero
+    torch.nn.init.zeros_(start.weight)
+    embeds = [reader.lm.embed(reader.lm.ids(p.context)) for p in step.batch]
+    means = torch.stack([part.mean(0) for rows in embeds for part in rows.split(4)])
+    made = start.bias.expand_as(means)
+    found = steps.reader_parts(reader, step, steps.send(wire, step), None)["embeds"]
+    torch.testing.assert_close(found, cosine_distance(made, means) + moment_error(made, means))
+
+
+def test_every_objective_resumes_exactly(lms, tmp_path, monkeypatch):  # noqa: F811
+    rows = [
+        {"id": q.id, "context": p.context, "question": q.question, "answers": list(q.answers)}
+        for p in passages()
+        for q in p.questions
+    ]
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2}
+    config = SharedConfig(BOTH, "tiny-llama", "lm_states", ("embeddings",), **sizes)
+    some = only(**dict.fromkeys(WEIGHTS, 0.5), text=0.3, dropout=0.3, sampled=0.5)
+    gated = Schedule(0.0, 1.0, over=2.0, gate=("held", "below", 2.0))
+    monkeypatch.setattr(recipes, "check_readers", lambda *_: {"held": 1.0})
+    few = LoopConfig(1, 3e-3, warmup=1)
+    given = recipe(
+        config,
+        data=(str(data),),
+        passages=4,
+        format=few,
+        train=replace(few, steps=4),
+        objectives=replace(some, onward=gated),
+    )
+    session = Session(check_every=2)
+
+    def trained(name):
+        return train_shared(replace(given, out=tmp_path / name), session, lms)
+
+    straight = trained("a")
+    loss = recipes.wire_loss
+
+    def interrupted(*arguments):
+        if arguments[4] == 2:
+            signal.raise_signal(signal.SIGINT)
+        return loss(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recipes, "wire_loss", interrupted)
+        trained("b")
+    resumed = trained("b")
+    with safe_open(str(straight / "wire.safetensors"), "pt") as saved:
+        assert {"value/gist.map.weight", "value/gist.map.bias"} <= set(saved.keys())
+    for file in ("wire.safetensors", "wire/shared-0.safetensors", "wire/reader-0-0.safetensors"):
+        assert (straight / file).read_bytes() == (resumed / file).read_bytes(), file
+    with safe_open(str(straight / "wire" / "shared-0.safetensors"), "pt") as saved:
+        assert not [name for name in saved.keys() if "gist" in name]  # noqa: SIM118
+    log = [json.loads(line) for line in (straight / "metrics.jsonl").open()]
+    seen = ["tiny-llama.onward" in row for row in log if row["stage"] == "wire"]
+    assert seen == [False, False, True, True]  # step 1 begins the way, which begins at 0
+
+
+def test_objectives_that_contradict_themselves(lms):  # noqa: F811
+    for change, said in [
+        ({"ce": Schedule(-1.0)}, "ce is .*; expected 0 or more"),
+        ({"dropout": Schedule(1.5, 0.0)}, "dropout is .*; expected 0 to 1"),
+        ({"piece": 4}, "piece, leading_tokens and temperature are 4,"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            Objectives(**change)
+    config = SharedConfig(BOTH, "tiny-llama", "pca", sizes=SIZES)
+    with pytest.raises(ValueError, match="ways_in is deep_prefix; expected embeddings first"):
+        recipe(config, objectives=only(embeds=1.0))
+    with pytest.raises(ValueError, match="pca has nothing that is learnt by gradient"):
+        train_shared(recipe(config, objectives=only(contrast=1.0)), lms=lms)
