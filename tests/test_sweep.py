@@ -19,12 +19,18 @@ from test_recipes import data, recipe  # noqa: F401 (data: a fixture)
 from tiny import tiny_lm
 
 from latentwire.__main__ import main
+from latentwire.evals import harness
 from latentwire.recipes import sweep as sweeps
-from latentwire.recipes.sweep import Evaluation, run_sweep
+from latentwire.recipes.shared import SharedRecipe, load_models, train_shared
+from latentwire.recipes.sweep import Evaluation, load_grid, run_sweep
 from latentwire.recipes.wire import WireRecipe
 from latentwire.recipes.workers import apart
 from latentwire.train.loop import LoopConfig
-from latentwire.wire.wire import Wire, WireConfig
+from latentwire.wire.encoders import ENCODERS
+from latentwire.wire.encoders.base import EncoderConfig
+from latentwire.wire.shared import SharedConfig, SharedWire
+from latentwire.wire.ways_in import WAYS_IN
+from latentwire.wire.wire import Wire, WireConfig, WireError
 
 TIMES = {"ttft_ratio", "encode_ttft_ratio"}
 
@@ -144,6 +150,86 @@ def test_a_member_that_is_asked_something_else_is_run_again(small, at_once, tmp_
     assert "holds a run with another config" in result["members"]["a"]["error"]
 
 
+@pytest.fixture
+def learned(reader, small) -> SharedRecipe:
+    sizes = EncoderConfig(window=32, width=64, layers=1)
+    wire = SharedConfig((reader,), reader, "pca", ("embeddings",), sizes, trunk_layers=1)
+    return SharedRecipe(
+        "tiny", wire, data=(small.data,), format=small.format, train=small.format, passages=2,
+        repeated=8, held_out=2, fitted=2,
+    )  # fmt: skip
+
+
+def test_shared_members_beside_one_of_another_kind(small, learned, at_once, tmp_path, monkeypatch):
+    first = train_shared(replace(learned, out=tmp_path / "first")) / "wire"
+    begun = replace(learned, begun=str(first))
+    deep = replace(begun, wire=replace(learned.wire, ways_in=("embeddings", "deep_prefix")))
+    grid, said = {"a": begun, "b": deep, "c": small}, []
+    decoded = []
+    answers = harness._answers
+    monkeypatch.setattr(
+        harness,
+        "_answers",
+        lambda lm, name, *rest: decoded.append(name) or answers(lm, name, *rest),
+    )
+    asked = Evaluation(small.data, limit=4)
+    result = run_sweep(grid, tmp_path / "s", asked, said=said.append)
+    assert said == ["a: done", "b: done", "c: done"]
+    assert result["factors"] == {
+        "a": {"encoder": "pca", "ways in": "embeddings"},
+        "b": {"encoder": "pca", "ways in": "embeddings + deep_prefix"},
+        "c": {},
+    }
+    evaluations = {name: member["evaluations"] for name, member in result["members"].items()}
+    assert {name: list(made) for name, made in evaluations.items()} == {
+        "a": ["4"],
+        "b": ["4"],
+        "c": ["16"],
+    }
+    name = learned.wire.readers[0]
+    one, two = (evaluations[n]["4"]["readers"][name]["rows"] for n in "ab")
+    assert one["wire"] != two["wire"]
+    # Both have the first wire's format tokens, and what says nothing of latents was asked once.
+    for condition in ("text", "closed_book", "truncated_tokens", "truncated_bytes"):
+        assert one[condition] == two[condition]
+    assert [decoded.count(c) for c in ("truncated_bytes", "zero_latents")] == [2, 3]
+    formats = [SharedWire.from_pretrained(f).readers[0].format for f in
+               (first, tmp_path / "s" / "a" / "wire", tmp_path / "s" / "b" / "wire")]  # fmt: skip
+    assert torch.equal(formats[0], formats[1]) and torch.equal(formats[0], formats[2])
+    log = [json.loads(line) for line in (tmp_path / "s" / "a" / "metrics.jsonl").open()]
+    assert {row["stage"] for row in log} == {"wire"}
+
+    again = run_sweep(grid, tmp_path / "s", asked, said=said.append)
+    assert said[3:] == ["a: done before", "b: done before", "c: done before"] and again == result
+    with pytest.raises(ValueError, match="a: its codes have 4 bits; got 16: leave out --bits"):
+        run_sweep(grid, tmp_path / "t", Evaluation(small.data, bits=(16, 4)))
+    assert not (tmp_path / "t").exists()
+
+
+def test_the_grid_of_the_table_has_every_encoder_and_every_way_in(monkeypatch):
+    monkeypatch.setenv("TRAIN", "train.jsonl")
+    grid = load_grid(Path(__file__).parents[1] / "reproduce" / "wire-table" / "grid.py")
+    cells = {
+        (r.wire.encoder, r.wire.ways_in[-1]) for r in grid.values() if isinstance(r, SharedRecipe)
+    }
+    assert cells == {(encoder, way) for encoder in ENCODERS for way in WAYS_IN}
+
+
+def test_a_wire_that_a_recipe_cannot_be_begun_with(learned, tmp_path):
+    first = tmp_path / "first"
+    SharedWire(learned.wire, load_models({learned.wire.source}, "float32")).save(first)
+    for begun, change, message in (
+        ("nowhere", {}, "nowhere is no wire; expected a folder"),
+        (first, {"format_tokens": 3}, "with 16 format tokens; expected 3, as the recipe says"),
+        (first, {"readers": ("other",)}, "expected one that has format tokens of other too"),
+    ):
+        wire = replace(learned.wire, **change)
+        given = replace(learned, wire=wire, begun=str(begun), out=tmp_path / "out")
+        with pytest.raises(WireError, match=message):
+            train_shared(given)
+        assert not (tmp_path / "out").exists()
+
+
 GRID = """
 from dataclasses import replace
 from latentwire.recipes.wire import WireRecipe
@@ -225,7 +311,7 @@ def test_seek_on_ray_equals_that_of_one_process(ray, reader, tmp_path, monkeypat
         ("grid = {}", "grid is {}; expected {name: recipe}"),
         ("x = 1", "grid is None"),
         ("grid = {", "SyntaxError"),
-        ("grid = {'a': 3}", "a is a int; expected a WireRecipe"),
+        ("grid = {'a': 3}", "a is a int; expected a WireRecipe or SharedRecipe"),
         ("grid = {'../a': 3}", "expected a name that a folder can have"),
     ],
 )

@@ -30,7 +30,7 @@ def sweep(arguments: list[str]) -> int:
 
         Args:
             grid: A Python file whose `grid` is {name: recipe}, or a function that returns it; the
-                recipes are those of `latentwire train`.
+                recipes are those of `latentwire train`, of any kind.
             evaluation: What every member is asked when it is trained.
             session: How their trainings are watched and kept.
             run: Folder of the sweep; runs/GRID if not given.

@@ -32,6 +32,7 @@ from latentwire.evals.baselines import (
 from latentwire.evals.harness import Answer, batch_size, evaluate, summarise
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.recipes.features import Features
 from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.recipes.workers import Spread, here
 from latentwire.tasks.base import DataError
@@ -50,6 +51,8 @@ from latentwire.wire.text_wire import TextReader
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
 """The reading set that the package ships."""
+REFERENCES = ("text", "truncated_tokens", "truncated_bytes", "closed_book")
+"""Conditions without latents, the same for all wires of a reader that have its format tokens."""
 TIMED = 8
 """Passages on which times and cache sizes are measured."""
 
@@ -123,18 +126,20 @@ def evaluate_wire(
     bits: int | None = None,
     needles: str | None = None,
     spread: Spread | None = None,
+    keep: bool = False,
 ) -> dict:
     """Score all conditions on the first `limit` questions of `data`, with messages in codes of
     `bits` (the wire's own if None); the whole result as one dict. needles: "number" or "uuid" asks
     for one that is hidden in each passage in place of the passage's questions. spread: who answers,
-    workers that load this wire, or this process if None.
+    workers that load this wire, or this process if None. keep: answers from text are kept on disk
+    (features.py), and taken from there where another wire's evaluation has left them.
 
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
     since another example's latents need another example, MessageError for bits that no codec has,
     and ValueError for a folder that holds another run.
     """
-    return evaluate_reader(wire, data, limit, out, bits, needles, spread)[0]
+    return evaluate_reader(wire, data, limit, out, bits, needles, spread, keep)[0]
 
 
 def evaluate_reader(
@@ -145,6 +150,7 @@ def evaluate_reader(
     bits: int | None,
     needles: str | None,
     spread: Spread | None = None,
+    keep: bool = False,
 ) -> tuple[dict, list[Answer]]:
     """The result of evaluate_wire, and every answer that it counts."""
     bits = wire.bits if bits is None else bits
@@ -167,7 +173,7 @@ def evaluate_reader(
     left = [p for p in passages if p.context not in done]
     size = batch_size(wire.lm)
     parts = [left[start : start + size] for start in range(0, len(left), size)]
-    work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens)
+    work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens, keep=keep)
     made, console = (spread or here(wire))(work, parts), Console(stderr=True)
     for batch in track(made, description="answering", total=len(parts), console=console):
         answers += batch
@@ -197,16 +203,50 @@ def load_passages(data: str, limit: int | None, needles: str | None) -> tuple[li
 
 
 def _answering(
-    wire: Reader, passages: Sequence[Passage], bits: int | None, answer_tokens: int
+    wire: Reader,
+    passages: Sequence[Passage],
+    bits: int | None,
+    answer_tokens: int,
+    keep: bool,
 ) -> Callable[[Sequence[Passage]], list[Answer]]:
     """What answers a batch of the passages under all conditions."""
     rows = conditions(wire, passages, bits)
+    features = Features(wire.lm) if keep else None
 
-    def work(part: Sequence[Passage]) -> list[Answer]:
-        made = evaluate(wire.lm, wire.format, part, rows, answer_tokens)
+    def answered(part: Sequence[Passage], name: str, condition: Condition) -> list[Answer]:
+        made = evaluate(wire.lm, wire.format, part, {name: condition}, answer_tokens)
         return [answer for batch in made for answer in batch]
 
+    def kept(part: Sequence[Passage], name: str, features: Features) -> list[Answer]:
+        prefix = rows[name]([p.context for p in part])
+
+        def packed() -> dict[str, Tensor]:
+            return {"json": _packed(list(map(asdict, answered(part, name, lambda _: prefix))))}
+
+        asked = _packed([name, answer_tokens, *map(asdict, part)])
+        # Keys of the first layer tell which tokens were kept, and where they stand.
+        found = features("answers", [wire.format, prefix.mask, prefix.keys[0], asked], packed)
+        return [_answer(record) for record in json.loads(bytes(found["json"].tolist()))]
+
+    def work(part: Sequence[Passage]) -> list[Answer]:
+        made = []
+        for name, condition in rows.items():
+            if features is not None and name in REFERENCES:
+                made += kept(part, name, features)
+            else:
+                made += answered(part, name, condition)
+        return made
+
     return work
+
+
+def _packed(value: Any) -> Tensor:
+    """Anything that JSON holds, as a tensor of its bytes."""
+    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+
+
+def _answer(record: dict) -> Answer:
+    return Answer(**{**record, "gold": tuple(record["gold"])})
 
 
 def _check_room(wire: Reader, passages: Sequence[Passage], answer_tokens: int) -> None:
@@ -227,7 +267,7 @@ def _check_room(wire: Reader, passages: Sequence[Passage], answer_tokens: int) -
 
 def _resumed(out: Path, setting: dict, conditions: set[str]) -> list[Answer]:
     """What an earlier run of the same evaluation left in `out`: passages under all conditions."""
-    answers = [Answer(**{**r, "gold": tuple(r["gold"])}) for r in open_run(out, setting)]
+    answers = [_answer(record) for record in open_run(out, setting)]
     conditions_of: dict[str, set[str]] = {}
     for a in answers:
         conditions_of.setdefault(a.context, set()).add(a.condition)

@@ -8,6 +8,9 @@ Two stages, each resumable:
    answers from the text (KL over the answer's positions, answer cross-entropy) and says pieces of
    the text again, from a few of their tokens on; objectives.py has these and others.
 
+Where a recipe is `begun` with a wire, that one's format tokens stand in for stage 1, so that
+members of a sweep share it and differ in nothing else.
+
 `add_reader` trains both for one more reader, with all that the others share frozen.
 
     latentwire train shared-4x --data squad_train.jsonl --out runs/shared-4x
@@ -56,6 +59,8 @@ from latentwire.tasks.qa import (
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, Session, shuffled, train
 from latentwire.train.losses import token_loss
+from latentwire.wire.folder import WireError
+from latentwire.wire.load import load_wire
 from latentwire.wire.shared import Reader, SharedConfig, SharedWire
 
 LONGEST_ANSWER = 12
@@ -80,6 +85,9 @@ class SharedRecipe:
         default_factory=lambda: LoopConfig(steps=300, lr=3e-3, save_every=50)
     )
     """Stage 1."""
+    begun: str | None = None
+    """A wire of the same readers, a folder or a shipped one's name, whose format tokens are taken
+    over in place of stage 1."""
     train: LoopConfig = field(default_factory=lambda: LoopConfig(steps=4000, lr=1e-3))
     """Stage 2."""
     passages: int = 16
@@ -138,9 +146,11 @@ def train_shared(
     """Run both stages, or what is left of them; the run folder, whose wire/ is the trained wire.
     lms: the models by name, where they are loaded already.
 
-    Raises ValueError for a run folder that holds another run, before any compute.
+    Raises ValueError for a run folder that holds another run, and for a wire that it cannot begin
+    with, before any compute.
     """
     session = session or Session()
+    known = known_formats(recipe, recipe.wire.readers, lms)
     out = _begin(recipe.out or Path("runs") / recipe.name, asdict(recipe))
     lms = lms or load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
     torch.manual_seed(recipe.seed)
@@ -148,7 +158,7 @@ def train_shared(
     check_latents_learn(wire, recipe.objectives)
     stock = load_stock(recipe, lms[recipe.wire.source])
     wire.fit([p.context for p in stock.passages[: recipe.fitted]])
-    train_formats(wire.readers, stock, recipe, out, session)
+    train_formats(wire.readers, known, stock, recipe, out, session)
     parameters: dict[str, Tensor] = {
         n: p for n, p in wire.named_parameters() if not n.endswith(".format")
     }
@@ -167,6 +177,7 @@ def add_reader(
     """A new adapter for one more reader; what the others share, and their adapters, stay as they
     are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
     session = session or Session()
+    known = known_formats(recipe, (name,), None)
     setting = {"added": name, "to": wire.id.hex(), **asdict(recipe), "wire": asdict(wire.config)}
     torch.manual_seed(recipe.seed)
     wire = wire.with_reader(name, load_models({name}, recipe.dtype)[name])
@@ -177,7 +188,7 @@ def add_reader(
     wire.requires_grad_(False)
     new.adapter.requires_grad_(True)
     recipe = replace(recipe, objectives=recipe.objectives.of_readers())
-    train_formats([new], stock, recipe, out, session)
+    train_formats([new], known, stock, recipe, out, session)
     parameters: dict[str, Tensor] = {
         n: p for n, p in new.adapter.named_parameters() if n != "format"
     }
@@ -223,14 +234,44 @@ def check_latents_learn(wire: SharedWire, objectives: Objectives) -> None:
         )
 
 
+def known_formats(
+    recipe: SharedRecipe, names: Sequence[str], lms: Mapping[str, FrozenLM] | None
+) -> dict[str, Tensor]:
+    """The format tokens that the recipe is begun with, by reader; nothing where it trains its own.
+
+    Raises WireError for a wire that has none of one of the readers, or another number of them.
+    """
+    if recipe.begun is None:
+        return {}
+    known = {r.reader: r.format.detach() for r in load_wire(recipe.begun, lms).readers}
+    for name in names:
+        if name not in known:
+            raise WireError(
+                f"begun is {recipe.begun}, a wire of {', '.join(known)}; expected one that has "
+                f"format tokens of {name} too"
+            )
+        if len(known[name]) != recipe.wire.format_tokens:
+            raise WireError(
+                f"begun is {recipe.begun}, with {len(known[name])} format tokens; expected "
+                f"{recipe.wire.format_tokens}, as the recipe says"
+            )
+    return known
+
+
 def train_formats(
     readers: Sequence[Reader],
+    known: Mapping[str, Tensor],
     stock: Stock,
     recipe: SharedRecipe,
     out: Path,
     session: Session,
 ) -> None:
-    """Stage 1: the format tokens of each reader, with the full text as context."""
+    """Stage 1: the format tokens of each reader, with the full text as context, where they are not
+    known."""
+    if known:
+        for reader in readers:
+            reader.format.requires_grad_(False).copy_(known[reader.reader])
+        return
     asking = Stock([p for p in stock.passages if p.questions], stock.held)
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:

@@ -10,6 +10,8 @@ grid = {f"{n}x": replace(base, wire=replace(base.wire, ratio=n)) for n in (2, 4,
 latentwire sweep grid.py --data squad_dev.jsonl --limit 500
 latentwire report runs/grid
 
+A member is a recipe of any kind in KINDS: of a wire of one reader, or of a shared wire.
+
 runs/grid/results.json          all members; the report is made from it
 runs/grid/NAME/                 one run, as of `latentwire train`, and its evaluations
 runs/grid/NAME/member.json      what it came to, or why it failed
@@ -21,21 +23,59 @@ import json
 import re
 import runpy
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from latentwire.files import write_whole
 from latentwire.recipes.evaluation import ALMANAC, evaluate_wire
+from latentwire.recipes.readers import evaluate_readers
+from latentwire.recipes.shared import SharedRecipe, load_models, train_shared
 from latentwire.recipes.wire import WireRecipe, train_wire
 from latentwire.recipes.workers import apart
 from latentwire.train.guards import standing
 from latentwire.train.loop import Session
-from latentwire.wire.message import check_bits
+from latentwire.wire.codec import BITS
+from latentwire.wire.shared import SharedWire
 from latentwire.wire.wire import Wire
 
 MEMBER = "member.json"
+Recipe = WireRecipe | SharedRecipe
+
+
+class Kind(NamedTuple):
+    """How members of one kind are trained and scored."""
+
+    train: Callable[[Any, Session | None], Any]
+    """A recipe to its trained wire."""
+    evaluate: Callable[..., dict]
+    """Of such a wire; takes data, limit, run folder, bits and whether to keep references."""
+    bits: Callable[[Any], Sequence[int]]
+    """That codes of messages of a recipe's wire can have; the first are asked for if none are."""
+    factors: Callable[[Any], dict[str, str]]
+    """What the report crosses in a table: two of a recipe's fields as text, or none."""
+
+
+def _one_reader(recipe: WireRecipe, session: Session | None) -> Wire:
+    return Wire.from_pretrained(train_wire(recipe, session) / "wire")
+
+
+def _several_readers(recipe: SharedRecipe, session: Session | None) -> SharedWire:
+    lms = load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
+    return SharedWire.from_pretrained(train_shared(recipe, session, lms) / "wire", lms)
+
+
+def _encoder_and_ways(recipe: SharedRecipe) -> dict[str, str]:
+    return {"encoder": recipe.wire.encoder, "ways in": " + ".join(recipe.wire.ways_in)}
+
+
+KINDS: dict[type, Kind] = {
+    WireRecipe: Kind(_one_reader, evaluate_wire, lambda _: BITS, lambda _: {}),
+    SharedRecipe: Kind(
+        _several_readers, evaluate_readers, lambda recipe: (recipe.wire.bits,), _encoder_and_ways
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -47,22 +87,28 @@ class Evaluation:
     not given."""
     limit: int | None = None
     """Only the first so many questions."""
-    bits: tuple[int, ...] = (16,)
-    """Bits of one code of a message; an evaluation for each."""
+    bits: tuple[int, ...] = ()
+    """Bits of one code of a message, an evaluation for each; if not given 16, and for a shared wire
+    those that it was trained with, which are the only ones it has."""
 
-    def check(self) -> None:
-        """Raises ValueError for what no member could be evaluated with."""
-        if not self.bits or (self.limit is not None and self.limit < 1):
-            raise ValueError(f"limit {self.limit}, bits {self.bits}; expected at least 1 of each")
-        for bits in self.bits:
-            check_bits(bits)
+    def check(self, grid: Mapping[str, Recipe]) -> None:
+        """Raises ValueError for what a member cannot be evaluated with."""
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}; expected at least 1")
+        for name, recipe in grid.items():
+            known = KINDS[type(recipe)].bits(recipe)
+            if wrong := set(self.bits) - set(known):
+                raise ValueError(
+                    f"{name}: its codes have {' or '.join(map(str, known))} bits; got "
+                    f"{', '.join(map(str, sorted(wrong)))}: leave out --bits, or the member"
+                )
 
     def folder(self, bits: int) -> str:
         """Inside a member's."""
         return f"eval-{Path(self.data).stem}-{self.limit or 'all'}-{bits}bit"
 
 
-def load_grid(path: Path) -> dict[str, WireRecipe]:
+def load_grid(path: Path) -> dict[str, Recipe]:
     """What `grid` of a Python file is, or gives where it is a function: {name: recipe}. Raises
     ValueError for anything else."""
     if not path.is_file():
@@ -77,13 +123,14 @@ def load_grid(path: Path) -> dict[str, WireRecipe]:
     for name, recipe in grid.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.,=+-]*", name):
             raise ValueError(f"{path}: member {name!r}; expected a name that a folder can have")
-        if not isinstance(recipe, WireRecipe):
-            raise ValueError(f"{path}: {name} is a {type(recipe).__name__}; expected a WireRecipe")
+        if type(recipe) not in KINDS:
+            known = " or ".join(kind.__name__ for kind in KINDS)
+            raise ValueError(f"{path}: {name} is a {type(recipe).__name__}; expected a {known}")
     return grid
 
 
 def run_sweep(
-    grid: Mapping[str, WireRecipe],
+    grid: Mapping[str, Recipe],
     out: Path,
     evaluation: Evaluation = Evaluation(),
     session: Session | None = None,
@@ -96,7 +143,7 @@ def run_sweep(
     is run again. ray: the address of the Ray that they run on; one after another here if None.
     said: told in one line of each that ends.
     """
-    evaluation.check()
+    evaluation.check(grid)
     _begin(grid, out, evaluation)
     left = {n: r for n, r in grid.items() if _result(n, r, out, evaluation).get("error", True)}
     for name in (n for n in grid if n not in left):
@@ -114,17 +161,15 @@ def run_sweep(
 
 
 def run_member(
-    name: str, recipe: WireRecipe, out: Path, evaluation: Evaluation, session: Session | None
+    name: str, recipe: Recipe, out: Path, evaluation: Evaluation, session: Session | None
 ) -> None:
     """Train and evaluate one member, or go on with it; its member.json says what it came to."""
-    folder = out / name
+    folder, kind = out / name, KINDS[type(recipe)]
     try:
-        train_wire(replace(recipe, out=folder), session)
-        results = {}
-        for bits in evaluation.bits:
-            wire = Wire.from_pretrained(str(folder / "wire"))
-            run = folder / evaluation.folder(bits)
-            results[str(bits)] = evaluate_wire(wire, evaluation.data, evaluation.limit, run, bits)
+        wire, results = kind.train(replace(recipe, out=folder), session), {}
+        for bits in evaluation.bits or kind.bits(recipe)[:1]:
+            asked = (evaluation.data, evaluation.limit, folder / evaluation.folder(bits), bits)
+            results[str(bits)] = kind.evaluate(wire, *asked, keep=True)
         _write(folder, recipe, evaluation, alarms=standing(folder), evaluations=results)
     except Exception as error:  # whatever it is, it is this member's alone
         traceback.print_exc()
@@ -132,7 +177,7 @@ def run_member(
         _write(folder, recipe, evaluation, error=said)
 
 
-def _begin(grid: Mapping[str, WireRecipe], out: Path, evaluation: Evaluation) -> None:
+def _begin(grid: Mapping[str, Recipe], out: Path, evaluation: Evaluation) -> None:
     """Make `out` the folder of a sweep, whose grid may have grown. Raises ValueError for a folder
     of another kind of run."""
     config = out / "config.json"
@@ -144,13 +189,13 @@ def _begin(grid: Mapping[str, WireRecipe], out: Path, evaluation: Evaluation) ->
     write_whole(config, json.dumps(about, indent=1, default=str))
 
 
-def _write(folder: Path, recipe: WireRecipe, evaluation: Evaluation, **facts: Any) -> None:
+def _write(folder: Path, recipe: Recipe, evaluation: Evaluation, **facts: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = {"asked": _asked(recipe, evaluation), **facts}
     write_whole(folder / MEMBER, json.dumps(record, indent=1))
 
 
-def _result(name: str, recipe: WireRecipe, out: Path, evaluation: Evaluation) -> dict[str, Any]:
+def _result(name: str, recipe: Recipe, out: Path, evaluation: Evaluation) -> dict[str, Any]:
     """What a member came to; nothing where it has not ended, or was asked something else."""
     path = out / name / MEMBER
     record = json.loads(path.read_text()) if path.exists() else {}
@@ -159,15 +204,16 @@ def _result(name: str, recipe: WireRecipe, out: Path, evaluation: Evaluation) ->
     return {"error": None, **record}
 
 
-def _asked(recipe: WireRecipe, evaluation: Evaluation) -> dict[str, Any]:
+def _asked(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:
     """Recipe and evaluation as they come back from JSON."""
     asked = {"recipe": {**asdict(recipe), "out": None}, "evaluation": asdict(evaluation)}
-    return json.loads(json.dumps(asked))
+    return json.loads(json.dumps(asked, default=str))
 
 
-def _collect(grid: Mapping[str, WireRecipe], out: Path, evaluation: Evaluation) -> dict[str, Any]:
+def _collect(grid: Mapping[str, Recipe], out: Path, evaluation: Evaluation) -> dict[str, Any]:
     members = {name: _result(name, recipe, out, evaluation) for name, recipe in grid.items()}
     about = {**asdict(evaluation), "data": Path(evaluation.data).name}
-    result = {"kind": "sweep", **about, "members": members}
+    factors = {name: KINDS[type(recipe)].factors(recipe) for name, recipe in grid.items()}
+    result = {"kind": "sweep", **about, "factors": factors, "members": members}
     write_whole(out / "results.json", json.dumps(result, indent=1))
     return json.loads(json.dumps(result))
