@@ -11,8 +11,8 @@ from test_report import fill, row
 
 from latentwire.report.folder import ReportError
 from latentwire.report.page import write_report
-from latentwire.report.sweep import scored, sweep_table, verdict
-from latentwire.report.sweep_plots import cost
+from latentwire.report.sweep import matrix, reference_rows, scored, sweep_table, verdict
+from latentwire.report.sweep_plots import cost, cost_plot
 
 
 def evaluated(f1: float, latents: float, message: float) -> dict:
@@ -107,6 +107,49 @@ def test_a_sweep_that_has_just_begun(tmp_path):
     begun = {**SWEEP, "members": {"a": {}}}
     page = write_report(fill(tmp_path, results_json=json.dumps(begun))).read_text("utf-8")
     assert "<svg" not in page and "Not run yet: a." in page
+
+
+def crossed() -> dict:
+    made = copy.deepcopy(SWEEP)
+    parts = [("pca", "embeddings"), ("pca", "lora"), ("utf8", "embeddings"), ("utf8", "a + lora")]
+    made["factors"] = {
+        name: {"encoder": e, "ways in": w}
+        for name, (e, w) in zip(made["members"], parts, strict=True)
+    }
+    return made
+
+
+def test_members_crossed_by_their_factors():
+    made = crossed()
+    assert matrix(made, scored(made)) == [
+        ["encoder / ways in", "embeddings", "lora", "a +\nlora"],
+        ["pca", "50.0\n(47.0 to 53.0)\nNLL 1.50", "30.0\n(27.0 to 33.0)\nNLL 1.70", ""],
+        ["utf8", "failed", "", "not run yet"],
+    ]
+    made["factors"]["16x"] = made["factors"]["2x"]  # they differ in something else
+    assert matrix(made, scored(made)) == [] == matrix(SWEEP, scored(SWEEP))
+
+
+def test_references_are_ranges_where_members_differ():
+    made = crossed()
+    made["members"]["4x"]["evaluations"]["16"]["rows"]["zero_latents"] = row(0.07)
+    of = {name: cells for name, *cells in reference_rows(scored(made))}
+    assert "wire" not in of and of["full text"] == ["60.0 (57.0 to 63.0)", "1.40"]
+    assert of["zero latents (control)"][0] == "7.0 to 10.0"
+    assert reference_rows([]) == []
+
+
+def test_a_page_of_crossed_members(tmp_path):
+    page = write_report(fill(tmp_path, results_json=json.dumps(crossed()))).read_text("utf-8")
+    assert page.count("<svg") == 2 and page.count("<table") == 3
+    assert '<th scope="col">a +<br>lora</th>' in page and "NLL 1.50</td>" in page
+
+
+def test_of_wires_at_one_place_only_the_highest_is_numbered():
+    found = scored({**SWEEP, "members": {n: {"evaluations": {"16": evaluated(f, 75.6, 195.0)}}
+                    for n, f in (("a", 0.2), ("b", 0.4), ("c", 0.3))}})  # fmt: skip
+    drawn = cost_plot(list(enumerate(found, 1)), "tokens")
+    assert [f">{n}</text>" in drawn for n in "123"] == [False, True, False]
 
 
 def test_a_damaged_file_is_one_line(tmp_path):

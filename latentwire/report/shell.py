@@ -75,15 +75,19 @@ def verdict_section(tone: str, said: Sequence[str]) -> str:
 def html_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str] | None = None
 ) -> str:
-    """A table of text cells. kinds: for each row main, control or nothing."""
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    """A table of text cells, of a line or more. kinds: for each row main, control or nothing."""
+    top = "".join(f'<th scope="col">{_lines(cell)}</th>' for cell in head)
     lines = [
-        f'<tr class="{kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        f'<tr class="{kind}">' + "".join(f"<td>{_lines(cell)}</td>" for cell in row) + "</tr>"
         for kind, row in zip(kinds or [""] * len(rows), rows, strict=True)
     ]
     # A wide table scrolls by itself; tabindex lets a keyboard do it.
     return f"""<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead>
 <tbody>{"".join(lines)}</tbody></table></div>"""
+
+
+def _lines(cell: str) -> str:
+    return escape(cell).replace("\n", "<br>")
 
 
 def config_section(config: dict[str, Any]) -> str:

@@ -6,16 +6,25 @@ rich.print(sweep_table(results))
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
+from latentwire.report.tables import (
+    NAMES,
+    interval,
+    name,
+    percent,
+    reads_latents,
+    terminal_table,
+)
 from latentwire.report.tables import RESULTS as ONE
-from latentwire.report.tables import interval, reads_latents, terminal_table
 
 RESULTS = {
     "data": str,
+    "factors?": {"*": {"*": str}},
     "members": {
         "*": {
             "error?": str,
@@ -27,6 +36,7 @@ RESULTS = {
 """What results.json must hold, as `folder.expect` takes it."""
 
 COLUMNS = ("member", "F1, %", "full text, %", "latents", "bytes", "reads its latents")
+REFERENCES = ("the same reader with", "F1, %", "NLL")
 
 
 @dataclass(frozen=True)
@@ -108,9 +118,46 @@ def sweep_rows(results: dict[str, Any]) -> list[list[str]]:
         rows.append([f"{number}. {one.label}", interval(one.row, "f1"), whole, *sizes, reads])
     for member, record in results["members"].items():
         if not record.get("evaluations"):
-            state = "failed" if record.get("error") else "not run yet"
-            rows.append([member, state, "", "", "", ""])
+            rows.append([member, _state(record), "", "", "", ""])
     return rows
+
+
+def matrix(results: dict[str, Any], rows: Sequence[Scored]) -> list[list[str]]:
+    """What one reader scored, crossed by the two factors that members name: the head, then a row
+    for each value of the first factor, a column for each of the second. Nothing where members name
+    no factors, or differ in more than these."""
+    factors = {n: f for n, f in (results.get("factors") or {}).items() if len(f) == 2}
+    members = {tuple(f.values()): n for n, f in factors.items()}
+    if len(members) < max(2, len(factors)):
+        return []
+    firsts, seconds = (list(dict.fromkeys(values)) for values in zip(*members, strict=True))
+    cells = {m: _state(record) for m, record in results["members"].items()}
+    for s in rows:
+        cells[s.member] = f"{interval(s.row, 'f1')}\nNLL {s.row['nll']:.2f}".replace(" (", "\n(")
+    named = " / ".join(next(iter(factors.values())))
+    body = [[a, *(cells.get(members.get((a, b), ""), "") for b in seconds)] for a in firsts]
+    return [[named, *(b.replace(" + ", " +\n") for b in seconds)], *body]
+
+
+def reference_rows(rows: Sequence[Scored]) -> list[list[str]]:
+    """Cells under REFERENCES: what one reader scores under the other conditions. Where that is not
+    the same for all members, the lowest and the highest."""
+    made = []
+    for key in NAMES:
+        found = [r for s in rows if key != "wire" and (r := s.results["rows"].get(key))]
+        if not found:
+            continue
+        low, high = ([f(r[k] for r in found) for k in ("f1", "nll")] for f in (min, max))
+        same = low == high
+        f1 = interval(found[0], "f1") if same else f"{percent(low[0])} to {percent(high[0])}"
+        nll = f"{low[1]:.2f}" if same else f"{low[1]:.2f} to {high[1]:.2f}"
+        made.append([name(key), f1, nll])
+    return made
+
+
+def _state(record: dict[str, Any]) -> str:
+    """Of a member that was not scored."""
+    return "failed" if record.get("error") else "not run yet"
 
 
 def sweep_table(results: dict[str, Any]) -> Table:

@@ -6,7 +6,16 @@ from html import escape
 from typing import Any
 
 from latentwire.report.shell import html_table, verdict_section
-from latentwire.report.sweep import COLUMNS, Scored, scored, sweep_rows, verdict
+from latentwire.report.sweep import (
+    COLUMNS,
+    REFERENCES,
+    Scored,
+    matrix,
+    reference_rows,
+    scored,
+    sweep_rows,
+    verdict,
+)
 from latentwire.report.sweep_plots import cost_plot
 
 
@@ -21,19 +30,32 @@ def sweep_sections(run: str, found: dict[str, Any]) -> list[str]:
         f"<h1>{escape(run)}</h1>",
         f'<p class="note">A sweep, each member scored on {limit}{escape(results["data"])}</p>',
         verdict_section("", verdict(results)),
-        *(_plots(reader, rows) for reader, rows in readers.items()),
+        *(_of_reader(reader, rows, results) for reader, rows in readers.items()),
         f"<h2>Members</h2>{html_table(COLUMNS, sweep_rows(results))}",
         _troubles(results["members"]),
     ]
 
 
-def _plots(reader: str, rows: list[tuple[int, Scored]]) -> str:
+def _of_reader(reader: str, rows: list[tuple[int, Scored]], results: dict[str, Any]) -> str:
     return f"""<h2>{escape(reader)}</h2>
+{_crossed(results, [one for _, one in rows])}
 {cost_plot(rows, "tokens")}
 {cost_plot(rows, "bytes")}
-<p class="note">Means over contexts, on logarithmic axes. Numbers: those of the table. Bars: the
-wire's 95% interval. A text that was cut to equal tokens is drawn at its share of the text's bytes,
-one that was cut to equal bytes at its share of the tokens.</p>"""
+<p class="note">Means over contexts, on logarithmic axes. Numbers: those of the table, of several
+wires at one place the highest's. Bars: the wire's 95% interval. A text that was cut to equal tokens
+is drawn at its share of the text's bytes, one that was cut to equal bytes at its share of the
+tokens.</p>"""
+
+
+def _crossed(results: dict[str, Any], rows: list[Scored]) -> str:
+    head, *body = matrix(results, rows) or [[]]
+    if not body:
+        return ""
+    rows = [one for one in rows if results["factors"].get(one.member)]
+    return f"""{html_table(head, body)}
+<p class="note">F1, %, with its 95% interval, and NLL in nats per token of the answer.</p>
+{html_table(REFERENCES, reference_rows(rows))}
+<p class="note">Two numbers without brackets: the lowest and the highest beside any member.</p>"""
 
 
 def _troubles(members: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ def cost(one: dict[str, Any], condition: str, unit: Unit) -> float | None:
 
 def cost_plot(rows: Sequence[tuple[int, Scored]], unit: Unit) -> str:
     """F1 against tokens or bytes of a context, on a logarithmic axis; numbers are those of the
-    table, bars the wires' 95% intervals."""
+    table, of several at one place the highest's, bars the wires' 95% intervals."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
@@ -61,8 +61,10 @@ def cost_plot(rows: Sequence[tuple[int, Scored]], unit: Unit) -> str:
             level = 100 * sum(r["f1"] for r in closed) / len(closed)
             line = {"color": MUTED, "linewidth": 1, "linestyle": (0, (3, 3))}
             axes.axhline(level, label=name("closed_book"), **line)
+        # By their place, the highest last: a number that others would hide is left out.
+        highest = {cost(s.results, "wire", unit): n for n, s in sorted(rows, key=_f1)}
         for number, one in rows:
-            _wire(axes, number, one, unit)
+            _wire(axes, str(number) if number in highest.values() else "", one, unit)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         low, high = axes.get_xlim()
         axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high < 200 * low else (1,)))
@@ -99,7 +101,11 @@ def _baseline(
         )
 
 
-def _wire(axes: Axes, number: int, one: Scored, unit: Unit) -> None:
+def _f1(numbered: tuple[int, Scored]) -> float:
+    return numbered[1].row["f1"]
+
+
+def _wire(axes: Axes, number: str, one: Scored, unit: Unit) -> None:
     x = cost(one.results, "wire", unit)
     if not x:
         return
@@ -108,7 +114,7 @@ def _wire(axes: Axes, number: int, one: Scored, unit: Unit) -> None:
     first: Any = {} if "wire" in axes.get_legend_handles_labels()[1] else {"label": "wire"}
     axes.plot([x], [f1], "o", color=ACCENT, markersize=6, zorder=3, **first)
     beside = {"textcoords": "offset points", "va": "center", "zorder": 4}
-    axes.annotate(str(number), (x, f1), (6, 5), color=ACCENT, weight="bold", **beside)
+    axes.annotate(number, (x, f1), (6, 5), color=ACCENT, weight="bold", **beside)
 
 
 def _short(value: float, _place: Any = None) -> str:
