@@ -1,0 +1,55 @@
+"""The members of the table "encoders x ways in": each encoder with each way in, one reader, the
+same budget, the same format tokens. table.sh trains and scores them.
+
+A way in that cannot be the first stands after `embeddings`.
+"""
+
+import os
+
+import torch
+
+from latentwire.recipes.shared import SharedRecipe
+from latentwire.train.loop import LoopConfig
+from latentwire.train.schedules import Schedule
+from latentwire.wire.encoders import ENCODERS
+from latentwire.wire.encoders.base import EncoderConfig
+from latentwire.wire.folder import WireError
+from latentwire.wire.shared import SharedConfig
+from latentwire.wire.ways_in import WAYS_IN
+
+READER = "smollm2-135m"
+STEPS = int(os.environ.get("STEPS", "20"))
+SIZES = EncoderConfig(ratio=4, window=64, channels=32)
+
+
+def config(encoder: str, way: str) -> SharedConfig:
+    """The wire of one cell of the table."""
+    try:
+        return SharedConfig((READER,), READER, encoder, (way,), SIZES, bits=4)
+    except WireError:
+        return SharedConfig((READER,), READER, encoder, ("embeddings", way), SIZES, bits=4)
+
+
+def member(wire: SharedConfig) -> SharedRecipe:
+    """The training of one cell."""
+    return SharedRecipe(
+        "table",
+        wire,
+        data=(os.environ["TRAIN"],),
+        begun="default",
+        train=LoopConfig(STEPS, lr=1e-3, warmup=max(1, STEPS // 10), save_every=STEPS),
+        passages=8,
+        questions=1,
+        longest=64,
+        repeated=20,
+        repeat=Schedule(1.0, 0.3, over=STEPS / 2),
+        distil=1.0,
+        held_out=1,  # nothing is checked while it trains: a check costs as much as some steps
+        fitted=16,
+        dtype="bfloat16" if torch.cuda.is_available() else "float32",
+    )
+
+
+def grid() -> dict[str, SharedRecipe]:
+    wires = [config(encoder, way) for encoder in ENCODERS for way in WAYS_IN]
+    return {f"{wire.encoder}--{'+'.join(wire.ways_in)}": member(wire) for wire in wires}
