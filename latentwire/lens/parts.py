@@ -8,14 +8,13 @@ Both parts name their trainable tensors the same way (`project.weight`, `before`
 from __future__ import annotations
 
 from copy import deepcopy
-from itertools import count
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
-from latentwire.lm.adapters import lora_config
+from latentwire.lm.adapters import lora_config, unused_name
 
 
 class Projection(nn.Module):
@@ -43,8 +42,7 @@ def with_lora(lm: FrozenLM, rank: int, blocks: int) -> FrozenLM:
     without any at rank 0."""
     if rank == 0:
         return lm.with_adapter(None)
-    taken = getattr(lm.model, "peft_config", {})
-    name = next(f"lens{i}" for i in count() if f"lens{i}" not in taken)
+    name = unused_name(lm.model, "lens")
     with torch.random.fork_rng(devices=[]):  # the same start whatever was drawn before
         torch.manual_seed(0)
         return lm.add_lora(name, lora_config(lm.model.config, rank, blocks))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentwire.lm.families import family_of
 
@@ -15,16 +16,16 @@ _ON = "_latentwire_adapter"
 within a generation nothing has to be switched."""
 
 
-def lora_config(config: Any, rank: int, blocks: int) -> Any:
-    """LoRA of one rank on every linear map of a model's first blocks, at scale 1 (Hu et al. 2021,
-    arXiv 2106.09685). config: the Hugging Face model's."""
+def lora_config(config: Any, rank: int, blocks: int, attention_only: bool = False) -> Any:
+    """LoRA of one rank on every linear map of a model's first blocks, or of their attention, at
+    scale 1 (Hu et al. 2021, arXiv 2106.09685). config: the Hugging Face model's."""
     from peft import LoraConfig  # here: it takes a second to import, and few need it
 
     family = family_of(config)
     return LoraConfig(
         r=rank,
         lora_alpha=rank,
-        target_modules=list(family.linear),
+        target_modules=list(family.attention if attention_only else family.linear),
         layers_to_transform=list(range(blocks)),
         fan_in_fan_out=family.transposed,
     )
@@ -44,6 +45,21 @@ def adapted(model: Any, adapter: str | None) -> Iterator[None]:
         switch(model, before)
 
 
+def unused_name(model: Any, kind: str) -> str:
+    """A name for one more adapter of a model: its kind and a number that none has there."""
+    taken = getattr(model, "peft_config", {})
+    return next(f"{kind}{i}" for i in count() if f"{kind}{i}" not in taken)
+
+
+def as_module(model: Any, adapter: str) -> nn.ParameterDict:
+    """The trainable tensors of one adapter, for the module that trains, saves and loads them: the
+    same objects, under names without the adapter's and without dots."""
+    end, found = f".{adapter}.weight", lora_parameters(model, adapter)
+    return nn.ParameterDict(
+        {name.removesuffix(end).replace(".", "/"): p for name, p in found.items()}
+    )
+
+
 def lora_parameters(model: Any, adapter: str | None) -> dict[str, Tensor]:
     """The trainable tensors of one adapter, by name."""
     mark = f".{adapter}."
@@ -53,13 +69,20 @@ def lora_parameters(model: Any, adapter: str | None) -> dict[str, Tensor]:
 def switch(model: Any, adapter: str | None) -> None:
     """One adapter on and every other off, until the next switch."""
     setattr(model, _ON, adapter)
-    if adapter is None:
-        model.disable_adapters()
-    else:
-        model.set_adapter(adapter)
-        model.enable_adapters()
-    # peft also freezes what it switches off, and a frozen leaf drops the gradient of a graph that
-    # was built while it was on.
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.requires_grad_(True)
+    with gradients_kept(model):
+        if adapter is None:
+            model.disable_adapters()
+        else:
+            model.set_adapter(adapter)
+            model.enable_adapters()
+
+
+@contextmanager
+def gradients_kept(model: Any) -> Iterator[None]:
+    """Whether each adapter is trained stays as it was, whatever happens inside: peft freezes what
+    it switches off, and a frozen leaf drops the gradient of a graph that was built while it was
+    on; and it thaws what it switches on."""
+    before = [(p, p.requires_grad) for n, p in model.named_parameters() if "lora_" in n]
+    yield
+    for parameter, trained in before:
+        parameter.requires_grad_(trained)

@@ -30,6 +30,8 @@ class Family:
         *("gate_proj", "up_proj", "down_proj"),
     )
     """Names of the linear maps of a block."""
+    attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Those of them that belong to its attention."""
     transposed: bool = False
     """Whether those store their weights as [in, out]."""
     rotary: bool = True
@@ -48,6 +50,7 @@ FAMILIES = {
         "h",
         norm="ln_f",
         linear=("c_attn", "c_proj", "c_fc"),
+        attention=("attn.c_attn", "attn.c_proj"),
         transposed=True,
         rotary=False,
     ),

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 from warnings import catch_warnings, simplefilter
@@ -27,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from latentwire.lm.adapters import adapted, lora_parameters, switch
+from latentwire.lm.adapters import adapted, gradients_kept, lora_parameters, switch
 from latentwire.lm.cache import as_cache, attention_mask, grown
 from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
 from latentwire.lm.families import family_of, softcap
@@ -66,18 +67,8 @@ class FrozenLM:
 
         device: "cpu", "cuda", ...; the GPU where there is one if None.
         """
-        folder = locate(name)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        bar = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # loading takes a second, and its bar hides our output
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ZooError(f"{folder} cannot be loaded as a causal LM: {error}") from error
-        finally:
-            if bar:
-                logging.enable_progress_bar()
+        model, tokenizer = load_model(locate(name), AutoModelForCausalLM, "a causal LM", dtype)
         return cls(model.to(device), tokenizer, name)
 
     # -- what the model is ------------------------------------------------------------------
@@ -138,13 +129,7 @@ class FrozenLM:
         """
         if (known := self._known.get(text)) is not None:
             return known
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"text has {text[error.start]!a} at character {error.start}, half of a surrogate "
-                "pair; expected Unicode text"
-            ) from None
+        check_unicode(text)
         if len(self._known) == REMEMBERED:
             self._known.clear()
         with TOKENIZING:
@@ -418,11 +403,14 @@ class FrozenLM:
         return view
 
     def add_lora(self, adapter: str, config: Any) -> FrozenLM:
-        """Add a trainable LoRA adapter (a peft.LoraConfig) and return the view that runs it."""
-        with catch_warnings():
+        """Add a trainable LoRA adapter (a peft.LoraConfig), in float32 or finer, and return the
+        view that runs it."""
+        with gradients_kept(self.model), catch_warnings():
             simplefilter("ignore")  # peft warns that a second adapter makes two
             self.model.add_adapter(config, adapter_name=adapter)
-        switch(self.model, None)  # peft leaves a new adapter on
+            switch(self.model, None)  # peft leaves a new adapter on
+        for parameter in lora_parameters(self.model, adapter).values():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         self.model.eval()
         return self.with_adapter(adapter)
 
@@ -497,6 +485,31 @@ class FrozenLM:
             for row, reals in zip(ids.tolist(), mask.tolist(), strict=True)
         ]
         return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+
+
+def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder. kind: one of transformers' auto classes; said: what that is,
+    in words. Raises ZooError for a folder that holds none."""
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # loading takes a second, and its bar hides our output
+    try:
+        return kind.from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ZooError(f"{folder} cannot be loaded as {said}: {error}") from error
+    finally:
+        if bar:
+            logging.enable_progress_bar()
+
+
+def check_unicode(text: str) -> None:
+    """Raises ValueError for half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text has {text[error.start]!a} at character {error.start}, half of a surrogate "
+            "pair; expected Unicode text"
+        ) from None
 
 
 def _after(fed: Prompt, prefix: KVPrefix) -> Prompt:

