@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CONFIGS, tiny_lm
+from tiny import CONFIGS, sentence_folder, tiny_lm
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -36,7 +36,10 @@ from latentwire.wire.wire import WireError
 TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]
 BOTH = ("tiny-llama", "tiny-gemma3")
 WAYS = [("embeddings",), ("deep_prefix",), ("embeddings", "deep_prefix")]
-SIZES = EncoderConfig(ratio=4, window=32, channels=8, width=64, layers=1)
+STAR = [("lm_states", ways) for ways in WAYS]
+STAR += [(encoder, ("deep_prefix",)) for encoder in ENCODERS if encoder != "lm_states"]
+NAMES = ["-".join((encoder, *ways)) for encoder, ways in STAR]
+SIZES = EncoderConfig(4, 32, channels=8, width=64, layers=1, sentence_encoder=sentence_folder())
 
 
 def pairs() -> PreTrainedTokenizerFast:
@@ -67,8 +70,7 @@ def make_wire(lms, encoder="lm_states", ways=("deep_prefix",), **changes) -> Sha
     return wire.eval()
 
 
-@pytest.mark.parametrize("ways", WAYS, ids="+".join)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(("encoder", "ways"), STAR, ids=NAMES)
 def test_two_families_read_the_same_bytes(lms, encoder, ways):
     wire = make_wire(lms, encoder, ways)
     texts = [*TEXTS, "A text of more than one window, in the tokens of the source, is cut. " * 2]
@@ -169,8 +171,7 @@ def recipe(wire: SharedConfig, **changes) -> SharedRecipe:
     return SharedRecipe("tiny", wire, **fields | changes)
 
 
-@pytest.mark.parametrize("ways", WAYS, ids="+".join)
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(("encoder", "ways"), STAR, ids=NAMES)
 def test_eight_examples_are_learnt_by_heart(reading, encoder, ways):
     wire = make_wire(reading, encoder, ways).train()
     given = recipe(wire.config, objectives=Objectives(kl=OFF, again=OFF))
@@ -191,7 +192,8 @@ def test_eight_examples_are_learnt_by_heart(reading, encoder, ways):
         rows = {"wire": conditions(reader, stock.passages)["wire"]}
         told = evaluate(reader.lm, reader.format, stock.passages, rows, answer_tokens=4)
         assert [a.em for batch in told for a in batch] == [1.0] * 8, reader.reader
-    assert all(p.grad is None for lm in reading.values() for p in lm.model.parameters())
+    named = [x for lm in reading.values() for x in lm.model.named_parameters()]
+    assert all(p.grad is None for name, p in named if "lora_" not in name)
 
 
 def test_losses_and_checks_of_a_step(lms):
@@ -247,6 +249,9 @@ def test_what_no_reader_may_read(lms):
         ({"ways_in": ("deep_prefix", "embeddings")}, "embeddings can only be the first"),
         ({"bits": 9}, "bits is 9"),
         ({"trunk_layers": 0}, "trunk_layers is 0"),
+        ({"sizes": replace(SIZES, pooling="max")}, "pooling is max; expected of strided, windows"),
+        ({"sizes": replace(SIZES, ratio=1, pooling="queries"), "encoder": "pca"}, "of its own"),
+        ({"sizes": EncoderConfig(6, 36, pooling="hierarchical")}, "ratio is 6; hierarchical"),
     ]:
         with pytest.raises(WireError, match=said):
             replace(wire.config, **change)

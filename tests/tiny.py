@@ -1,9 +1,17 @@
 """Tiny random models of each family, with a byte-level tokenizer: what the fast tests run on."""
 
+import tempfile
+from functools import cache
+from pathlib import Path
+from string import ascii_lowercase, digits, punctuation
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
@@ -75,3 +83,29 @@ def tiny_lm(family: str, dtype: torch.dtype = torch.float32) -> FrozenLM:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[family]).to(dtype)
     return FrozenLM(model, tokenizer(), f"tiny-{family}")
+
+
+@cache
+def sentence_folder() -> str:
+    """A folder with a seeded sentence encoder of 30 positions, whose word pieces are characters."""
+    folder = tempfile.mkdtemp(prefix="latentwire-sentences-")
+    return write_sentences(Path(folder), seed=0)
+
+
+def write_sentences(folder: Path, seed: int) -> str:
+    """Write a random BERT into a folder; the folder's name."""
+    characters = ascii_lowercase + digits + punctuation
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *characters, *(f"##{c}" for c in characters)]
+    BertTokenizer({piece: i for i, piece in enumerate(pieces)}).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        initializer_range=0.15,
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)

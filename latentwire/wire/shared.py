@@ -25,12 +25,15 @@ from torch import Tensor, nn
 
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
 from latentwire.wire import fsq
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.encoders.base import EncoderConfig, transformer
+from latentwire.wire.encoders.lm_states import LMStates
 from latentwire.wire.folder import WireError, read_record
 from latentwire.wire.message import MessageError
+from latentwire.wire.pooling import POOLINGS
 from latentwire.wire.reader import Adapter, in_blocks
 from latentwire.wire.shared_message import SharedMessage, message_size
 from latentwire.wire.ways_in import WAYS_IN
@@ -48,7 +51,7 @@ class SharedConfig:
     readers: tuple[str, ...]
     """Zoo names, Hugging Face ids or folders of the LMs that read it."""
     source: str
-    """The LM whose states or embeddings are encoded."""
+    """The LM whose states or embeddings are encoded, and whose tokens a training counts."""
     encoder: str = "lm_states"
     """One of ENCODERS."""
     ways_in: tuple[str, ...] = ("deep_prefix",)
@@ -68,11 +71,13 @@ class SharedConfig:
         for name, known, given in (
             ("encoder", ENCODERS, (self.encoder,)),
             ("ways_in", WAYS_IN, self.ways_in or ("none",)),
+            ("pooling", POOLINGS, (self.sizes.pooling,)),
         ):
             if not set(given) <= set(known):
                 raise WireError(f"{name} is {', '.join(given)}; expected of {', '.join(known)}")
         numbers = {**asdict(self.sizes), "trunk_layers": self.trunk_layers}
         numbers |= {"bits": self.bits, "format_tokens": self.format_tokens}
+        del numbers["pooling"], numbers["sentence_encoder"]
         for name, value in numbers.items():
             if type(value) is not int or value < 1:
                 raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
@@ -84,6 +89,13 @@ class SharedConfig:
             raise WireError(f"bits is {self.bits}; expected at most 8, and at most 255 channels")
         if self.sizes.window % self.sizes.ratio or self.sizes.width % 2:
             raise WireError("expected a window that is a multiple of the ratio, and an even width")
+        pooling, ratio = self.sizes.pooling, self.sizes.ratio
+        if pooling != "strided" and not issubclass(ENCODERS[self.encoder], LMStates):
+            raise WireError(
+                f"pooling is {pooling}; {self.encoder} has one of its own: leave it at strided"
+            )
+        if pooling == "hierarchical" and ratio & (ratio - 1):
+            raise WireError(f"ratio is {ratio}; hierarchical pooling expects a power of two")
 
 
 class SharedWire(nn.Module):
@@ -103,7 +115,7 @@ class SharedWire(nn.Module):
     @property
     def block(self) -> int:
         """Latents of a whole window."""
-        return self.config.sizes.window // self.config.sizes.ratio
+        return self.encoder.per_window // self.encoder.per_latent
 
     @property
     def readers(self) -> list[Reader]:
@@ -152,7 +164,7 @@ class SharedWire(nn.Module):
 
     def encode(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
         """Texts as the values of their codes, in [-1, 1], with gradients. Raises WireError for an
-        empty text, or one that the source's tokenizer loses a part of."""
+        empty text, or one that an LM's tokenizer loses a part of, where its tokens are encoded."""
         self._check(texts)
         return [fsq.bounded(z, self.config.bits) for z in self.encoder(texts)]
 
@@ -172,7 +184,7 @@ class SharedWire(nn.Module):
             units = self.encoder.units(text)
             if len(units) == 0:
                 raise WireError(f"context {row} is empty; expected at least one token")
-            if self.config.encoder != "utf8":
+            if self.encoder.lm_units:
                 check_kept(self.encoder.lm, row, text, units)
 
     def states(self, values: Sequence[Float[Tensor, "_ c"]]) -> list[Float[Tensor, "_ w"]]:
@@ -195,13 +207,13 @@ class SharedWire(nn.Module):
                 data = save(piece)
                 sums[f"{part}-{i}.safetensors"] = hashlib.sha256(data).hexdigest()
                 write_whole(folder / f"{part}-{i}.safetensors", data)
-        lms = {self.config.source: self.encoder.lm}
-        lms |= {reader.reader: reader.lm for reader in self.readers}
+        models: dict[str, FrozenLM | SentenceEncoder] = {self.config.source: self.encoder.lm}
+        models |= {**{r.reader: r.lm for r in self.readers}, **self.encoder.others}
         record = {
             "kind": KIND,
             "format_version": FORMAT_VERSION,
             "sha256": sums,
-            "models": {n: [lm.architecture, lm.fingerprint] for n, lm in lms.items()},
+            "models": {n: [m.architecture, m.fingerprint] for n, m in models.items()},
             "config": asdict(self.config),
         }
         write_whole(folder / "config.json", json.dumps(record, indent=1))
@@ -219,15 +231,12 @@ class SharedWire(nn.Module):
         config = _config(Path(folder), record)
         state = _read_weights(Path(folder), record["sha256"])
         found = dict(lms or {})
-        for name, (architecture, fingerprint) in record["models"].items():
-            lm = found.setdefault(name, None) or FrozenLM.from_pretrained(name)  # type: ignore
-            if (lm.architecture, lm.fingerprint) != (architecture, fingerprint):
-                raise WireError(
-                    f"{folder} was trained for {name} {architecture} {fingerprint}; this copy is "
-                    f"{lm.architecture} {lm.fingerprint}"
-                )
-            found[name] = lm
+        for name in dict.fromkeys((config.source, *config.readers)):
+            found[name] = found.get(name) or FrozenLM.from_pretrained(name)
+            _check_copy(folder, name, found[name], record)
         wire = cls(config, found)
+        for name, model in wire.encoder.others.items():
+            _check_copy(folder, name, model, record)
         try:
             wire.load_state_dict({k: v.float() for k, v in state.items()}, strict=True)
         except RuntimeError:
@@ -369,6 +378,18 @@ def _config(folder: Path, record: dict) -> SharedConfig:
         raise WireError(
             f"{folder}/config.json lacks a field; expected the one save wrote"
         ) from None
+
+
+def _check_copy(
+    folder: Path | str, name: str, model: FrozenLM | SentenceEncoder, record: dict
+) -> None:
+    """Raises WireError for a frozen model that is not the one that the wire was trained for."""
+    known, here = record["models"].get(name), [model.architecture, model.fingerprint]
+    if here != known:
+        raise WireError(
+            f"{folder} was trained for {name} {' '.join(known or ())}; this copy is "
+            f"{' '.join(here)}"
+        )
 
 
 def _read_weights(folder: Path, sums: Mapping[str, str]) -> dict[str, Tensor]:

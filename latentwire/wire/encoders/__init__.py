@@ -1,11 +1,21 @@
 """Encoders: from a text to the channels of a shared wire's latents, before they become codes."""
 
+from latentwire.wire.encoders.anchor import Anchor
 from latentwire.wire.encoders.base import Encoder
 from latentwire.wire.encoders.lm_states import LMStates
+from latentwire.wire.encoders.lora_states import LoraStates
+from latentwire.wire.encoders.minilm import MiniLM
 from latentwire.wire.encoders.pca import PCA
 from latentwire.wire.encoders.utf8 import UTF8
 
-ENCODERS: dict[str, type[Encoder]] = {"lm_states": LMStates, "utf8": UTF8, "pca": PCA}
+ENCODERS: dict[str, type[Encoder]] = {
+    "lm_states": LMStates,
+    "utf8": UTF8,
+    "pca": PCA,
+    "lora_states": LoraStates,
+    "minilm": MiniLM,
+    "anchor": Anchor,
+}
 """By the name that a wire's config gives."""
 
 __all__ = ["ENCODERS", "Encoder"]

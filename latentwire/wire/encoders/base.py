@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
+from latentwire.lm.sentences import SentenceEncoder
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,17 @@ class EncoderConfig:
     """Of the states inside."""
     layers: int = 2
     """Bidirectional layers."""
+    pooling: str = "strided"
+    """One of POOLINGS, of lm_states and lora_states; the other encoders have one of their own."""
+    sentence_encoder: str = "all-minilm-l6-v2"
+    """Zoo name, Hugging Face id or folder of what minilm and anchor read."""
 
 
 class Encoder(nn.Module, ABC):
     """Texts to latents. One encoder sends for all readers, so it is never told who reads."""
+
+    lm_units: ClassVar[bool] = True
+    """Whether units are the LM's token ids, which must hold all of a text."""
 
     def __init__(self, lm: FrozenLM, config: EncoderConfig):
         super().__init__()
@@ -40,6 +49,11 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def units(self, text: str) -> Tensor:
         """What windows are cut from: token ids or bytes [n], n >= 0."""
+
+    @property
+    def others(self) -> Mapping[str, SentenceEncoder]:
+        """Frozen models that it reads beside the LM, by name."""
+        return {}
 
     @property
     def per_latent(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -20,12 +19,14 @@ BYTES_PER_TOKEN = 4
 class UTF8(Encoder):
     """Bytes, a convolution that sees the neighbours of each, bidirectional layers, queries."""
 
+    lm_units = False
+
     def __init__(self, lm: FrozenLM, config: EncoderConfig):
         super().__init__(lm, config)
         self.embed = nn.Embedding(256, config.width)
         self.near = nn.Conv1d(config.width, config.width, 5, padding=2)
         self.layers = transformer(config.width, config.layers)
-        self.pool = Queries(config.width)
+        self.pool = Queries(config.width, self.per_latent)
         self.write = nn.Sequential(
             nn.LayerNorm(config.width), nn.Linear(config.width, config.channels)
         )
@@ -40,13 +41,9 @@ class UTF8(Encoder):
 
     def compress(self, windows: Sequence[Tensor]) -> list[Tensor]:
         ids, mask = padded(windows)
-        width, device = self.config.width, ids.device
         places = (mask.long().cumsum(1) - 1).clamp(min=0)
         rows = self.embed(ids) * mask[..., None]
         rows = rows + torch.nn.functional.gelu(self.near(rows.mT).mT)
-        rows = self.layers(rows + sinusoids(places, width), src_key_padding_mask=~mask)
-        counts = [math.ceil(len(w) / self.per_latent) for w in windows]
-        centre = (torch.arange(max(counts), device=device) + 0.5) * self.per_latent
-        asked = sinusoids(centre, width).expand(len(windows), -1, -1)
-        written = self.write(self.pool(rows, mask, asked))
-        return [row[:n] for row, n in zip(written, counts, strict=True)]
+        rows = self.layers(rows + sinusoids(places, self.config.width), src_key_padding_mask=~mask)
+        both = zip(rows, windows, strict=True)
+        return [self.write(self.pool(row[-len(window) :])) for row, window in both]

@@ -1,0 +1,67 @@
+"""What encoders of an LM's states share: reading them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from latentwire.lm import FrozenLM, KVPrefix, Prompt
+from latentwire.positions import sinusoids
+from latentwire.wire.encoders.base import Encoder, EncoderConfig, padded, transformer
+from latentwire.wire.scorer import normed
+
+MIXTURES = 4
+"""Weighted sums over the layers that are read side by side."""
+
+
+class StatesEncoder(Encoder):
+    """The LM reads the text once; a few layers of our own, which see both ways, read what it
+    computed. Nothing in the LM gets a gradient but an adapter of `reading`."""
+
+    def __init__(self, lm: FrozenLM, config: EncoderConfig):
+        super().__init__(lm, config)
+        self.reading = lm
+        """The view of the LM that reads windows."""
+        depth = len(lm.blocks) + 1
+        # Each mixture begins around a depth of its own, the first at the embeddings.
+        centre = torch.linspace(0, depth - 1, MIXTURES)
+        self.gates = nn.Parameter(-(torch.arange(depth)[:, None] - centre).abs() / 2)
+        self.read = nn.Linear(MIXTURES * lm.width, config.width)
+        self.layers = transformer(config.width, config.layers)
+        self.write = nn.Sequential(
+            nn.LayerNorm(config.width), nn.Linear(config.width, config.channels)
+        )
+
+    @abstractmethod
+    def pooled(
+        self, windows: Sequence[Tensor], rows: Sequence[Float[Tensor, "_ w"]]
+    ) -> list[Float[Tensor, "_ w"]]:
+        """Windows of ids [n] and the states [n, w] of their tokens, as states of latents."""
+
+    @cached_property
+    def head(self) -> KVPrefix:
+        """What the LM reads before every window, all adapters off, as a cache of one row."""
+        with torch.no_grad():
+            return self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
+
+    def units(self, text: str) -> Tensor:
+        return self.lm.ids(text)
+
+    def compress(self, windows: Sequence[Tensor]) -> list[Tensor]:
+        head = self.head.rows(torch.zeros(len(windows), dtype=torch.long).to(self.lm.device))
+        prompt = Prompt.from_ids(self.lm, windows, head)
+        states = self.reading.states(prompt)
+        layers = normed(torch.cat([states.inputs, states.final[None]]))
+        mixed = torch.einsum("lbtd,lg->btgd", layers, self.gates.softmax(0))
+        rows = self.read(mixed.flatten(-2)) + sinusoids(prompt.positions, self.config.width)
+        rows = self.layers(rows, src_key_padding_mask=~prompt.mask)
+        rows = [row[-len(w) :] for row, w in zip(rows, windows, strict=True)]
+        pooled = self.pooled(windows, rows)
+        batch, _ = padded(pooled)
+        written = self.write(batch)
+        return [row[-len(p) :] for row, p in zip(written, pooled, strict=True)]
