@@ -12,7 +12,7 @@ from latentwire.lm.picks import (
     seed_of,
     seeded_noise,
 )
-from latentwire.lm.prompt import Frame, KVPrefix, Patch, Prompt, Segment, Span, pad_right
+from latentwire.lm.prompt import Frame, KVPrefix, Memory, Patch, Prompt, Segment, Span, pad_right
 
 __all__ = [
     "Choice",
@@ -21,6 +21,7 @@ __all__ = [
     "FrozenLM",
     "Greedy",
     "KVPrefix",
+    "Memory",
     "Patch",
     "Pick",
     "Prompt",

@@ -86,14 +86,15 @@ def as_cache(prefix: KVPrefix | None, kept: bool) -> Any:
 
 def grown(cache: Any, prompt: Prompt) -> KVPrefix:
     """The cache after a pass over `prompt`, as a value."""
-    mask, positions = prompt.mask, prompt.positions
+    mask, positions, memories = prompt.mask, prompt.positions, ()
     if prompt.prefix is not None:
         mask = torch.cat([prompt.prefix.mask, mask], 1)
         positions = torch.cat([prompt.prefix.positions, positions], 1)
+        memories = prompt.prefix.memories
     keys = tuple(layer.keys for layer in cache.layers)
     values = tuple(layer.values for layer in cache.layers)
     rooms = tuple(layer.rooms for layer in cache.layers)
-    return KVPrefix(keys, values, mask, positions, prompt.next_position, rooms)
+    return KVPrefix(keys, values, mask, positions, prompt.next_position, memories, rooms)
 
 
 def attention_mask(prompt: Prompt, config: Any) -> Tensor | dict[str, Tensor]:

@@ -11,8 +11,8 @@ exists once, in `predicting`; logits are computed only for the states whose pred
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from latentwire.lm.adapters import adapted, gradients_kept, lora_parameters, swi
 from latentwire.lm.cache import as_cache, attention_mask, grown
 from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
 from latentwire.lm.families import family_of, softcap
-from latentwire.lm.hooks import Reached, hooked, replacing, tensor_of
+from latentwire.lm.hooks import Reached, attending, hooked, replacing, tensor_of
 from latentwire.lm.outputs import Decoded, Scored, States
 from latentwire.lm.picks import Pick
 from latentwire.lm.prompt import Frame, KVPrefix, Prompt
@@ -210,9 +210,8 @@ class FrozenLM:
             box.append(tensor_of(output))
             raise Reached
 
-        stopping = hooked([(self.blocks[layer], stop)])
-        with self._patched(prompt), stopping, suppress(Reached):
-            self._forward(replace(prompt, patches=()))
+        with suppress(Reached):
+            self._forward(prompt, hooks=[(self.blocks[layer], stop)])
         return box[0]
 
     def states(self, prompt: Prompt) -> States:
@@ -424,12 +423,16 @@ class FrozenLM:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False, **options).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
-    def _forward(self, prompt: Prompt, keep_cache: bool = False) -> tuple[Tensor, KVPrefix | None]:
-        """Final states [b, t, d] and, on request, the grown cache. Every path ends here."""
+    def _forward(
+        self, prompt: Prompt, keep_cache: bool = False, hooks: Sequence[tuple[Any, Any]] = ()
+    ) -> tuple[Tensor, KVPrefix | None]:
+        """Final states [b, t, d] and, on request, the grown cache. Every path ends here. hooks: see
+        blocks after all that the prompt does to them."""
         self._check_window(int(prompt.positions.max()) + 1)
         cached = keep_cache or prompt.prefix is not None
         cache = as_cache(prompt.prefix, keep_cache) if cached else None
-        with self._patched(prompt), self._adapted(), recomputed(self.blocks, self._adapted):
+        hooked_blocks = hooked([*self._hooks(prompt), *hooks])
+        with hooked_blocks, self._adapted(), recomputed(self.blocks, self._adapted):
             output = self.body(
                 inputs_embeds=prompt.embeds,
                 attention_mask=attention_mask(prompt, self.model.config),
@@ -459,15 +462,14 @@ class FrozenLM:
     def _adapted(self) -> AbstractContextManager[None]:
         return adapted(self.model, self.adapter)
 
-    @contextmanager
-    def _patched(self, prompt: Prompt) -> Iterator[None]:
-        """Block outputs replaced as the prompt's patches say, while the context is open."""
-        hooks = []
-        for patch in prompt.patches:
-            self._check_layer(patch.layer)
-            hooks.append((self.blocks[patch.layer], replacing(patch)))
-        with hooked(hooks):
-            yield
+    def _hooks(self, prompt: Prompt) -> list[tuple[Any, Any]]:
+        """What changes block outputs: memories first, since a patch says what an output is."""
+        memories = () if prompt.prefix is None else prompt.prefix.memories
+        changes = [(m.layer, attending(m)) for m in memories]
+        changes += [(p.layer, replacing(p)) for p in prompt.patches]
+        for layer, _ in changes:
+            self._check_layer(layer)
+        return [(self.blocks[layer], hook) for layer, hook in changes]
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < len(self.blocks):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentwire.lm.prompt import Patch
+from latentwire.lm.prompt import Memory, Patch
 
 
 class Reached(Exception):
@@ -25,9 +25,21 @@ def replacing(patch: Patch):
         hidden = tensor_of(output)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(patch.positions)
         patched = hidden.index_put((rows, patch.positions), patch.vectors.to(hidden.dtype))
-        return (patched, *output[1:]) if isinstance(output, tuple) else patched
+        return _with(output, patched)
 
     return replace_output
+
+
+def attending(memory: Memory):
+    def attend(_module, _args, output):
+        hidden = tensor_of(output)
+        return _with(output, memory.attend(hidden, memory.keys, memory.values, memory.mask))
+
+    return attend
+
+
+def _with(output: Any, hidden: Tensor) -> Any:
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 @contextmanager

@@ -10,7 +10,7 @@ on the left, so that the last column is always the state that predicts what foll
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -48,12 +48,34 @@ class Patch:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What every token behind a prefix attends to between two blocks: the output x [b, t, d] of
+    block `layer` becomes `attend(x, keys, values, mask)`.
+
+    It must be a function of each column of x alone, so that a prompt may come in parts.
+    """
+
+    layer: int
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    keys: Float[Tensor, "b h m e"]
+    values: Float[Tensor, "b h m e"]
+    mask: Bool[Tensor, "b m"]
+
+    def rows(self, index: Int[Tensor, " n"]) -> Memory:
+        """Of the rows that `index` names."""
+        return replace(
+            self, keys=self.keys[index], values=self.values[index], mask=self.mask[index]
+        )
+
+
+@dataclass(frozen=True)
 class KVPrefix:
     """Keys and values that precede a prompt's embeds: a cache, as a value.
 
     keys, values: one [b, h, p, e] per layer; keys are already rotated to their positions.
     mask [b, p]: True where a slot may be seen. positions [b, p]: the position each slot stands at
-    (used by windowed attention only). next_position [b]: where the row goes on.
+    (used by windowed attention only). next_position [b]: where the row goes on. memories: what
+    acts on all that follows.
     """
 
     keys: tuple[Tensor, ...]
@@ -61,6 +83,7 @@ class KVPrefix:
     mask: Bool[Tensor, "b p"]
     positions: Int[Tensor, "b p"]
     next_position: Int[Tensor, " b"]
+    memories: tuple[Memory, ...] = ()
     rooms: tuple[Any, ...] | None = field(default=None, repr=False)
     """Where keys and values may grow in place (lm/cache.py); the value does not depend on it."""
 
@@ -75,6 +98,7 @@ class KVPrefix:
             self.mask[index],
             self.positions[index],
             self.next_position[index],
+            tuple(memory.rows(index) for memory in self.memories),
         )
 
     def repeat(self, times: int) -> KVPrefix:
@@ -83,8 +107,10 @@ class KVPrefix:
         return self.rows(rows.repeat_interleave(times))
 
     def nbytes(self) -> int:
-        """Bytes of all keys and values, padding included."""
-        return sum(t.numel() * t.element_size() for t in self.keys + self.values)
+        """Bytes of all keys and values, padding and memories included."""
+        held = [*self.keys, *self.values]
+        held += [t for memory in self.memories for t in (memory.keys, memory.values)]
+        return sum(t.numel() * t.element_size() for t in held)
 
 
 @dataclass(frozen=True)

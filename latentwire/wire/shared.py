@@ -81,10 +81,14 @@ class SharedConfig:
         for name, value in numbers.items():
             if type(value) is not int or value < 1:
                 raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
-        if "embeddings" in self.ways_in[1:]:
-            raise WireError(
-                f"ways_in is {', '.join(self.ways_in)}; embeddings can only be the first"
-            )
+        for way, others, place in (
+            ("embeddings", self.ways_in[1:], "first"),
+            ("cross_attention", self.ways_in[:-1], "last"),
+        ):
+            if way in others:
+                raise WireError(
+                    f"ways_in is {', '.join(self.ways_in)}; {way} can only be the {place}"
+                )
         if self.bits > 8 or self.sizes.channels > 255:
             raise WireError(f"bits is {self.bits}; expected at most 8, and at most 255 channels")
         if self.sizes.window % self.sizes.ratio or self.sizes.width % 2:

@@ -1,10 +1,15 @@
 """Ways in: from the states of latents to a cache that a frozen reader goes on from."""
 
 from latentwire.wire.ways_in.base import Slots, WayIn
+from latentwire.wire.ways_in.cross_attention import CrossAttention
 from latentwire.wire.ways_in.deep_prefix import DeepPrefix
 from latentwire.wire.ways_in.embeddings import Embeddings
 
-WAYS_IN: dict[str, type[WayIn]] = {"embeddings": Embeddings, "deep_prefix": DeepPrefix}
+WAYS_IN: dict[str, type[WayIn]] = {
+    "embeddings": Embeddings,
+    "deep_prefix": DeepPrefix,
+    "cross_attention": CrossAttention,
+}
 """By the name that a wire's config gives. Several stand one after another; each changes the cache
 that those before it made."""
 

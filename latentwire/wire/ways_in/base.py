@@ -43,8 +43,8 @@ class WayIn(nn.Module, ABC):
     def forward(
         self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
     ) -> KVPrefix:
-        """The reader's cache: the head (one row) and the slots behind it. before: what the way in
-        before this one made of the same slots."""
+        """The reader's cache: the head (one row), and the slots behind it or as memories. before:
+        what the way in before this one made of the same slots."""
 
     def calibrate(
         self,
