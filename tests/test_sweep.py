@@ -21,6 +21,7 @@ from tiny import tiny_lm
 from latentwire.__main__ import main
 from latentwire.evals import harness
 from latentwire.recipes import sweep as sweeps
+from latentwire.recipes.objectives import Objectives
 from latentwire.recipes.shared import SharedRecipe, load_models, train_shared
 from latentwire.recipes.sweep import Evaluation, load_grid, run_sweep
 from latentwire.recipes.wire import WireRecipe
@@ -156,7 +157,7 @@ def learned(reader, small) -> SharedRecipe:
     wire = SharedConfig((reader,), reader, "pca", ("embeddings",), sizes, trunk_layers=1)
     return SharedRecipe(
         "tiny", wire, data=(small.data,), format=small.format, train=small.format, passages=2,
-        repeated=8, held_out=2, fitted=2,
+        objectives=Objectives(piece=8), held_out=2, fitted=2,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import os
 
 import torch
 
+from latentwire.recipes.objectives import Objectives
 from latentwire.recipes.shared import SharedRecipe
 from latentwire.train.loop import LoopConfig
 from latentwire.train.schedules import Schedule
@@ -41,9 +42,7 @@ def member(wire: SharedConfig) -> SharedRecipe:
         passages=8,
         questions=1,
         longest=64,
-        repeated=20,
-        repeat=Schedule(1.0, 0.3, over=STEPS / 2),
-        distil=1.0,
+        objectives=Objectives(again=Schedule(1.0, 0.3, over=STEPS / 2), piece=20),
         held_out=1,  # nothing is checked while it trains: a check costs as much as some steps
         fitted=16,
         dtype="bfloat16" if torch.cuda.is_available() else "float32",
