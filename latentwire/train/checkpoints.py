@@ -5,9 +5,10 @@
     STAGE.best.safetensors      lowest loss on the held-out examples
     STAGE.failed.safetensors    before a step whose loss or gradient was not finite
 
-Each holds every trained tensor, the optimizer's moments, and as metadata the step and a digest of
-the run's config. There is no state of a random generator and no position in the data to keep: what
-a step sees and draws is a function of (seed, step), and nothing draws from a global generator.
+Each holds every trained tensor, the optimizer's moments, running averages, and as metadata the step
+and a digest of the run's config. There is no state of a random generator and no position in the
+data to keep: what a step sees and draws is a function of (seed, step), and nothing draws from a
+global generator.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Checkpoints:
         state = {}
         for name, tensor in parameters.items():
             state[f"value/{name}"] = tensor.detach().contiguous()
-            for moment in MOMENTS if step else ():
+            for moment in _moments(tensor, step):
                 state[f"{moment}/{name}"] = optimizer.state[tensor][moment].contiguous()
         facts = {"step": step, **facts}
         metadata = {"run": self.run, **{name: str(value) for name, value in facts.items()}}
@@ -109,8 +110,11 @@ class Checkpoints:
             metadata = saved.metadata()
             check_run(path, metadata, self.run)
             step = int(metadata["step"])
-            kinds = ("value", *MOMENTS) if step else ("value",)
-            expected = {f"{kind}/{name}" for kind in kinds for name in parameters}
+            expected = {
+                f"{kind}/{name}"
+                for name, tensor in parameters.items()
+                for kind in ("value", *_moments(tensor, step))
+            }
             found = set(saved.keys())
             if expected != found:
                 raise CheckpointError(
@@ -125,10 +129,15 @@ class Checkpoints:
                     f"{path}: {name} has shape {list(value.shape)}; expected {list(tensor.shape)}"
                 )
             tensor.copy_(value)
-            if step:
-                moments = {m: tensors[f"{m}/{name}"].to(tensor.device) for m in MOMENTS}
+            if kept := _moments(tensor, step):
+                moments = {m: tensors[f"{m}/{name}"].to(tensor.device) for m in kept}
                 optimizer.state[tensor] = {"step": torch.tensor(float(step)), **moments}
         return step
+
+
+def _moments(tensor: Tensor, step: int) -> tuple[str, ...]:
+    """What the optimizer holds of a tensor after so many steps."""
+    return MOMENTS if step and tensor.requires_grad else ()
 
 
 def digest(config: str) -> str:

@@ -45,7 +45,8 @@ def train(
     session: Session | None = None,
     measured: list[dict[str, float]] | None = None,
 ) -> None:
-    """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors.
+    """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors. Those
+    without requires_grad (running averages, which the loss itself moves) are kept, not trained.
 
     rate: of a part, which the first two words of a parameter's name are, and a step: the part's
     learning rate in multiples of the config's. probe: what the checks for alarms (guards.py)
@@ -60,7 +61,8 @@ def train(
     the state before that step in STAGE.failed.safetensors; CollapseError as the session says.
     """
     session = session or Session()
-    optimizer = _optimizer(parameters, config)
+    trained = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
+    optimizer = _optimizer(trained, config)
     first, console = parallel.rank() == 0, Console(stderr=True)
     checkpoints, log = Checkpoints(folder, stage, session.keep), folder / "metrics.jsonl"
     step, damaged = checkpoints.load(parameters, optimizer)
@@ -82,7 +84,7 @@ def train(
             for group in optimizer.param_groups:
                 group["rate"] = rate(group["part"], step)
             try:
-                figures = update(step, parameters, loss, optimizer, config, session, checking)
+                figures = update(step, trained, loss, optimizer, config, session, checking)
             except FloatingPointError:
                 if first:
                     checkpoints.save(parameters, optimizer, step, "failed")
