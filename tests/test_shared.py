@@ -36,8 +36,9 @@ from latentwire.wire.wire import WireError
 TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]
 BOTH = ("tiny-llama", "tiny-gemma3")
 WAYS = [
-    *[("embeddings",), ("deep_prefix",), ("cross_attention",)],
-    *[("embeddings", "deep_prefix"), ("embeddings", "cross_attention")],
+    *[("embeddings",), ("lora",), ("refiner",), ("deep_prefix",), ("cross_attention",)],
+    *[("embeddings", "deep_prefix"), ("embeddings", "coprocessor")],
+    ("embeddings", "cross_attention"),
 ]
 STAR = [("lm_states", ways) for ways in WAYS]
 STAR += [(encoder, ("deep_prefix",)) for encoder in ENCODERS if encoder != "lm_states"]
@@ -73,13 +74,6 @@ def make_wire(lms, encoder="lm_states", ways=("deep_prefix",), **changes) -> Sha
     return wire.eval()
 
 
-def open_gates(wire: SharedWire) -> None:
-    """Cross-attention does nothing before its first step; here it does."""
-    for name, parameter in wire.named_parameters():
-        if name.endswith(".gate"):
-            torch.nn.init.ones_(parameter)
-
-
 def behind(lm: FrozenLM, prefix: KVPrefix) -> torch.Tensor:
     """Logits [b, n, v] of a question behind a prefix."""
     rows = [lm.ids(" and who?")] * len(prefix.mask)
@@ -89,7 +83,9 @@ def behind(lm: FrozenLM, prefix: KVPrefix) -> torch.Tensor:
 @pytest.mark.parametrize(("encoder", "ways"), STAR, ids=NAMES)
 def test_two_families_read_the_same_bytes(lms, encoder, ways):
     wire = make_wire(lms, encoder, ways)
-    open_gates(wire)
+    with torch.no_grad():  # what begins as zero, gates among it, is in what is compared
+        for parameter in wire.adapters.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
     texts = [*TEXTS, "A text of more than one window, in the tokens of the source, is cut. " * 2]
     data = [message.to_bytes() for message in wire.send(texts)]
     assert [len(d) for d in data] == [wire.cost(text)[1] for text in texts]

@@ -27,6 +27,7 @@ def lora_config(config: Any, rank: int, blocks: int, attention_only: bool = Fals
         lora_alpha=rank,
         target_modules=list(family.attention if attention_only else family.linear),
         layers_to_transform=list(range(blocks)),
+        layers_pattern=family.blocks,
         fan_in_fan_out=family.transposed,
     )
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentwire.evals.harness import Answer, evaluate, summarise
 from latentwire.evals.metrics import bootstrap
@@ -159,10 +159,7 @@ def train_shared(
     stock = load_stock(recipe, lms[recipe.wire.source])
     wire.fit([p.context for p in stock.passages[: recipe.fitted]])
     train_formats(wire.readers, known, stock, recipe, out, session)
-    parameters: dict[str, Tensor] = {
-        n: p for n, p in wire.named_parameters() if not n.endswith(".format")
-    }
-    train_wire(wire, wire.readers, parameters, stock, recipe, out, session)
+    train_wire(wire, wire.readers, wire, stock, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")
     return out
@@ -189,10 +186,7 @@ def add_reader(
     new.adapter.requires_grad_(True)
     recipe = replace(recipe, objectives=recipe.objectives.of_readers())
     train_formats([new], known, stock, recipe, out, session)
-    parameters: dict[str, Tensor] = {
-        n: p for n, p in new.adapter.named_parameters() if n != "format"
-    }
-    train_wire(wire, [new], parameters, stock, recipe, out, session)
+    train_wire(wire, [new], new.adapter, stock, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")
     return out
@@ -295,13 +289,13 @@ def train_formats(
 def train_wire(
     wire: SharedWire,
     readers: Sequence[Reader],
-    parameters: dict[str, Tensor],
+    part: nn.Module,
     stock: Stock,
     recipe: SharedRecipe,
     out: Path,
     session: Session,
 ) -> None:
-    """Stage 2: encoder, code, trunk and adapters, or those of them that are in `parameters`."""
+    """Stage 2: encoder, code, trunk and adapters, or the part of them that is given."""
 
     checks: list[dict[str, float]] = []
     gist = Gist(wire) if recipe.objectives.gist.on else None
@@ -319,10 +313,13 @@ def train_wire(
         wire.train()
         return found
 
-    trained = {name: p for name, p in parameters.items() if p.requires_grad}
-    trained |= {f"gist.{n}": p for n, p in gist.named_parameters()} if gist else {}
+    kept: dict[str, Tensor] = {n: p for n, p in part.named_parameters() if p.requires_grad}
+    kept |= {f"gist.{n}": p for n, p in gist.named_parameters()} if gist else {}
+    for name, module in part.named_modules():
+        if isinstance(module, nn.BatchNorm1d):  # its averages follow from the steps alone
+            kept |= {f"{name}.{n}": buffer for n, buffer in module.named_buffers()}
     wire.train()
-    train("wire", trained, loss, recipe.train, out, probe=probe, session=session, measured=checks)
+    train("wire", kept, loss, recipe.train, out, probe=probe, session=session, measured=checks)
     wire.eval()
 
 

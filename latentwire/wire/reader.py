@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
-from latentwire.wire.encoders.base import padded, transformer
-from latentwire.wire.ways_in import WAYS_IN, Slots
+from latentwire.wire.encoders.base import in_blocks, padded, transformer
+from latentwire.wire.ways_in import WAYS_IN, Calibration, Slots
 from latentwire.wire.wire import RESERVE, initial_format
 
 
@@ -25,13 +25,15 @@ class Adapter(nn.Module):
         block: int,
         ways: Sequence[str],
         format_tokens: int,
+        calibration: Calibration,
     ):
-        """channels: of a code; width: of a state; block: most latents that see one another."""
+        """channels: of a code; width: of a state; block: most latents that see one another;
+        calibration: of input embeddings."""
         super().__init__()
         self.lm, self.block = lm, block
         self.layer = transformer(width, 1)
         self.ways = nn.ModuleList(
-            WAYS_IN[way](lm, channels, width, not i) for i, way in enumerate(ways)
+            WAYS_IN[way](lm, channels, width, not i, calibration) for i, way in enumerate(ways)
         )
         self.format = nn.Parameter(initial_format(lm, format_tokens).float())
         self.to(lm.device)
@@ -65,15 +67,4 @@ class Adapter(nn.Module):
         batch, mask = padded(in_blocks(self.layer, states, self.block))
         codes = padded([row.to(batch.device) for row in values])[0]
         fitting = torch.tensor([min(span, self.room) for span in spans], device=mask.device)
-        return Slots(codes, batch, mask, fitting)
-
-
-def in_blocks(layers: nn.TransformerEncoder, rows: Sequence[Tensor], size: int) -> list[Tensor]:
-    """Rows [n, w] through bidirectional layers, blocks of up to `size` each on its own: so a long
-    text is read as training's short ones were."""
-    blocks = [row.split(size) for row in rows]
-    batch, mask = padded([block for row in blocks for block in row])
-    out = layers(batch, src_key_padding_mask=~mask)
-    made = iter(zip(out, mask.sum(1).tolist(), strict=True))
-    taken = [[next(made) for _ in row] for row in blocks]
-    return [torch.cat([states[-n:] for states, n in row]) for row in taken]
+        return Slots(codes, batch, mask, fitting, self.block)

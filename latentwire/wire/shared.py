@@ -17,6 +17,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -29,14 +30,14 @@ from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
 from latentwire.wire import fsq
 from latentwire.wire.encoders import ENCODERS
-from latentwire.wire.encoders.base import EncoderConfig, transformer
+from latentwire.wire.encoders.base import EncoderConfig, in_blocks, transformer
 from latentwire.wire.encoders.lm_states import LMStates
 from latentwire.wire.folder import WireError, read_record
 from latentwire.wire.message import MessageError
 from latentwire.wire.pooling import POOLINGS
-from latentwire.wire.reader import Adapter, in_blocks
+from latentwire.wire.reader import Adapter
 from latentwire.wire.shared_message import SharedMessage, message_size
-from latentwire.wire.ways_in import WAYS_IN
+from latentwire.wire.ways_in import WAYS_IN, Calibration
 from latentwire.wire.wire import check_kept
 
 KIND, FORMAT_VERSION = "shared wire", 1
@@ -64,6 +65,8 @@ class SharedConfig:
     """Layers after the code that all readers share."""
     format_tokens: int = 16
     """Soft tokens between context and question that set the form of the answer."""
+    calibration: Calibration = "regression"
+    """How slots begin that are input embeddings; ways_in/embeddings.py says what each is."""
 
     def __post_init__(self) -> None:
         if not self.readers or len(set(self.readers)) < len(self.readers):
@@ -72,6 +75,7 @@ class SharedConfig:
             ("encoder", ENCODERS, (self.encoder,)),
             ("ways_in", WAYS_IN, self.ways_in or ("none",)),
             ("pooling", POOLINGS, (self.sizes.pooling,)),
+            ("calibration", get_args(Calibration), (self.calibration,)),
         ):
             if not set(given) <= set(known):
                 raise WireError(f"{name} is {', '.join(given)}; expected of {', '.join(known)}")
@@ -81,14 +85,18 @@ class SharedConfig:
         for name, value in numbers.items():
             if type(value) is not int or value < 1:
                 raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
-        for way, others, place in (
-            ("embeddings", self.ways_in[1:], "first"),
-            ("cross_attention", self.ways_in[:-1], "last"),
-        ):
-            if way in others:
-                raise WireError(
-                    f"ways_in is {', '.join(self.ways_in)}; {way} can only be the {place}"
-                )
+        listed, last = ", ".join(self.ways_in), len(self.ways_in) - 1
+        for i, way in enumerate(self.ways_in):
+            place = WAYS_IN[way].place
+            if (place == "first" and i > 0) or (place == "last" and i < last):
+                raise WireError(f"ways_in is {listed}; {way} can only be the {place}")
+            if place == "later" and i == 0:
+                raise WireError(f"ways_in is {listed}; {way} must come after another")
+        if self.calibration != "regression" and WAYS_IN[self.ways_in[0]].place != "first":
+            raise WireError(
+                f"calibration is {self.calibration}, of input embeddings; ways_in is {listed}, "
+                "which makes none"
+            )
         if self.bits > 8 or self.sizes.channels > 255:
             raise WireError(f"bits is {self.bits}; expected at most 8, and at most 255 channels")
         if self.sizes.window % self.sizes.ratio or self.sizes.width % 2:
@@ -267,8 +275,8 @@ class SharedWire(nn.Module):
 
     def _adapter(self, lm: FrozenLM) -> Adapter:
         config, sizes = self.config, self.config.sizes
-        ways, tokens = config.ways_in, config.format_tokens
-        return Adapter(lm, sizes.channels, sizes.width, self.block, ways, tokens)
+        ways, tokens, begin = config.ways_in, config.format_tokens, config.calibration
+        return Adapter(lm, sizes.channels, sizes.width, self.block, ways, tokens, begin)
 
     def _shared(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.state_dict().items() if not k.startswith("adapters.")}

@@ -109,3 +109,14 @@ def transformer(width: int, layers: int) -> nn.TransformerEncoder:
         norm_first=True,
     )
     return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+
+
+def in_blocks(layers: nn.TransformerEncoder, rows: Sequence[Tensor], size: int) -> list[Tensor]:
+    """Rows [n, w] through bidirectional layers, blocks of up to `size` each on its own: so a long
+    text is read as training's short ones were."""
+    blocks = [row.split(size) for row in rows]
+    batch, mask = padded([block for row in blocks for block in row])
+    out = layers(batch, src_key_padding_mask=~mask)
+    made = iter(zip(out, mask.sum(1).tolist(), strict=True))
+    taken = [[next(made) for _ in row] for row in blocks]
+    return [torch.cat([states[-n:] for states, n in row]) for row in taken]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix
+
+Calibration = Literal["regression", "none", "rms", "channel", "batch"]
+"""How input embeddings begin (embeddings.py)."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Slots:
     mask: Bool[Tensor, "b m"]
     spans: Int[Tensor, " b"]
     """Positions that each row takes up."""
+    block: int
+    """Most slots that see one another, except through the reader."""
 
     @property
     def positions(self) -> Int[Tensor, "b m"]:
@@ -35,8 +41,14 @@ class Slots:
 class WayIn(nn.Module, ABC):
     """Slots to a cache of one reader."""
 
-    def __init__(self, lm: FrozenLM, channels: int, width: int, first: bool):
-        """channels: of a code; width: of a state. first: whether no way in stands before this."""
+    place: ClassVar[Literal["first", "later", "last", "any"]]
+    """Where it may stand among the ways in of a wire."""
+
+    def __init__(
+        self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
+    ):
+        """channels: of a code; width: of a state. first: whether no way in stands before this.
+        calibration: of input embeddings, where it makes them."""
         super().__init__()
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from latentwire.lm import FrozenLM, KVPrefix, Memory, Prompt
-from latentwire.wire.ways_in.base import Slots, WayIn
+from latentwire.wire.ways_in.base import Calibration, Slots, WayIn
 
 
 class GatedAttention(nn.Module):
@@ -61,11 +61,14 @@ class CrossAttention(WayIn):
     Alone, the cache is the head, and the text is a gap in the positions behind it.
     """
 
-    PLACES = 4
+    place = "last"
+    PLACES: ClassVar[int] = 4
     """Most blocks that have one."""
 
-    def __init__(self, lm: FrozenLM, channels: int, width: int, first: bool):
-        super().__init__(lm, channels, width, first)
+    def __init__(
+        self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
+    ):
+        super().__init__(lm, channels, width, first, calibration)
         blocks = len(lm.blocks)
         places = min(self.PLACES, blocks)
         self.layers = [(2 * i + 1) * blocks // (2 * places) for i in range(places)]

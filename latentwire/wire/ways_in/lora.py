@@ -1,0 +1,53 @@
+"""Input embeddings over which the reader runs with a small LoRA on (Hu et al. 2021, arXiv
+2106.09685): it may learn to read latents, and reads everything after them as it always did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.lm.adapters import as_module, lora_config, unused_name
+from latentwire.wire.ways_in.base import Calibration, Slots, WayIn
+from latentwire.wire.ways_in.embeddings import Embeddings
+
+
+class Lora(WayIn):
+    """`embeddings`, run over with a LoRA in the first blocks. Zero at first, so step 0 is
+    `embeddings`.
+
+    The tensors lie in the reader's model, in float32, under a name that no other wire has; here
+    they are parameters like others, so that they are trained, saved and loaded with the wire.
+    """
+
+    place = "first"
+    BLOCKS: ClassVar[int] = 4
+    """First blocks of the reader that have one."""
+    RANK: ClassVar[int] = 4
+
+    def __init__(
+        self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
+    ):
+        super().__init__(lm, channels, width, first, calibration)
+        self.embeddings = Embeddings(lm, channels, width, first, calibration)
+        self.adapter = unused_name(lm.model, "wire")
+        config = lora_config(lm.model.config, self.RANK, self.BLOCKS)
+        lm.add_lora(self.adapter, config)
+        self.lora = as_module(lm.model, self.adapter)
+
+    def forward(
+        self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
+    ) -> KVPrefix:
+        return self.embeddings(lm.with_adapter(self.adapter), head, slots, before)
+
+    def calibrate(
+        self,
+        lm: FrozenLM,
+        texts: Sequence[str],
+        values: Sequence[Float[Tensor, "_ c"]],
+        units: Sequence[float],
+    ) -> None:
+        self.embeddings.calibrate(lm, texts, values, units)
