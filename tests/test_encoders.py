@@ -103,9 +103,10 @@ def test_a_source_that_reads_too_reads_without_its_lora(lm):
     prompt = Prompt.from_text(lm, TEXTS)
     before = lm.head(lm.final(prompt))
     wire = trained(make_wire(lm, "lora_states"))
-    wire.encode(TEXTS)
-    assert torch.equal(wire.readers[0].lm.final(prompt), lm.final(prompt))
-    assert torch.equal(lm.head(lm.final(prompt)), before)
+    for _ in range(2):  # before the first text is encoded, and after
+        reader = wire.readers[0].lm
+        assert torch.equal(reader.head(reader.final(prompt)), before)
+        wire.encode(TEXTS)
 
 
 def test_wires_on_one_source_have_a_lora_each_and_save_it(lm, tmp_path):

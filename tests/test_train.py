@@ -336,3 +336,5 @@ def test_a_gate_stays_open():
     assert gated.lowest == 0
     with pytest.raises(ValueError, match=r"told of no checks: remove it"):
         gated.at(0, 1)
+    with pytest.raises(ValueError, match=r"waits for 'gap'; checks find held, step: name one"):
+        gated.at(9, 1, [{"step": 1.0, "held": 2.0}])

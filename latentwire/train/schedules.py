@@ -60,7 +60,8 @@ class Schedule:
         self, step: int, epoch: int, checks: Sequence[Mapping[str, float]] | None = None
     ) -> float:
         """The value at a step, where an epoch has so many steps. checks: what those before it
-        found, each with its "step". Raises ValueError for a gate where no checks are given."""
+        found, each with its "step". Raises ValueError for a gate where no checks are given, or
+        they have no such figure."""
         opened = self._opened(checks)
         if opened is None:
             return 0.0
@@ -85,6 +86,9 @@ class Schedule:
         if checks is None:
             raise ValueError(f"gate is {self.gate}; this schedule is told of no checks: remove it")
         name, side, limit = self.gate
+        if checks and not any(name in check for check in checks):
+            found = ", ".join(sorted(checks[-1]))
+            raise ValueError(f"gate waits for {name!r}; checks find {found}: name one of these")
         for check in checks:
             if name in check and (check[name] < limit if side == "below" else check[name] > limit):
                 return check["step"]
