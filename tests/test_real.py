@@ -9,7 +9,8 @@ from latentwire.lm import FrozenLM, Prompt
 from latentwire.lm.doctor import CHECKS
 from latentwire.recipes.evaluation import ALMANAC, conditions
 from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens
-from latentwire.tasks.qa import by_context, load_questions
+from latentwire.tasks.needles import with_needles
+from latentwire.tasks.qa import answers, by_context, load_questions, with_format
 from latentwire.wire.load import load_wire
 from latentwire.wire.text_message import TextMessage
 from latentwire.wire.text_wire import TextWire
@@ -49,6 +50,17 @@ def test_the_shipped_wire_reads_paragraphs_it_has_never_seen(wire):
     assert scores["wire"]["f1"] > scores["foreign_latents"]["f1_high"]
     assert scores["wire"]["nll"] < scores["closed_book"]["nll"] - 0.3
     assert scores["text"]["f1"] > 0.3
+
+
+def test_numbers_that_are_kept_as_text_are_copied(wire):
+    made = with_needles(by_context(load_questions(ALMANAC, 15)), "number")
+    copied = []
+    for one in (wire, wire.keeping("numbers")):
+        messages = one.send([p.context for p in made])
+        prefix = with_format(one.lm, one.format, one.receive(messages))
+        said = answers(one.lm, [p.questions[0].question for p in made], prefix)
+        copied.append(sum(a == p.questions[0].answers[0] for a, p in zip(said, made, strict=True)))
+    assert copied[1] > copied[0]
 
 
 SAID = "The lighthouse was finished in 1759 by John Smeaton. 灯台 😀"

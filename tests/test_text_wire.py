@@ -53,6 +53,18 @@ def test_two_families_read_the_same_bytes_each_as_its_own_wire_reads_the_text(lm
         assert costs == list(zip(latents, [len(m.to_bytes()) for m in messages], strict=True))
 
 
+def test_each_reader_keeps_as_text_what_its_own_wire_keeps(lms):
+    wire = make_wire(lms)
+    mixed = wire.keeping("numbers")
+    messages = through_bytes(wire, TEXTS)
+    assert messages == through_bytes(mixed, TEXTS)
+    for plain, reader in zip(wire.readers, mixed.readers, strict=True):
+        own = reader.wire.prefix(plain.wire.keeping("numbers").encode(TEXTS))
+        assert torch.equal(reader.receive(messages).keys[0], own.keys[0])
+        assert not torch.equal(plain.receive(messages).keys[0], own.keys[0])
+        assert reader.keep == "numbers" and plain.keep is None
+
+
 def test_at_ratio_one_and_without_a_residual_the_wire_is_the_text(lms):
     wire = make_wire(lms, ratio=1)
     passages = [Passage(t, (Question("q", t, "Who built it?", ("John",)),)) for t in TEXTS]

@@ -70,6 +70,48 @@ def test_slots_hold_the_best_scored_tokens_of_each_head(lm):
             torch.testing.assert_close(latents.values[layer, head], expected)
 
 
+@torch.no_grad()
+def test_what_is_kept_as_text_is_in_every_head_what_the_reader_has_for_it(lm):
+    wire, text = make_wire(lm), TEXTS[0]
+    kept = [text.index("1759") + i for i in range(4)]  # a token is a byte here
+    own = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(text)])]))
+    columns = [len(lm.frame.head) + t for t in kept]
+
+    def raw_slots(latents) -> list[int]:
+        """Per layer and head, how many of those four are slots."""
+        counts = []
+        for layer, (keys, values) in enumerate(zip(own.keys, own.values, strict=True)):
+            ours = torch.cat([latents.keys[layer], latents.values[layer]], -1)
+            theirs = torch.cat([keys[0, :, columns], values[0, :, columns]], -1)
+            near = (ours[:, :, None] - theirs[:, None]).abs().amax(-1) < 1e-4
+            counts += near.any(1).sum(1).tolist()
+        return counts
+
+    plain, mixed = wire.encode([text])[0], wire.keeping("numbers").encode([text])[0]
+    heads = len(own.keys) * own.keys[0].shape[1]
+    assert raw_slots(plain) == [0] * heads and raw_slots(mixed) == [4] * heads
+    assert len(mixed) == len(plain) == 13 and mixed.span == plain.span
+    again = wire.keeping("numbers").keeping(None).encode([text])[0]
+    assert torch.equal(again.keys, plain.keys) and wire.keeping("numbers").id == wire.id
+    message = wire.keeping("numbers").send([text])[0]
+    assert len(wire.receive([message])) == len(lm.frame.head) + 13
+
+
+def test_a_window_holds_all_that_is_kept_as_text(lm):
+    wire = make_wire(lm, window=16).keeping("lighthouse|By|灯")
+    for text, latents in [
+        (TEXTS[0], 10 + 4 + 4 + 1),  # 49 tokens in windows of 16, the word in the first
+        (TEXTS[1], 3),
+        ("灯", 3),  # a token for each of its bytes
+    ]:
+        assert len(wire.encode([text])[0]) == wire.latents(text) == latents
+        assert wire.cost(text) == (latents, len(wire.send([text])[0].to_bytes()))
+    assert wire.at(2).keep == wire.keep and wire.at(2).latents(TEXTS[0]) == 10 + 8 + 8 + 1
+    room = lm.window - len(wire.head) - 256
+    with pytest.raises(WireError, match=rf"{2 * room} latents with 'x' kept .* room for {room}"):
+        wire.keeping("x").encode(["x" * (2 * room)])
+
+
 def test_segments_are_means_up_to_each_kept_token():
     inputs = torch.randn(1, 6, 3, generator=torch.Generator().manual_seed(0))
     states, means = _kept_and_segment(inputs, torch.tensor([[[1, 3]]]))

@@ -16,6 +16,7 @@ def ask(
     context: Path,
     wire: str = "default",
     full_text: bool = False,
+    keep: str | None = None,
 ) -> None:
     """Answer a question about a text file that the reader sees only as latents.
 
@@ -26,16 +27,18 @@ def ask(
         wire: A wire's folder, or one of those shipped: default, for one reader, or shared, whose
             two readers answer from the same bytes.
         full_text: Also show what the same reader answers with the whole text in front of it.
+        keep: What of the text to keep as text among the latents: numbers, names, or what a regular
+            expression finds.
     """
     from latentwire.evals import baselines
     from latentwire.tasks.base import DataError, read_text
     from latentwire.tasks.qa import answers, with_format
-    from latentwire.wire.load import load_wire
+    from latentwire.wire.load import load_with
 
     if not question.strip():
         raise DataError("the question is empty; expected text")
     text = read_text(context)
-    loaded: Any = load_wire(wire)
+    loaded: Any = load_with(wire, keep=keep)
     messages = loaded.send([text])
 
     def answer(reader, prefix) -> str:
@@ -61,6 +64,7 @@ def evaluate(
     run: Path | None = None,
     bits: int | None = None,
     ratio: int | None = None,
+    keep: str | None = None,
     needles: Literal["number", "uuid"] | None = None,
     ray: str | None = None,
 ) -> None:
@@ -77,6 +81,8 @@ def evaluate(
         bits: Bits of one code of a message of a wire of one reader: 16 (if not given), 8, 6 or
             4.
         ratio: Tokens in per latent out, where it is to be another than the wire was trained for.
+        keep: What of a text to keep as text among the latents: numbers, names, or what a regular
+            expression finds.
         needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the
             questions of the data.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
@@ -87,7 +93,7 @@ def evaluate(
     from latentwire.report.page import write_report
     from latentwire.report.tables import joint_verdict, results_table, verdict
     from latentwire.wire.folder import kind_of
-    from latentwire.wire.load import at_ratio
+    from latentwire.wire.load import load_with
     from latentwire.wire.wire import Wire
 
     if limit is not None and limit < 1:
@@ -95,9 +101,9 @@ def evaluate(
     check_folder(json_out)
     if ray is not None and kind_of(wire) is not None:
         raise ValueError("--ray is for wires of one reader; leave it out for this one")
-    loaded = at_ratio(wire, ratio)
+    loaded = load_with(wire, ratio, keep)
     if isinstance(loaded, Wire):
-        spread = None if ray is None else on_ray(ray, partial(at_ratio, wire, ratio))
+        spread = None if ray is None else on_ray(ray, partial(load_with, wire, ratio, keep))
         result = evaluate_wire(loaded, data or ALMANAC, limit, run, bits, needles, spread)
         folders = {loaded.reader: "."}
     else:

@@ -135,6 +135,21 @@ class FrozenLM:
         with TOKENIZING:
             return self._known.setdefault(text, self._ids(text, split_special_tokens=True))
 
+    def offsets(self, text: str) -> Int[Tensor, "n 2"]:
+        """The characters that each token of `ids(text)` stands for: where they begin, and where
+        they end. Raises ValueError where the tokenizer is not a fast one, which alone knows."""
+        if not self.tokenizer.is_fast:
+            raise ValueError(f"{self.name}'s tokenizer gives no offsets; expected a fast one")
+        with TOKENIZING:
+            offsets = self.tokenizer(
+                text,
+                add_special_tokens=False,
+                verbose=False,
+                split_special_tokens=True,
+                return_offsets_mapping=True,
+            ).offset_mapping
+        return torch.tensor(offsets, dtype=torch.long, device=self.device).view(-1, 2)
+
     def text(self, ids: Int[Tensor, " n"]) -> str:
         """The text of token ids, special tokens left out."""
         return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)

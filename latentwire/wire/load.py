@@ -8,6 +8,7 @@ from pathlib import Path
 from latentwire.lm import FrozenLM
 from latentwire.wire import shared, text_wire
 from latentwire.wire.folder import WireError, folder_of, kind_of
+from latentwire.wire.keep import finder
 from latentwire.wire.wire import Wire, read_config
 
 AnyWire = Wire | shared.SharedWire | text_wire.TextWire
@@ -26,12 +27,17 @@ def load_wire(name: str | Path, lms: Mapping[str, FrozenLM] | None = None) -> An
     return Wire.from_pretrained(name, (lms or {}).get(read_config(folder_of(name))["reader"]))
 
 
-def at_ratio(name: str | Path, ratio: int | None) -> AnyWire:
-    """A wire, at another ratio than it was trained for unless that is None. Raises WireError for a
-    wire of learned codes, which has one ratio."""
+def load_with(name: str | Path, ratio: int | None = None, keep: str | None = None) -> AnyWire:
+    """A wire, at another ratio than it was trained for unless that is None, with what a rule finds
+    kept as text unless that is None. Raises WireError for a wire of learned codes, which has one
+    ratio and no slots that could be kept."""
+    if keep is not None:  # a mistake in it is told before models are loaded
+        finder(keep)
     wire = load_wire(name)
-    if ratio is None:
-        return wire
-    if isinstance(wire, shared.SharedWire):
+    if not isinstance(wire, shared.SharedWire):
+        return (wire if ratio is None else wire.at(ratio)).keeping(keep)
+    if ratio is not None:
         raise WireError(f"{name} has learned codes for a ratio of {wire.config.sizes.ratio} alone")
-    return wire.at(ratio)
+    if keep is not None:
+        raise WireError(f"{name} has learned codes; only a wire of slots can keep spans as text")
+    return wire

@@ -327,6 +327,10 @@ class Reader:
         return self.wire.config.sizes.ratio
 
     @property
+    def keep(self) -> None:
+        """Nothing is kept as text: a message has codes alone."""
+
+    @property
     def bits(self) -> int:
         """Of a message's codes."""
         return self.wire.config.bits

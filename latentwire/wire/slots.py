@@ -4,12 +4,15 @@ For every layer and KV head the tokens with the highest scores are kept, at thei
 What is dropped is not lost: each slot stands for the tokens since the slot before it, and a learned
 low-rank residual, zero at the start, moves its key and value by what those tokens hold. So step 0
 is a cache with tokens left out, which the reader already understands, and training fills the gaps.
+
+Tokens may be named that every head keeps, whatever their scores; the residual leaves these as they
+are.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
@@ -35,10 +38,14 @@ class Slots(nn.Module):
         values: Float[Tensor, "l h t e"],
         scores: Float[Tensor, "l h t"],
         positions: Int[Tensor, " t"],
+        raw: Bool[Tensor, " t"],
         count: int,
     ) -> Latents:
-        """The `count` best tokens of each head as slots, in the order of the text."""
-        kept = scores.topk(count, -1).indices.sort(-1).values
+        """The `count` best tokens of each head as slots, in the order of the text. The raw ones,
+        at most `count`, come before all others, with the keys and values that the reader itself
+        has for them: they stand for themselves alone, and tokens that were dropped just before one
+        are not made up for."""
+        kept = scores.masked_fill(raw, torch.inf).topk(count, -1).indices.sort(-1).values
         features = torch.cat(_kept_and_segment(normed(inputs), kept), -1)
         hidden = torch.nn.functional.gelu(torch.einsum("lhmx,lxr->lhmr", features, self.down))
         delta_k, delta_v = torch.einsum("lhmr,lhrc->lhmc", hidden, self.up).chunk(2, -1)
@@ -49,8 +56,9 @@ class Slots(nn.Module):
             for layer, (d, p) in enumerate(zip(delta_k, turned, strict=True))
         ]
         # Deltas are in units of the head's own keys and values, whose sizes differ by layer.
-        k = k + torch.stack(moved) * _rms(k)
-        v = v + delta_v * _rms(v)
+        changed = ~raw[kept][..., None]
+        k = k + torch.stack(moved) * _rms(k) * changed
+        v = v + delta_v * _rms(v) * changed
         return Latents(k, v, span=len(positions))
 
 

@@ -57,6 +57,12 @@ class TextWire:
         same."""
         return TextWire(self.code.lm, [reader.wire.at(ratio) for reader in self.readers])
 
+    def keeping(self, rule: str | None) -> TextWire:
+        """The same wire, whose readers keep spans of each text as text in their latents, as
+        Wire.keeping says; messages are the same, and none says what its reader keeps."""
+        wires = [reader.wire.keeping(rule) for reader in self.readers]
+        return TextWire(self.code.lm, wires)
+
     def send(self, texts: Sequence[str]) -> list[TextMessage]:
         """Texts as messages, the same for every reader. Raises WireError for an empty text, or one
         that the source's tokenizer does not give back to the letter."""
@@ -174,6 +180,11 @@ class TextReader:
     def ratio(self) -> int:
         """Tokens in per latent out."""
         return self.wire.ratio
+
+    @property
+    def keep(self) -> str | None:
+        """What of a text the reader keeps as text."""
+        return self.wire.keep
 
     @property
     def bits(self) -> None:

@@ -21,12 +21,14 @@ from itertools import zip_longest
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
 from latentwire.wire.folder import WireError, folder_of, read_record
+from latentwire.wire.keep import finder
 from latentwire.wire.latents import Latents, as_prefix
 from latentwire.wire.message import Message, MessageError, check_bits, message_size
 from latentwire.wire.scorer import Scorer
@@ -72,6 +74,7 @@ class Wire(nn.Module):
         self.scorer = Scorer(layers, lm.width, heads)
         self.slots = Slots(layers, lm.width, heads, head_dim, config.rank)
         self.format = nn.Parameter(initial_format(lm, config.format_tokens))
+        self.keep: str | None = None  # no part of what is trained and saved
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
         self.to(lm.device)
 
@@ -109,6 +112,23 @@ class Wire(nn.Module):
         wire.config = replace(self.config, ratio=ratio)
         return wire
 
+    def keeping(self, rule: str | None) -> Wire:
+        """The same weights, with spans of each text kept as text: what a rule of keep.py finds, or
+        a regular expression. None keeps nothing.
+
+        Every token that a span touches is a latent in all layers and heads: the key and the value
+        that the reader has for it where it reads the token's whole window, without the residual.
+        Only the codes of a message round it, as they round all latents. These latents are among the
+        number that the ratio gives; a window whose spans alone have more tokens becomes that many
+        latents. Wires with and without a rule read each other's messages. Raises WireError for a
+        regular expression that does not compile.
+        """
+        if rule is not None:
+            finder(rule)
+        wire = copy(self)
+        wire.keep = rule
+        return wire
+
     @property
     def bits(self) -> int:
         """Of a message's codes, unless told otherwise."""
@@ -120,20 +140,21 @@ class Wire(nn.Module):
 
     def latents(self, text: str) -> int:
         """Latents that a text becomes."""
-        return self.count(len(self.lm.ids(text)))
+        return self._count(self._raw(text))
 
     def cost(self, text: str, bits: int = BITS) -> tuple[int, int]:
         """Latents and bytes of the message of a text."""
-        return self.latents(text), self.message_bytes(len(self.lm.ids(text)), bits)
+        latents = self.latents(text)
+        return latents, self.message_bytes(latents, bits)
 
     def count(self, tokens: int) -> int:
-        """Latents that a context of so many tokens becomes."""
-        return sum(math.ceil(n / self.config.ratio) for n in self._windows(tokens))
+        """Latents that a context of so many tokens becomes, none of them kept as text."""
+        return self._count(torch.zeros(tokens, dtype=torch.bool))
 
-    def message_bytes(self, tokens: int, bits: int = BITS) -> int:
-        """Bytes of the message of a context of so many tokens, in codes of so many bits."""
+    def message_bytes(self, latents: int, bits: int = BITS) -> int:
+        """Bytes of a message of so many latents, in codes of so many bits."""
         keys = self.head.keys[0]
-        shape = (len(self.head.keys), keys.shape[1], self.count(tokens), keys.shape[3])
+        shape = (len(self.head.keys), keys.shape[1], latents, keys.shape[3])
         return message_size(self.config.reader, shape, bits)
 
     def encode(self, contexts: Sequence[str], batch: int = 8) -> list[Latents]:
@@ -144,21 +165,22 @@ class Wire(nn.Module):
         part of.
         """
         ids = [self.lm.ids(c) for c in contexts]
-        jobs: list[tuple[int, Tensor, int]] = []
+        jobs: list[tuple[int, Tensor, Tensor, int]] = []
         spans = []
         for row, tokens in enumerate(ids):
             if len(tokens) == 0:
                 raise WireError(f"context {row} is empty; expected at least one token")
             check_kept(self.lm, row, contexts[row], tokens)
-            starts, span = self._layout(len(tokens))
-            pieces = tokens.split(self.config.window)
-            jobs += [(row, piece, start) for piece, start in zip(pieces, starts, strict=True)]
+            raw = self._raw(contexts[row])
+            starts, span = self._layout(raw)
+            windows = zip(*(x.split(self.config.window) for x in (tokens, raw)), strict=True)
+            jobs += [(row, *w, start) for w, start in zip(windows, starts, strict=True)]
             spans.append(span)
         made: list[list[Latents]] = [[] for _ in contexts]
         for first in range(0, len(jobs), batch):
             part = jobs[first : first + batch]
-            latents = self.compress(*self.read([j[1] for j in part], [j[2] for j in part]))
-            for (row, _, _), z in zip(part, latents, strict=True):
+            rows, pieces, raw, starts = zip(*part, strict=True)
+            for row, z in zip(rows, self.compress(*self.read(pieces, starts), raw), strict=True):
                 made[row].append(z)
         return [_joined(zs, span) for zs, span in zip(made, spans, strict=True)]
 
@@ -281,29 +303,47 @@ class Wire(nn.Module):
         state = {k: v.detach().to("cpu", torch.bfloat16) for k, v in self.state_dict().items()}
         return save(state)
 
-    def _windows(self, tokens: int) -> list[int]:
-        size = self.config.window
-        return [min(size, tokens - start) for start in range(0, tokens, size)]
+    def _raw(self, text: str) -> Bool[Tensor, " t"]:
+        """Which tokens of a text are kept as text."""
+        raw = torch.zeros(len(self.lm.ids(text)), dtype=torch.bool, device=self.lm.device)
+        if self.keep is not None:
+            begin, end = self.lm.offsets(text).unbind(1)
+            for first, last in finder(self.keep)(text):
+                raw |= (begin < last) & (end > first)
+        return raw
 
-    def _layout(self, tokens: int) -> tuple[list[int], int]:
+    def _count(self, raw: Bool[Tensor, " t"]) -> int:
+        """Latents of a text of which some tokens are kept as text."""
+        return sum(map(self._count_window, raw.split(self.config.window)))
+
+    def _count_window(self, raw: Bool[Tensor, " t"]) -> int:
+        return max(math.ceil(len(raw) / self.config.ratio), int(raw.sum()))
+
+    def _layout(self, raw: Bool[Tensor, " t"]) -> tuple[list[int], int]:
         """Position of each window's first token, and positions taken in all.
 
         Windows stand one after another; where a text is longer than the reader's window they
         overlap, evenly, so that the last one still ends inside it.
         """
-        head, windows = len(self.head), self._windows(tokens)
+        head, tokens, latents = len(self.head), len(raw), self._count(raw)
+        windows = raw.split(self.config.window)
         room = self.lm.window - head - RESERVE
-        if room < self.count(tokens) or room < windows[0]:
+        if room < self.count(tokens) or room < len(windows[0]):
             most = room * self.config.ratio
             raise WireError(
                 f"context has {tokens} tokens; at most {most} fit {self.lm.name} at "
                 f"{self.config.ratio}x: cut the text"
             )
+        if room < latents:
+            raise WireError(
+                f"context becomes {latents} latents with {self.keep!r} kept as text; "
+                f"{self.lm.name} has room for {room}: cut the text or keep less of it"
+            )
         stride = float(self.config.window)
         if tokens > room:
             stride = (room - self.config.window) / (len(windows) - 1)
         starts = [head + int(i * stride) for i in range(len(windows))]
-        return starts, starts[-1] + windows[-1] - head
+        return starts, starts[-1] + len(windows[-1]) - head
 
     def read(self, pieces: Sequence[Tensor], starts: Sequence[int]) -> tuple[Prompt, States]:
         """The LM's one pass over windows of ids, each after the head and from its own position."""
@@ -313,22 +353,27 @@ class Wire(nn.Module):
             prompt = Prompt.from_ids(self.lm, pieces, placed)
             return prompt, self.lm.states(prompt)
 
-    def compress(self, prompt: Prompt, states: States) -> list[Latents]:
-        """What `read` gave, as latents: one per window."""
+    def compress(
+        self, prompt: Prompt, states: States, raw: Sequence[Bool[Tensor, " _"]] | None = None
+    ) -> list[Latents]:
+        """What `read` gave, as latents: one per window. raw: which tokens are kept as text, in each
+        window; None for none of them."""
+        raw = [m.new_zeros(int(m.sum())) for m in prompt.mask] if raw is None else raw
         with torch.no_grad():
             scores = self.scorer(states.inputs)
         keys, values = torch.stack(states.prefix.keys), torch.stack(states.prefix.values)
         return [
             self.slots(
                 self.lm,
-                states.inputs[:, row, -n:],
-                keys[:, row, :, -n:],
-                values[:, row, :, -n:],
-                scores[:, row, :, -n:],
-                prompt.positions[row, -n:],
-                math.ceil(n / self.config.ratio),
+                states.inputs[:, row, -len(of) :],
+                keys[:, row, :, -len(of) :],
+                values[:, row, :, -len(of) :],
+                scores[:, row, :, -len(of) :],
+                prompt.positions[row, -len(of) :],
+                of,
+                self._count_window(of),
             )
-            for row, n in enumerate(prompt.mask.sum(1).tolist())
+            for row, of in enumerate(raw)
         ]
 
 
