@@ -10,8 +10,10 @@ from tiny import tiny_lm
 import latentwire.wire.wire as wire_module
 from latentwire.__main__ import main
 from latentwire.lm import FrozenLM
+from latentwire.recipes import evaluation
 from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.shared import SharedConfig, SharedWire
+from latentwire.wire.text_wire import TextWire
 from latentwire.wire.wire import Wire, WireConfig
 
 ROWS = [
@@ -60,6 +62,9 @@ def test_ask_answers_from_a_file(wire, tmp_path, monkeypatch, capsys):
         monkeypatch, capsys, "ask", "--context", context, "Where?", "--wire", wire, "--full-text"
     )
     assert status == 0 and "read 195 tokens as 49 latents" in out and "full text:" in out
+    more = ("--wire", wire, "--keep", "The .*")
+    status, out, _ = run(monkeypatch, capsys, "ask", "--context", context, "Where?", *more)
+    assert status == 0 and "read 195 tokens as 195 latents" in out
 
 
 def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys):
@@ -71,8 +76,8 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert status == 0, err
     result = json.loads((tmp_path / "o.json").read_text())
     assert result == json.loads((folder / "results.json").read_text())
-    names = ["text", "wire", "truncated_tokens", "truncated_bytes", "closed_book", "zero_latents"]
-    names += ["foreign_latents"]
+    names = ["text", "wire", "truncated_tokens", "pruned_tokens", "truncated_bytes"]
+    names += ["truncated_zstd", "closed_book", "zero_latents", "foreign_latents"]
     assert list(result["rows"]) == names
     for row in result["rows"].values():
         assert {"em", "f1", "f1_low", "f1_high", "nll", "first1", "first5"} <= set(row)
@@ -80,7 +85,8 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert result["message_bytes"] > 0 and result["text_bytes"] == 20.5
     # A text of one line has nothing to compress; a frame of zstd has 9 bytes of its own.
     assert 20.5 < result["zstd_bytes"] <= 20.5 + 9 and result["bits"] == 16
-    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 7
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 9
+    assert result["replay_difference"] == 0 and "keep" not in result
     assert "<html" in (folder / "report.html").read_text()
 
 
@@ -226,6 +232,39 @@ def test_eval_at_another_ratio(wire, shared, tmp_path, monkeypatch, capsys):
     assert status == 2 and "has learned codes for a ratio of 4 alone" in err
     status, _, err = run(monkeypatch, capsys, "eval", wire, *more[:2], "--ratio", "0")
     assert status == 2 and "ratio is 0" in err
+
+
+# Of the 57 and 56 tokens of two windows, 16 and 12 are digits: more than an eighth.
+@pytest.mark.parametrize(
+    ("several", "ratio", "keep", "latents"),
+    [(False, 2, None, (29 + 28) / 2), (True, 8, "numbers", (16 + 12) / 2)],
+)
+def test_needles_at_any_ratio_and_with_spans_kept(
+    several, ratio, keep, latents, wire, shared, tmp_path, monkeypatch, capsys
+):
+    data, out = write(tmp_path / "d.jsonl", jsonl(ROWS)), tmp_path / "o.json"
+    if several:
+        lms = [FrozenLM.from_pretrained(name) for name in ("tiny-llama", "tiny-gemma3")]
+        wires = [Wire(lm, WireConfig(lm.name, rank=4, window=64)) for lm in lms]
+        TextWire(lms[0], wires).save(tmp_path / "text")
+        wire = str(tmp_path / "text")
+    monkeypatch.setattr(evaluation, "NEEDLE_TOKENS", 2)
+    asked = ["eval", wire, "--data", data, "--needles", "number", "--json", str(out)]
+    more = [] if keep is None else ["--keep", keep]
+    status, _, err = run(monkeypatch, capsys, *asked, "--ratio", str(ratio), *more)
+    assert status == 0, err
+    result = json.loads(out.read_text())
+    for reader in result["readers"].values() if several else [result]:
+        assert (reader["ratio"], reader["needles"], reader["n"]) == (ratio, "number", 2)
+        assert reader.get("keep") == keep and reader["latents_out"] == latents
+        assert reader["replay_difference"] == 0 and "pruned_tokens" in reader["rows"]
+
+
+def test_spans_that_cannot_be_kept(wire, shared, monkeypatch, capsys):
+    status, _, err = run(monkeypatch, capsys, "eval", wire, "--keep", "a(")
+    assert status == 2 and "'a(' does not compile" in err and err.count("\n") == 1
+    status, _, err = run(monkeypatch, capsys, "eval", shared, "--keep", "a")
+    assert status == 2 and "only a wire of slots can keep spans as text" in err
 
 
 def test_a_shared_wire_is_asked_and_scored_by_every_reader(shared, tmp_path, monkeypatch, capsys):

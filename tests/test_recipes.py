@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import tiny_lm
+from zstandard import compress
 
-from latentwire.evals.baselines import truncated_bytes
+from latentwire.evals.baselines import closed_book, pruned, truncated_bytes, zstd_fitting
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM
+from latentwire.recipes import evaluation
 from latentwire.recipes import wire as recipes
 from latentwire.recipes.evaluation import conditions, evaluate_wire
 from latentwire.recipes.wire import WireRecipe, train_wire
@@ -145,6 +147,53 @@ def test_truncation_to_bytes_cuts_no_character_in_two(lm):
         assert len(prefix) == head + len(kept.encode())
 
 
+def test_truncation_to_bytes_of_zstd():
+    text = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 4
+    size = [len(compress(text[:n].encode(), 19)) for n in range(len(text) + 1)]
+    for most in (9, 10, 30, 60, 70, 1000):
+        n = zstd_fitting(text, most)
+        assert size[n] <= most and (n == len(text) or size[n + 1] > most)
+    assert zstd_fitting(text, 8) == 0
+
+
+def test_pruning_keeps_the_tokens_that_hugging_face_finds_least_likely(lm):
+    text = "Ada was born in 1800."
+    ids = torch.cat([lm.frame.head, lm.ids(text)])
+    predicting = lm.model(ids[None]).logits[0].log_softmax(-1)
+    own = {i: predicting[len(lm.frame.head) - 1 + i, t].item() for i, t in enumerate(lm.ids(text))}
+    for count in (1, 6, len(own), 99):
+        kept = sorted(sorted(own, key=own.__getitem__)[:count])
+        expected = torch.cat([lm.frame.head, lm.ids(text)[kept]])
+        ours, theirs = pruned(lm, lambda _, n=count: n)([text]), lm.model(expected[None])
+        assert len(ours) == len(expected)
+        for layer, keys in enumerate(ours.keys):
+            reference = theirs.past_key_values.layers[layer].keys
+            torch.testing.assert_close(keys, reference, atol=1e-5, rtol=1e-4)
+
+
+def test_replayed_embeddings_are_told_from_the_text_where_they_differ(lm, data, monkeypatch):
+    wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
+    passages = by_context(load_questions(data, 4))
+    assert evaluation.replay_difference(wire, passages) == 0
+
+    def log_probs(context: str, question: Question) -> torch.Tensor:
+        answer = torch.tensor([*lm.ids(f" {question.answers[0]}"), lm.stop_ids[0]])
+        before = lm.embed(torch.cat([lm.frame.head, lm.ids(context)]))
+        asked = torch.cat([lm.ids(f"\n\n{question.question}"), lm.frame.tail, answer])
+        embeds = torch.cat([before, wire.format, lm.embed(asked)])
+        logits = lm.model(inputs_embeds=embeds[None]).logits[0, -len(answer) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, answer[:, None])
+
+    differences = [
+        (log_probs(q.context, q) - log_probs("", q)).abs().max().item()
+        for p in passages
+        for q in p.questions
+    ]
+    monkeypatch.setattr(evaluation, "replayed", closed_book)
+    found = evaluation.replay_difference(wire, passages)
+    assert found == pytest.approx(max(differences), abs=1e-4)
+
+
 def test_needles_stand_in_their_passages_and_the_text_holds_them(data):
     passages = by_context(load_questions(data))
     for kind, form in (
@@ -167,7 +216,7 @@ def test_needles_are_asked_for_under_every_condition(lm, data):
     wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
     result = evaluate_wire(wire, data, 6, needles="uuid")
     assert result["needles"] == "uuid" and result["n"] == result["passages"] == 3
-    assert {"text", "wire", "truncated_bytes"} <= set(result["rows"])
+    assert {"text", "wire", "truncated_bytes", "truncated_zstd"} <= set(result["rows"])
 
 
 def test_an_interrupted_evaluation_goes_on(lm, data, tmp_path, monkeypatch):

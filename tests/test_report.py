@@ -122,6 +122,24 @@ def test_truncation(truncated, said):
     assert not any("equal bytes" in item for item in verdict(with_f1(truncated_bytes=truncated)))
 
 
+def test_text_after_zstd_and_pruned_text():
+    results = {**with_f1(truncated_zstd=0.50, pruned_tokens=0.40), "message_bytes": 440.0}
+    said = verdict(results)
+    assert said[2].startswith("It is not better than the text pruned to equal tokens")
+    assert said[4].startswith("It is not better than the text truncated to equal bytes after zstd")
+    # Larger than the text's zstd, if smaller than the text: nothing is cut.
+    said = verdict({**results, "message_bytes": 470.0})
+    assert not any("after zstd -19:" in item for item in said)
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [(0.0, "(must equal full text): equal."), (0.25, "differ by up to 0.25 nats, so the reader")],
+)
+def test_replayed_embeddings(difference, said):
+    assert said in verdict({**RESULTS, "replay_difference": difference})[-1]
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -240,10 +258,11 @@ def test_a_row_is_one_line_of_a_terminal(share):
     full |= {"nll": 12.3, "first1": 1.0, "first5": 1.0}
     console = Console(width=80)
     with console.capture() as captured:
-        console.print(results_table({**RESULTS, "rows": dict.fromkeys(F1, full)}))
-    _, _, *rows, caption, more = captured.get().splitlines()
-    names = ["full text", "wire", "equal tokens", "equal bytes", "closed book", "zero latents"]
-    names += ["foreign latents"]
+        every = (*F1, "truncated_zstd", "pruned_tokens")
+        console.print(results_table({**RESULTS, "rows": dict.fromkeys(every, full)}))
+    _, _, *rows, caption, more, _ = captured.get().splitlines()
+    names = ["full text", "wire", "equal tokens", "pruned", "equal bytes", "equal zstd"]
+    names += ["closed book", "zero latents", "foreign latents"]
     assert len(rows) == len(names) and caption.startswith("Brackets") and "cut to" in more
     spread = {0.45: "45.0 (45.0 to 45.0)", 1.0: "100 (100 to 100)"}[share]
     for name, row in zip(names, rows, strict=True):

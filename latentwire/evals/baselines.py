@@ -6,15 +6,22 @@ question, answer budget) is the same for every condition.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from zstandard import compress
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.lm.prompt import Span
 
 Condition = Callable[[Sequence[str]], KVPrefix]
 """texts -> a prefix with one row for each, the head of the prompt included."""
+PART = 256
+"""Positions whose logits are computed together."""
 
 
 def full_text(lm: FrozenLM) -> Condition:
@@ -41,6 +48,50 @@ def truncated_bytes(lm: FrozenLM, keep: Callable[[str], int]) -> Condition:
         return whole([text.encode()[: keep(text)].decode(errors="ignore") for text in texts])
 
     return condition
+
+
+def truncated_zstd(lm: FrozenLM, keep: Callable[[str], int]) -> Condition:
+    """As much of the text as zstd -19 makes at most keep(text) bytes of: what the same bytes carry
+    without any LM."""
+    whole = full_text(lm)
+
+    def condition(texts: Sequence[str]) -> KVPrefix:
+        return whole([text[: zstd_fitting(text, keep(text))] for text in texts])
+
+    return condition
+
+
+def zstd_fitting(text: str, most: int) -> int:
+    """How many characters a text can begin with so that zstd -19 makes at most `most` bytes of
+    them. The sizes are searched as if each character added to them, which a few do not: one or two
+    more might fit, but what is returned does. 0 where not even an empty frame fits."""
+    sizes = range(len(text) + 1)
+    return max(0, bisect_right(sizes, most, key=lambda n: len(compress(text[:n].encode(), 19))) - 1)
+
+
+def pruned(lm: FrozenLM, keep: Callable[[str], int]) -> Condition:
+    """The keep(text) tokens of the text that the reader itself finds the most surprising, in their
+    order: Selective Context (Li et al. 2023, arXiv 2310.06201) with tokens as units."""
+
+    @torch.no_grad()
+    def condition(texts: Sequence[str]) -> KVPrefix:
+        rows = [lm.frame.head] * len(texts)
+        for row, text in enumerate(texts):
+            surprising = surprisal(lm, text).argsort(descending=True, stable=True)
+            kept = lm.ids(text)[surprising[: keep(text)].sort().values]
+            rows[row] = torch.cat([rows[row], kept])
+        return lm.prefill(Prompt.from_ids(lm, rows))
+
+    return condition
+
+
+def surprisal(lm: FrozenLM, text: str) -> Float[Tensor, " n"]:
+    """Self-information of each token of a text after the prompt's head and the tokens before it,
+    in nats."""
+    ids = lm.ids(text)
+    states = lm.predicting(Prompt.from_ids(lm, [lm.frame.head]), ids[None])[0]
+    parts = zip(states.split(PART), ids.split(PART), strict=True)
+    return torch.cat([cross_entropy(lm.head(s).float(), i, reduction="none") for s, i in parts])
 
 
 def replayed(lm: FrozenLM) -> Condition:

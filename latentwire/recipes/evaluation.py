@@ -26,8 +26,11 @@ from latentwire.evals.baselines import (
     Condition,
     closed_book,
     full_text,
+    pruned,
+    replayed,
     truncated,
     truncated_bytes,
+    truncated_zstd,
 )
 from latentwire.evals.harness import Answer, batch_size, evaluate, summarise
 from latentwire.files import write_whole
@@ -41,8 +44,10 @@ from latentwire.tasks.qa import (
     ANSWER_TOKENS,
     Passage,
     answer_ids,
+    answer_targets,
     by_context,
     load_questions,
+    passages_prompt,
     question_ids,
     question_prompt,
     with_format,
@@ -54,7 +59,7 @@ ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
 REFERENCES = ("text", "truncated_tokens", "truncated_bytes", "closed_book")
 """Conditions without latents, the same for all wires of a reader that have its format tokens."""
 TIMED = 8
-"""Passages on which times and cache sizes are measured."""
+"""Passages on which times and cache sizes are measured, and raw embeddings are replayed."""
 
 
 @runtime_checkable
@@ -72,6 +77,8 @@ class Reader(Protocol):
     def id(self) -> bytes: ...
     @property
     def ratio(self) -> int: ...
+    @property
+    def keep(self) -> str | None: ...
     @property
     def bits(self) -> int | None: ...
     def check_bits(self, bits: Any) -> None: ...
@@ -107,11 +114,16 @@ def conditions(
 
         return condition
 
+    def cost(text: str) -> int:
+        return reader.cost(text, *options)[1]
+
     return {
         "text": full_text(reader.lm),
         "wire": latents(lambda text: text),
         "truncated_tokens": truncated(reader.lm, reader.latents),
-        "truncated_bytes": truncated_bytes(reader.lm, lambda text: reader.cost(text, *options)[1]),
+        "pruned_tokens": pruned(reader.lm, reader.latents),
+        "truncated_bytes": truncated_bytes(reader.lm, cost),
+        "truncated_zstd": truncated_zstd(reader.lm, cost),
         "closed_book": closed_book(reader.lm),
         "zero_latents": latents(lambda text: text, zeroed=True),
         "foreign_latents": latents(following.__getitem__),
@@ -166,6 +178,7 @@ def evaluate_reader(
         "ratio": wire.ratio,
         **({} if bits is None else {"bits": bits}),
         **({"source": wire.source} if isinstance(wire, TextReader) else {}),
+        **({} if wire.keep is None else {"keep": wire.keep}),
         **({} if needles is None else {"needles": needles}),
     }
     answers = [] if out is None else _resumed(out, setting, set(rows))
@@ -188,6 +201,7 @@ def evaluate_reader(
         "retention": scores["wire"]["f1"] / scores["text"]["f1"] if scores["text"]["f1"] else None,
         **sizes(wire, passages, bits),
         **costs(wire, passages[:TIMED]),
+        "replay_difference": replay_difference(wire, passages[:TIMED]),
     }
     if out is not None:
         write_whole(out / "results.json", json.dumps(result, indent=1))
@@ -316,6 +330,26 @@ def costs(wire: Reader, passages: Sequence[Passage]) -> dict[str, float]:
         "encode_ttft_ratio": median["encode"] / median["text"],
         "kv_ratio": sum(p.nbytes() for p in received) / sum(p.nbytes() for p in whole),
     }
+
+
+@torch.no_grad()
+def replay_difference(wire: Reader, passages: Sequence[Passage]) -> float:
+    """Largest difference that it makes to the log-probability of any token of the gold answers, in
+    nats, whether a text is given as ids or its input embeddings as soft tokens. It must be 0, or
+    the reader is fed latents in another way than text, and no row compares."""
+    lm, differences = wire.lm, []
+    for passage in passages:
+        targets, mask = answer_targets(lm, [passage])
+        text, replay = (
+            lm.score(
+                passages_prompt(lm, wire.format, [passage], condition([passage.context])),
+                targets,
+                mask,
+            )
+            for condition in (full_text(lm), replayed(lm))
+        )
+        differences.append((text - replay).abs().max())
+    return torch.stack(differences).max().item()  # unlike Python's, NaN if any is
 
 
 def _first_token(wire: Reader, passage: Passage, context: Callable[[], KVPrefix]) -> float:

@@ -21,7 +21,9 @@ NAMES = {
     "text": "full text",
     "wire": "wire",
     "truncated_tokens": "truncated to equal tokens",
+    "pruned_tokens": "pruned to equal tokens",
     "truncated_bytes": "truncated to equal bytes",
+    "truncated_zstd": "truncated to equal bytes after zstd -19",
     "closed_book": "closed book (no text)",
     "zero_latents": "zero latents (control)",
     "foreign_latents": "another example's latents (control)",
@@ -30,12 +32,22 @@ NAMES = {
 
 SHORT = {
     "truncated_tokens": "equal tokens",
+    "pruned_tokens": "pruned",
     "truncated_bytes": "equal bytes",
+    "truncated_zstd": "equal zstd",
     "closed_book": "closed book",
     "zero_latents": "zero latents",
     "foreign_latents": "foreign latents",
 }
 """Those that take too much of a terminal's 80 columns."""
+
+CUTS = {
+    "truncated_tokens": None,
+    "pruned_tokens": None,
+    "truncated_bytes": "text_bytes",
+    "truncated_zstd": "zstd_bytes",
+}
+"""The text cut to the wire's size, and the bytes of all of it where bytes are the size."""
 
 CONTROLS = ("closed_book", "zero_latents", "foreign_latents")
 """What a wire that reads its latents must beat."""
@@ -47,7 +59,7 @@ RATIOS = ("retention", "kv_ratio", "ttft_ratio", "encode_ttft_ratio")
 SIZES = ("tokens_in", "latents_out", "text_bytes", "zstd_bytes", "message_bytes")
 RESULTS = {
     "rows?": {"*": dict.fromkeys(FIGURES, float)},
-    **{f"{key}?": float for key in RATIOS + SIZES},
+    **{f"{key}?": float for key in (*RATIOS, *SIZES, "replay_difference")},
 }
 """What results.json must hold, as `folder.expect` takes it."""
 READERS = {"readers": {"*": RESULTS}, "joint?": {"*": float}}
@@ -79,16 +91,17 @@ def reads_latents(results: dict[str, Any]) -> bool | None:
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """The results in words, one sentence or two an item: controls, truncation, retention, bytes,
-    time and cache. An item whose figures are missing is left out, except the first."""
+    """The results in words, one sentence or two an item: controls, text cut to the same size,
+    retention, bytes, time and cache, replay of raw embeddings. An item whose figures are missing is
+    left out, except the first."""
     rows = conditions(results)
     said = (
         _controls(results, rows),
-        _truncation(rows, "tokens"),
-        _truncation(rows, "bytes") if _smaller(results) else None,
+        *(_against(rows, cut) for cut in CUTS if _cuts(results, cut)),
         _retention(results, rows),
         _bytes(results),
         _speed(results),
+        _replay(results),
     )
     return [item for item in said if item]
 
@@ -108,7 +121,8 @@ def results_table(results: dict[str, Any]) -> Table:
     table = terminal_table(
         ("condition", "EM, %", "F1, %", "NLL", "first", "top 5"),
         "Brackets: 95% interval. NLL in nats. first, top 5: first token, %\n"
-        "equal tokens, equal bytes: the text cut to as many as the wire takes",
+        "equal: the text cut to as many as the wire takes, bytes as they are\n"
+        "or after zstd -19; pruned: its most surprising tokens, as many",
     )
     for key, (_, *cells) in zip(rows, result_rows(results), strict=True):
         style = "bold" if key == "wire" else "dim" if key in CONTROLS else None
@@ -194,12 +208,12 @@ def _controls(results: dict[str, Any], rows: dict[str, dict[str, float]]) -> str
     return f"This wire is not reading its latents: {own} does not lie above {unbeaten}."
 
 
-def _truncation(rows: dict[str, dict[str, float]], unit: str) -> str | None:
-    if "wire" not in rows or f"truncated_{unit}" not in rows:
+def _against(rows: dict[str, dict[str, float]], condition: str) -> str | None:
+    if "wire" not in rows or condition not in rows:
         return None
-    wire, cut = rows["wire"], rows[f"truncated_{unit}"]
+    wire, cut = rows["wire"], rows[condition]
     figures = f"F1 {interval(wire, 'f1', '%')} against {interval(cut, 'f1', '%')}"
-    than = f"the text truncated to equal {unit}"
+    than = f"the text {name(condition)}"
     if wire["f1_low"] > cut["f1_high"]:
         return f"It is better than {than}: {figures}."
     if wire["f1_high"] < cut["f1_low"]:
@@ -207,9 +221,12 @@ def _truncation(rows: dict[str, dict[str, float]], unit: str) -> str | None:
     return f"It is not better than {than}: {figures}; they overlap."
 
 
-def _smaller(results: dict[str, Any]) -> bool:
-    """Whether the message is smaller than its text; else truncation to equal bytes cuts nothing."""
-    message, text = results.get("message_bytes"), results.get("text_bytes")
+def _cuts(results: dict[str, Any], condition: str) -> bool:
+    """Whether a text is cut at all: where the message is the larger, equal bytes cut nothing."""
+    whole = CUTS[condition]
+    if whole is None:
+        return True
+    message, text = results.get("message_bytes"), results.get(whole)
     return message is not None and text is not None and message < text
 
 
@@ -255,6 +272,18 @@ def _speed(results: dict[str, Any]) -> str | None:
     if encoded is None:
         return said
     return f"{said} With encoding counted, the time to first token is {encoded:.0%} of it."
+
+
+def _replay(results: dict[str, Any]) -> str | None:
+    difference = results.get("replay_difference")
+    if difference is None:
+        return None
+    if difference == 0:
+        return "Raw embeddings replayed (must equal full text): equal."
+    return (
+        f"Raw embeddings replayed (must equal full text): log-probabilities differ by up to "
+        f"{difference:.2g} nats, so the reader is fed latents in another way than text."
+    )
 
 
 def _share(ratio: float) -> str:

@@ -74,7 +74,7 @@ def _title(run: str, results: dict[str, Any] | None) -> str:
     got = {k: escape(str(results.get(k, "unknown"))) for k in ("wire", "reader", "data", "n")}
     rest = ", ".join(
         f"{k} {escape(str(results[k]))}"
-        for k in ("passages", "ratio", "bits", "needles", "seed")
+        for k in ("passages", "ratio", "bits", "keep", "needles", "seed")
         if k in results
     )
     return f"""<h1>Wire {got["wire"]}, read by {got["reader"]}</h1>
@@ -92,7 +92,9 @@ def _results(results: dict[str, Any]) -> str:
 <p class="note">Brackets: 95% interval. EM: exact match. NLL: nats per token of the gold
 answer, its end counted; lower is better. First token, in top 5: how often the gold answer's first
 token is the reader's most likely one, or among its five. Truncated to equal bytes: as much text as
-fits the message's bytes, which is all of it where the message is the larger.</p>
+fits the message's bytes, which is all of it where the message is the larger; after zstd -19: as
+much as zstd packs into them. Pruned to equal tokens: the tokens that the reader itself finds the
+most surprising (Selective Context, Li et al. 2023).</p>
 {f1_plot(results) if rows else ""}
 <h2>What a context costs</h2>
 {html_table(sizes, size_rows(results))}
