@@ -56,8 +56,12 @@ from latentwire.wire.text_wire import TextReader
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
 """The reading set that the package ships."""
-REFERENCES = ("text", "truncated_tokens", "truncated_bytes", "closed_book")
-"""Conditions without latents, the same for all wires of a reader that have its format tokens."""
+REFERENCES = (
+    *("text", "truncated_tokens", "pruned_tokens", "truncated_bytes", "truncated_zstd"),
+    "closed_book",
+)
+"""Conditions without latents, the same for all wires of a reader whose format tokens, and what a
+message of each text costs, are the same."""
 TIMED = 8
 """Passages on which times and cache sizes are measured, and raw embeddings are replayed."""
 
@@ -138,20 +142,20 @@ def evaluate_wire(
     bits: int | None = None,
     needles: str | None = None,
     spread: Spread | None = None,
-    keep: bool = False,
+    remember: bool = False,
 ) -> dict:
     """Score all conditions on the first `limit` questions of `data`, with messages in codes of
     `bits` (the wire's own if None); the whole result as one dict. needles: "number" or "uuid" asks
     for one that is hidden in each passage in place of the passage's questions. spread: who answers,
-    workers that load this wire, or this process if None. keep: answers from text are kept on disk
-    (features.py), and taken from there where another wire's evaluation has left them.
+    workers that load this wire, or this process if None. remember: answers from text are kept on
+    disk (features.py), and taken from there where another wire's evaluation has left them.
 
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
     since another example's latents need another example, MessageError for bits that no codec has,
     and ValueError for a folder that holds another run.
     """
-    return evaluate_reader(wire, data, limit, out, bits, needles, spread, keep)[0]
+    return evaluate_reader(wire, data, limit, out, bits, needles, spread, remember)[0]
 
 
 def evaluate_reader(
@@ -162,7 +166,7 @@ def evaluate_reader(
     bits: int | None,
     needles: str | None,
     spread: Spread | None = None,
-    keep: bool = False,
+    remember: bool = False,
 ) -> tuple[dict, list[Answer]]:
     """The result of evaluate_wire, and every answer that it counts."""
     bits = wire.bits if bits is None else bits
@@ -186,7 +190,9 @@ def evaluate_reader(
     left = [p for p in passages if p.context not in done]
     size = batch_size(wire.lm)
     parts = [left[start : start + size] for start in range(0, len(left), size)]
-    work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens, keep=keep)
+    work = partial(
+        _answering, passages=passages, bits=bits, answer_tokens=answer_tokens, remember=remember
+    )
     made, console = (spread or here(wire))(work, parts), Console(stderr=True)
     for batch in track(made, description="answering", total=len(parts), console=console):
         answers += batch
@@ -221,25 +227,23 @@ def _answering(
     passages: Sequence[Passage],
     bits: int | None,
     answer_tokens: int,
-    keep: bool,
+    remember: bool,
 ) -> Callable[[Sequence[Passage]], list[Answer]]:
     """What answers a batch of the passages under all conditions."""
     rows = conditions(wire, passages, bits)
-    features = Features(wire.lm) if keep else None
+    features = Features(wire.lm) if remember else None
 
     def answered(part: Sequence[Passage], name: str, condition: Condition) -> list[Answer]:
         made = evaluate(wire.lm, wire.format, part, {name: condition}, answer_tokens)
         return [answer for batch in made for answer in batch]
 
     def kept(part: Sequence[Passage], name: str, features: Features) -> list[Answer]:
-        prefix = rows[name]([p.context for p in part])
-
         def packed() -> dict[str, Tensor]:
-            return {"json": _packed(list(map(asdict, answered(part, name, lambda _: prefix))))}
+            return {"json": _packed(list(map(asdict, answered(part, name, rows[name]))))}
 
-        asked = _packed([name, answer_tokens, *map(asdict, part)])
-        # Keys of the first layer tell which tokens were kept, and where they stand.
-        found = features("answers", [wire.format, prefix.mask, prefix.keys[0], asked], packed)
+        cost = [wire.cost(p.context, bits) for p in part]  # what texts are cut to
+        asked = _packed([name, answer_tokens, cost, *map(asdict, part)])
+        found = features("answers", [wire.format, asked], packed)
         return [_answer(record) for record in json.loads(bytes(found["json"].tolist()))]
 
     def work(part: Sequence[Passage]) -> list[Answer]:
