@@ -1,14 +1,17 @@
-"""The members of the table "encoders x ways in": each encoder with each way in, one reader, the
-same budget, the same format tokens. table.sh trains and scores them.
+"""The members of the table "encoders x ways in": each encoder with each way in, and each
+calibration of embeddings; one reader, the same budget, the same format tokens. table.sh and
+heart.sh train and score them.
 
 A way in that cannot be the first stands after `embeddings`.
 """
 
 import os
+from dataclasses import replace
+from typing import get_args
 
 import torch
 
-from latentwire.recipes.objectives import Objectives
+from latentwire.recipes.objectives import OFF, Objectives
 from latentwire.recipes.shared import SharedRecipe
 from latentwire.train.loop import LoopConfig
 from latentwire.train.schedules import Schedule
@@ -16,10 +19,13 @@ from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.folder import WireError
 from latentwire.wire.shared import SharedConfig
-from latentwire.wire.ways_in import WAYS_IN
+from latentwire.wire.ways_in import WAYS_IN, Calibration
 
 READER = "smollm2-135m"
-STEPS = int(os.environ.get("STEPS", "20"))
+STEPS = int(os.environ["STEPS"])
+HEART = "HEART" in os.environ
+"""Eight passages, the same at each step, for their answers alone; else as many as the steps need,
+and all that a shared wire is trained for."""
 SIZES = EncoderConfig(ratio=4, window=64, channels=32)
 
 
@@ -33,6 +39,7 @@ def config(encoder: str, way: str) -> SharedConfig:
 
 def member(wire: SharedConfig) -> SharedRecipe:
     """The training of one cell."""
+    again = Schedule(1.0, 0.3, over=STEPS / 2)
     return SharedRecipe(
         "table",
         wire,
@@ -42,7 +49,7 @@ def member(wire: SharedConfig) -> SharedRecipe:
         passages=8,
         questions=1,
         longest=64,
-        objectives=Objectives(again=Schedule(1.0, 0.3, over=STEPS / 2), piece=20),
+        objectives=Objectives(again=OFF, kl=OFF) if HEART else Objectives(again=again, piece=20),
         held_out=1,  # nothing is checked while it trains: a check costs as much as some steps
         fitted=16,
         dtype="bfloat16" if torch.cuda.is_available() else "float32",
@@ -51,4 +58,8 @@ def member(wire: SharedConfig) -> SharedRecipe:
 
 def grid() -> dict[str, SharedRecipe]:
     wires = [config(encoder, way) for encoder in ENCODERS for way in WAYS_IN]
-    return {f"{wire.encoder}--{'+'.join(wire.ways_in)}": member(wire) for wire in wires}
+    members = {f"{wire.encoder}--{'+'.join(wire.ways_in)}": member(wire) for wire in wires}
+    plain = config("lm_states", "embeddings")
+    for calibration in get_args(Calibration)[1:]:  # the first is plain's own
+        members[f"calibration--{calibration}"] = member(replace(plain, calibration=calibration))
+    return members
