@@ -2,6 +2,7 @@
 for the gradient. And its numbers arrive where they are tracked."""
 
 import json
+import sqlite3
 from dataclasses import replace
 
 import pytest
@@ -133,6 +134,45 @@ def test_tensorboard_has_every_number_once(tmp_path):
         sent = [(e.step, e.value) for e in events.Scalars(name)]
         assert sent == [(row["step"], pytest.approx(row[name])) for row in rows(tmp_path)]
     assert len(rows(tmp_path)) == 6
+
+
+def test_wandb_and_trackio_have_every_number_of_runs_that_share_a_name(tmp_path, monkeypatch):
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "TRACKIO_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb, _ = pytest.importorskip("wandb"), pytest.importorskip("trackio")
+    sent, log = [], wandb.Run.log
+    monkeypatch.setattr(
+        wandb.Run,
+        "log",
+        lambda run, row, step: sent.append((run.id, step, row)) or log(run, row, step=step),
+    )
+    logged = []
+    for folder in (tmp_path / "a" / "run", tmp_path / "b" / "run"):
+        weight, config = torch.ones(3, requires_grad=True), LoopConfig(steps=2, lr=0.1, warmup=1)
+        session = Session(trackers=("wandb", "trackio"))
+        train(
+            "s",
+            {"w": weight},
+            lambda _, w=weight: (w.square().sum(), {}),
+            config,
+            folder,
+            session=session,
+        )
+        own = (folder / "tracked").read_text()
+        assert list((folder / "wandb").glob(f"offline-run-*-s-{own}/*.wandb"))
+        for row in rows(folder):
+            numbers = {n: v for n, v in row.items() if isinstance(v, float)}
+            logged.append((own, row["step"], numbers))
+    assert sent == [(f"s-{own}", step, row) for own, step, row in logged]
+    with sqlite3.connect(tmp_path / "TRACKIO_DIR" / "latentwire.db") as database:
+        kept = database.execute(
+            "select run_name, step, metrics from metrics order by id"
+        ).fetchall()
+    assert [(name, step, json.loads(row)) for name, step, row in kept] == [
+        (f"run-s-{own}", step, row) for own, step, row in logged
+    ]
+    assert len({own for own, *_ in logged}) == 2 and "loss" in logged[0][2]
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(monkeypatch):

@@ -1,7 +1,11 @@
 """Trackers, through Hugging Face Accelerate: the numbers of metrics.jsonl, sent elsewhere too.
 
 A stage of a run is one run of a tracker: tensorboard's in RUN/tensorboard/STAGE, and wandb's and
-trackio's named RUN-STAGE, of the project latentwire.
+trackio's named RUN-STAGE-ID, of the project latentwire. The id is kept in RUN/tracked, since other
+runs may have folders of the same name.
+
+What a killed process sent after its last checkpoint is sent again, the same but for times:
+tensorboard drops the first of the two, wandb where it is online the second, and trackio keeps both.
 """
 
 from __future__ import annotations
@@ -10,11 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
+
+from latentwire.files import write_whole
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Track = Callable[[int, Mapping[str, Any]], None]
@@ -42,11 +49,11 @@ def tracked(names: Sequence[str], folder: Path, stage: str, step: int) -> Iterat
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), log_with=list(names), project_config=place
     )
-    name = f"{folder.name}-{stage}"
+    own = _id(folder)
+    name = f"{folder.resolve().name}-{stage}-{own}"
     options = {
-        # What a killed process sent after its last checkpoint is sent again.
         "tensorboard": {"purge_step": step + 1},
-        "wandb": {"name": name, "id": name, "resume": "allow", "dir": str(folder)},
+        "wandb": {"name": name, "id": f"{stage}-{own}", "resume": "allow", "dir": str(folder)},
         "trackio": {"name": name, "resume": "allow"},
     }
     try:
@@ -63,3 +70,11 @@ def tracked(names: Sequence[str], folder: Path, stage: str, step: int) -> Iterat
     finally:
         for tracker in accelerator.trackers:  # end_training would part the processes as well
             tracker.finish()
+
+
+def _id(folder: Path) -> str:
+    """What tells a run from all others."""
+    path = folder / "tracked"
+    if not path.exists():
+        write_whole(path, uuid4().hex[:8])
+    return path.read_text()
