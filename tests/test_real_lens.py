@@ -1,0 +1,17 @@
+"""The shipped lens, in a file of its own so that it runs beside the other real models."""
+
+from latentwire.lens.lens import Lens
+from latentwire.recipes.evaluation import ALMANAC
+from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens
+from latentwire.tasks.qa import by_context, load_questions
+
+
+def test_the_shipped_lens_explains_text_it_has_never_seen(tmp_path):
+    passages = by_context(load_questions(ALMANAC, 120))
+    text = tmp_path / "almanac.txt"
+    text.write_text("\n\n".join(p.context for p in passages))
+    lens = Lens.from_pretrained("default")
+    result = evaluate_lens(lens, [text], LensEvaluation(documents=24, positions=2))
+    assert result["fve"] > 0.3
+    for name in ("mean", "zero", "other_text", "current_token", "untrained_decoder", "logit_lens"):
+        assert result["fve"] > result["controls"][name]["fve_high"], name

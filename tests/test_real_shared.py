@@ -1,0 +1,19 @@
+"""The shipped shared wire, in a file of its own so that it runs beside the other real models."""
+
+from latentwire.evals.harness import evaluate, summarise
+from latentwire.recipes.evaluation import ALMANAC, conditions
+from latentwire.tasks.qa import by_context, load_questions
+from latentwire.wire.load import load_wire
+
+
+def test_both_readers_of_the_shipped_shared_wire_read_the_same_bytes():
+    shared = load_wire("shared")
+    passages = by_context(load_questions(ALMANAC, 10))
+    sent = sum(len(m.to_bytes()) for m in shared.send([p.context for p in passages]))
+    assert sent < 0.25 * sum(len(p.context.encode()) for p in passages)
+    for reader in shared.readers:
+        names = ("wire", "foreign_latents")
+        rows = {k: v for k, v in conditions(reader, passages).items() if k in names}
+        answers = [a for part in evaluate(reader.lm, reader.format, passages, rows) for a in part]
+        nll = {k: summarise([a for a in answers if a.condition == k])["nll"] for k in names}
+        assert nll["wire"] < nll["foreign_latents"] - 0.3, (reader.reader, nll)
