@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sys
 from dataclasses import replace
 from functools import partial
@@ -11,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from test_parallel import assert_same_losses, assert_sharded, in_two_processes
 from tiny import tiny_lm
 
 from latentwire.__main__ import main
@@ -278,22 +277,14 @@ def gradients(text, out) -> dict[str, torch.Tensor]:
     return {n: t.grad for n, t in lens.tensors().items()}
 
 
-def one_of_two(rank, text, folder, port):
-    """With the environment that `accelerate launch` gives a process."""
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
-    parallel.join()
-    torch.save(gradients(text, folder), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_two_processes_give_the_gradients_of_one(text, tmp_path):
     text.write_text("\n\n".join(d[: 12 if i % 3 else 40] for i, d in enumerate(DOCUMENTS)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(one_of_two, (text, tmp_path, port), nprocs=2, start_method="spawn")
+
+    def one_of_two(rank: int) -> None:
+        torch.save(gradients(text, tmp_path), tmp_path / f"{rank}.pt")
+        dist.destroy_process_group()
+
+    assert in_two_processes(one_of_two) == [0, 0]
     alone = gradients(text, tmp_path)
     for rank in (0, 1):
         shared = torch.load(tmp_path / f"{rank}.pt")
@@ -301,6 +292,41 @@ def test_two_processes_give_the_gradients_of_one(text, tmp_path):
         for name, gradient in alone.items():
             allowed = 1e-5 * max(gradient.norm().item(), 1e-3)
             assert (shared[name] - gradient).norm().item() <= allowed, name
+
+
+def test_fsdp2_shares_out_the_frozen_weights_and_gives_the_same_losses(text, tmp_path, monkeypatch):
+    few = LoopConfig(steps=2, lr=0.01, warmup=1)
+    # One joint step: rounding decides between samples of one group that say the same.
+    made = recipe(text, tmp_path / "a", warm=few, joint=replace(few, steps=1))
+    lm = tiny_lm("llama")
+    # Many tokens end an explanation, so that processes do not generate for as long as each other.
+    monkeypatch.setattr(FrozenLM, "stop_ids", (2, *range(4, 100)))
+    weights = lm.blocks[0].mlp.up_proj.weight.detach().clone()
+
+    def sharded(rank: int) -> None:
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+        monkeypatch.setattr(FrozenLM, "from_pretrained", lambda name: lm)
+        train_lens(replace(made, out=tmp_path / "b"))
+        # peft has put the matrix beside its LoRA, which stays whole
+        up = lm.blocks[0].mlp.up_proj
+        assert_sharded(rank, up.base_layer.weight, weights)
+        assert not any(hasattr(p, "to_local") for p in up.lora_A.parameters())
+        copied = replace(made.lens, decoder=DecoderConfig("It {activation} is", own_copy=True))
+        for wrong, said in (
+            ({"lens": copied}, "own_copy trains"),
+            ({"refine": "gumbel"}, "gumbel t"),
+        ):
+            with pytest.raises(LensError, match=said):
+                train_lens(replace(made, out=tmp_path / "c", **wrong))
+        dist.destroy_process_group()
+
+    assert in_two_processes(sharded) == [0, 0]
+    alone = train_lens(made)
+    assert_same_losses(alone, tmp_path / "b", steps=3)
+    saved = [
+        json.loads((out / "lens" / "config.json").read_text()) for out in (alone, tmp_path / "b")
+    ]
+    assert saved[0]["block_weights"] == saved[1]["block_weights"]
 
 
 def test_held_out_documents_are_kept_apart(text, tmp_path, monkeypatch):

@@ -1,10 +1,13 @@
 """The shared wire on tiny models: one message, readers of different families and tokenizers."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
+from test_parallel import assert_same_losses, assert_sharded, in_two_processes
 from tiny import CONFIGS, sentence_folder, tiny_lm
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -312,7 +315,9 @@ def test_save_and_load_and_one_more_reader(lms, tmp_path):
         SharedWire.from_pretrained(tmp_path / "nowhere", lms)
 
 
-def test_training_evaluation_and_one_more_reader(lms, tmp_path, monkeypatch):
+@pytest.fixture
+def given(lms, tmp_path, monkeypatch) -> SharedRecipe:
+    """A training of two steps a stage on eight passages, two of them held out."""
     monkeypatch.setattr(
         FrozenLM, "from_pretrained", classmethod(lambda cls, name, *_, **__: lms[name])
     )
@@ -325,18 +330,40 @@ def test_training_evaluation_and_one_more_reader(lms, tmp_path, monkeypatch):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     fields = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2}
     config = SharedConfig(BOTH, "tiny-llama", "lm_states", ("deep_prefix",), **fields)
-    given = recipe(config, data=(str(data),), passages=4, out=tmp_path / "a")
+    return recipe(config, data=(str(data),), passages=4, out=tmp_path / "a")
+
+
+def test_fsdp2_shares_out_every_frozen_lm_and_gives_the_same_losses(lms, given, tmp_path):
+    """Where all answers are as long as each other, and all pieces: each process takes a mean."""
+    given = replace(given, held_out=1)  # too few for a check, whose generation takes longest
+    whole = {name: lms[name].blocks[0].mlp.up_proj.weight.detach().clone() for name in BOTH}
+
+    def sharded(rank: int) -> None:
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+        train_shared(replace(given, out=tmp_path / "b"))
+        for name, weight in whole.items():
+            assert_sharded(rank, lms[name].blocks[0].mlp.up_proj.weight, weight)
+        with pytest.raises(ValueError, match="text has no questions"):
+            train_shared(replace(given, text=(tmp_path / "t.txt",)))
+        dist.destroy_process_group()
+
+    assert in_two_processes(sharded) == [0, 0]
+    parts = [f"{name}.{part}" for name in BOTH for part in ("again", "ce", "kl")]
+    assert_same_losses(train_shared(given), tmp_path / "b", steps=4, names=parts)
+
+
+def test_training_evaluation_and_one_more_reader(lms, given, tmp_path):
     first = train_shared(given)
     wire = SharedWire.from_pretrained(first / "wire")
     log = [json.loads(line) for line in (first / "metrics.jsonl").open()]
     assert [row["stage"] for row in log] == ["format"] * 2 + ["wire"] * 2
     assert {"tiny-llama.wire.f1", "held", "gap"} <= set(log[-1])
 
-    result = evaluate_readers(wire, str(data), limit=4)
+    result = evaluate_readers(wire, given.data[0], limit=4)
     for name in BOTH:
         scored = result["readers"][name]["rows"]
         assert {"text", "wire", "truncated_tokens", "truncated_bytes", "closed_book"} <= set(scored)
-        assert result["readers"][name]["message_bytes"] == wire.cost(rows[0]["context"])[1]
+        assert result["readers"][name]["message_bytes"] == wire.cost(passages()[0].context)[1]
 
     before = {n: t.clone() for n, t in wire.state_dict().items()}
     added = add_reader(wire, "tiny-qwen3", replace(given, out=tmp_path / "b"))

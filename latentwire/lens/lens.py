@@ -70,6 +70,7 @@ class Lens(nn.Module):
         super().__init__()
         check_layer(config.layer, lm)
         self.lm, self.config = lm, config
+        self.facts = _facts(lm, config)  # now, since a training may share out the weights
         self.norm, self.spread = statistics.norm, statistics.spread
         self.register_buffer("mean", statistics.mean.float())
         self.decoder = Decoder(lm, config.decoder, statistics.norm)
@@ -118,7 +119,7 @@ class Lens(nn.Module):
         record = {
             "format_version": FORMAT_VERSION,
             "sha256": hashlib.sha256(weights).hexdigest(),
-            **_facts(self.lm, self.config),
+            **self.facts,
             "norm": self.norm,
             "spread": self.spread,
             **asdict(self.config),

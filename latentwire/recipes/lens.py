@@ -76,6 +76,7 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
     session = session or Session()
     parallel.join()
     parallel.check_rows(recipe.data.documents, session.gradient_accumulation)
+    _check_shared_out(recipe)
     out = recipe.out or Path("runs") / recipe.name
     config = json.dumps({**asdict(recipe), "out": None}, indent=1, default=str)
     check_training(out, config)
@@ -103,6 +104,7 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
     held = tokenized(lm, checked, recipe.data.window, recipe.data.skip) if checked else []
     places = draw(held, recipe.data.positions, recipe.seed)
     source, epoch = _source(lm, texts, recipe), max(1, len(texts) // recipe.data.documents)
+    parallel.sharded(lm)  # not before: what is measured above is not measured by every process
     stage = partial(
         train,
         folder=out,
@@ -118,6 +120,22 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
     if first:
         lens.save(out / "lens")
     return out
+
+
+def _check_shared_out(recipe: LensRecipe) -> None:
+    """Raises LensError for what FSDP2 cannot train."""
+    if not parallel.all_check():
+        return
+    if recipe.lens.decoder.own_copy:
+        raise LensError(
+            "own_copy trains all weights of the LM, and FSDP2 shares out frozen ones; "
+            "give the decoder a lora, or launch without FSDP"
+        )
+    if recipe.refine == "gumbel":
+        raise LensError(
+            "gumbel takes gradients through a generation, whose passes FSDP2 needs to be the same "
+            "in every process; use --refine grpo, or launch without FSDP"
+        )
 
 
 def _source(lm: FrozenLM, texts: Sequence[Text], recipe: LensRecipe) -> Source:

@@ -164,7 +164,7 @@ def joint_losses(
     samples = recipe.group if grpo else 1
     noise = seeded_noise(_seeds(batch, recipe, step, samples))
     if grpo:
-        with torch.no_grad():
+        with torch.no_grad(), parallel.gathered(lens.lm):
             said = decoder.generate(batch.vectors, Sampled(noise, recipe.temperature), samples)
         # What counts is what somebody reads, so the text is tokenized anew, as in an evaluation.
         pieces = [lens.lm.ids(text) for text in said.texts]

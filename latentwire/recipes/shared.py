@@ -150,6 +150,11 @@ def train_shared(
     with, before any compute.
     """
     session = session or Session()
+    if recipe.text and parallel.all_check():
+        raise ValueError(
+            "text has no questions, so that with FSDP2 processes would not run the same passes; "
+            "leave out --text, or launch without FSDP"
+        )
     known = known_formats(recipe, recipe.wire.readers, lms)
     out = _begin(recipe.out or Path("runs") / recipe.name, asdict(recipe))
     lms = lms or load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
@@ -174,6 +179,7 @@ def add_reader(
     """A new adapter for one more reader; what the others share, and their adapters, stay as they
     are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
     session = session or Session()
+    parallel.join()
     known = known_formats(recipe, (name,), None)
     setting = {"added": name, "to": wire.id.hex(), **asdict(recipe), "wire": asdict(wire.config)}
     torch.manual_seed(recipe.seed)
@@ -194,7 +200,8 @@ def add_reader(
 
 def load_models(names: set[str], dtype: str) -> dict[str, FrozenLM]:
     """The frozen models by name."""
-    return {name: FrozenLM.from_pretrained(name, getattr(torch, dtype)) for name in sorted(names)}
+    load = FrozenLM.from_pretrained
+    return {n: parallel.sharded(load(n, getattr(torch, dtype))) for n in sorted(names)}
 
 
 def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:

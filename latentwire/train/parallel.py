@@ -58,7 +58,7 @@ def world() -> int:
 
 def sharded(lm: FrozenLM) -> FrozenLM:
     """The LM, whose blocks' matrices are shared out among the processes where FSDP2 is asked for;
-    then every process must run the same passes. Embeddings and norms stay whole.
+    then every process must run the same passes. Embeddings, norms and what is trained stay whole.
 
     One matrix at a time and not one block: gradients come back into a block through the keys and
     values of its cache, where FSDP2 does not see that the block's weights are needed.
@@ -69,9 +69,31 @@ def sharded(lm: FrozenLM) -> FrozenLM:
 
         mesh = init_device_mesh(lm.device.type, (world(),))
         for module in list(lm.blocks.modules()):
-            if any(p.ndim > 1 for p in module.parameters(recurse=False)):
+            own = list(module.parameters(recurse=False))
+            if any(p.ndim > 1 and not p.requires_grad for p in own):
                 fully_shard(module, mesh=mesh, reshard_after_forward=True)
     return lm
+
+
+@contextmanager
+def gathered(lm: FrozenLM) -> Iterator[None]:
+    """Inside, every process has all that is shared out and may run passes of its own: rows end at
+    different tokens, so a generation takes different numbers of them."""
+    if not _fsdp():
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    shards = [module for module in lm.blocks.modules() if isinstance(module, FSDPModule)]
+    for module in shards:
+        module.set_reshard_after_forward(False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in shards:
+            module.set_reshard_after_forward(True)
+            module.reshard()
 
 
 def all_check() -> bool:
