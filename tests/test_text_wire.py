@@ -9,7 +9,7 @@ from tiny import tiny_lm
 from latentwire.evals.harness import Answer, evaluate
 from latentwire.evals.metrics import f1
 from latentwire.lm import FrozenLM
-from latentwire.recipes.evaluation import conditions
+from latentwire.recipes.evaluation import conditions, costs
 from latentwire.recipes.readers import evaluate_readers, joint
 from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt, with_format
 from latentwire.wire.load import load_wire
@@ -51,6 +51,17 @@ def test_two_families_read_the_same_bytes_each_as_its_own_wire_reads_the_text(lm
         latents = (read.mask.sum(1) - len(reader.lm.frame.head)).tolist()
         costs = [reader.cost(text) for text in TEXTS]
         assert costs == list(zip(latents, [len(m.to_bytes()) for m in messages], strict=True))
+
+
+def test_every_reader_is_timed_with_decoding(lms, monkeypatch):
+    wire, decoded = make_wire(lms), []
+    decode = wire.code.decode
+    monkeypatch.setattr(wire.code, "decode", lambda m: decoded.extend(m) or decode(m))
+    asked = [Passage(text, (Question("q", text, "Who?", ("A",)),)) for text in TEXTS]
+    for reader in wire.readers:
+        decoded.clear()
+        costs(reader, asked)
+        assert len(decoded) == 2 * len(asked)  # with the message at hand, and encoding counted
 
 
 def test_each_reader_keeps_as_text_what_its_own_wire_keeps(lms):

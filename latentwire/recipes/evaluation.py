@@ -320,8 +320,8 @@ def costs(wire: Reader, passages: Sequence[Passage]) -> dict[str, float]:
     text, received, whole = full_text(wire.lm), [], []
     seconds: dict[str, list[float]] = {"text": [], "wire": [], "encode": []}
     for passage in passages:
-        # Texts that were not seen before: ids, and texts of messages, are remembered.
-        one, two = (f"{passage.context}\n{n}" for n in "ab")
+        # Texts that nobody saw before: ids, and texts of messages for all readers, are remembered.
+        one, two = (f"{passage.context}\n{wire.reader} {n}" for n in "ab")
         messages = wire.send([one])
         whole.append(text([one]))
         seconds["text"].append(_first_token(wire, passage, lambda t=two: text([t])))
