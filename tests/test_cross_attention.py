@@ -31,12 +31,13 @@ class Case:
         torch.manual_seed(1)
         names = (*before, "cross_attention")
         self.ways: list[WayIn] = [
-            WAYS_IN[name](self.lm, CHANNELS, WIDTH, not i) for i, name in enumerate(names)
+            WAYS_IN[name](self.lm, CHANNELS, WIDTH, not i, "regression")
+            for i, name in enumerate(names)
         ]
         self.head = self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
         mask = torch.tensor([[True] * 5, [False] * 2 + [True] * 3, [False] * 4 + [True]])
         values, states = torch.randn(3, 5, CHANNELS), torch.randn(3, 5, WIDTH)
-        self.slots = Slots(values, states, mask, torch.tensor([20, 11, 4]))
+        self.slots = Slots(values, states, mask, torch.tensor([20, 11, 4]), 8)
         for way in self.ways:
             way.calibrate(self.lm, ["The sea was calm."], [values[0]], [5.0])
         for place in self.ways[-1].places:
@@ -171,6 +172,7 @@ def test_a_row_of_a_batch_is_the_row_alone(case):
             slots.states[row, real][None],
             real[real][None],
             slots.spans[row : row + 1],
+            slots.block,
         )
         for alone in (case.prefix(one), prefix.rows(torch.tensor([row]))):
             logits = lm.head(lm.final(Prompt.from_ids(lm, [lm.ids(question)], alone))[0, -1])

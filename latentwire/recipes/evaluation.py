@@ -56,12 +56,12 @@ from latentwire.wire.text_wire import TextReader
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
 """The reading set that the package ships."""
-REFERENCES = (
-    *("text", "truncated_tokens", "pruned_tokens", "truncated_bytes", "truncated_zstd"),
-    "closed_book",
-)
-"""Conditions without latents, the same for all wires of a reader whose format tokens, and what a
-message of each text costs, are the same."""
+REFERENCES: dict[str, int | None] = {
+    **{"text": None, "closed_book": None},
+    **{"truncated_tokens": 0, "pruned_tokens": 0, "truncated_bytes": 1, "truncated_zstd": 1},
+}
+"""Conditions without latents, the same for all wires of a reader with the same format tokens; and
+which of a message's costs, latents or bytes, each text is cut to."""
 TIMED = 8
 """Passages on which times and cache sizes are measured, and raw embeddings are replayed."""
 
@@ -241,8 +241,9 @@ def _answering(
         def packed() -> dict[str, Tensor]:
             return {"json": _packed(list(map(asdict, answered(part, name, rows[name]))))}
 
-        cost = [wire.cost(p.context, bits) for p in part]  # what texts are cut to
-        asked = _packed([name, answer_tokens, cost, *map(asdict, part)])
+        cut = REFERENCES[name]
+        cuts = [None if cut is None else wire.cost(p.context, bits)[cut] for p in part]
+        asked = _packed([name, answer_tokens, cuts, *map(asdict, part)])
         found = features("answers", [wire.format, asked], packed)
         return [_answer(record) for record in json.loads(bytes(found["json"].tolist()))]
 

@@ -41,7 +41,9 @@ class Features:
         self.read, self.written = 0, 0
         self._of = hashlib.sha256(f"{_code()} {torch.__version__} {lm.device.type}".encode())
         for name, tensor in sorted(lm.model.state_dict().items()):
-            _add(self._of, name, tensor)
+            # An adapter that is off changes nothing but the names that peft gives to the rest.
+            if lm.adapter is not None or "lora_" not in name:
+                _add(self._of, name.replace(".base_layer", ""), tensor)
 
     def __call__(
         self,

@@ -45,7 +45,7 @@ def member(wire: SharedConfig) -> SharedRecipe:
         wire,
         data=(os.environ["TRAIN"],),
         begun="default",
-        train=LoopConfig(STEPS, lr=1e-3, warmup=max(1, STEPS // 10), save_every=STEPS),
+        train=LoopConfig(STEPS, lr=2e-3, warmup=max(1, STEPS // 10), save_every=STEPS),
         passages=8,
         questions=1,
         longest=64,
