@@ -184,9 +184,13 @@ def recipe(wire: SharedConfig, **changes) -> SharedRecipe:
     return SharedRecipe("tiny", wire, **fields | changes)
 
 
-@pytest.mark.parametrize(("encoder", "ways"), STAR, ids=NAMES)
-def test_eight_examples_are_learnt_by_heart(reading, encoder, ways):
-    wire = make_wire(reading, encoder, ways).train()
+@pytest.mark.parametrize(
+    ("encoder", "ways", "private"),
+    [*((*row, 0) for row in STAR), ("lm_states", ("deep_prefix",), 2)],
+    ids=[*NAMES, "private"],
+)
+def test_eight_examples_are_learnt_by_heart(reading, encoder, ways, private):
+    wire = make_wire(reading, encoder, ways, private=private).train()
     given = recipe(wire.config, objectives=Objectives(kl=OFF, again=OFF))
     stock, readers = Stock(passages(), []), wire.readers
     wire.fit([p.context for p in stock.passages])
@@ -263,6 +267,9 @@ def test_what_no_reader_may_read(lms):
         ({"ways_in": ("cross_attention",) * 2}, "cross_attention can only be the last"),
         ({"bits": 9}, "bits is 9"),
         ({"trunk_layers": 0}, "trunk_layers is 0"),
+        ({"private": -1}, "private is -1"),
+        ({"private": 1, "encoder": "pca"}, "private is 1; pca has no states"),
+        ({"added": 2}, "added is 2; expected 0, or how many of the 2 readers"),
         ({"sizes": replace(SIZES, pooling="max")}, "pooling is max; expected of strided, windows"),
         ({"sizes": replace(SIZES, ratio=1, pooling="queries"), "encoder": "pca"}, "of its own"),
         ({"sizes": EncoderConfig(6, 36, pooling="hierarchical")}, "ratio is 6; hierarchical"),

@@ -31,7 +31,6 @@ from latentwire.train.losses import (
 )
 from latentwire.train.noise import dropped, halves, scheduled_sampling
 from latentwire.train.schedules import Schedule
-from latentwire.wire import fsq
 from latentwire.wire.shared import Reader, SharedWire, Values
 from latentwire.wire.ways_in.embeddings import Embeddings, share_means
 
@@ -192,10 +191,10 @@ def split(text: str, share: float) -> tuple[str, str]:
 def shared_parts(wire: SharedWire, step: Step, sent: Sent, gist: Gist | None) -> dict[str, Tensor]:
     """What the latents are trained for, whoever reads them."""
     parts: dict[str, Tensor] = {}
-    codes = [c.codes for c in sent.contents]
+    codes = [wire.layout.shared(c.codes) for c in sent.contents]
     if step.on("gist"):
         assert gist is not None
-        lm, states = wire.encoder.lm, wire.states(codes)
+        lm, states = wire.encoder.lm, wire.states(codes, replace(wire.layout, owners=0))
         true = [lm.embed(lm.ids(text)) for text in sent.texts]
         made = [
             gist(rows, len(embeds), _length(wire, text))
@@ -314,13 +313,13 @@ def _embeds(reader: Reader, sent: Sent) -> Tensor:
     """How far the reader's input embeddings are from the means of its own."""
     way, lm, wire = reader.adapter.ways[0], reader.lm, reader.wire
     assert isinstance(way, Embeddings)
-    values = [c.codes for c in sent.contents]
-    slots = reader.adapter.slots(values, wire.states(values), [c.span for c in sent.contents])
+    slots = reader.adapter.slots(*reader.heard(sent.contents))
     made, true = [], []
     for text, row, mask in zip(sent.texts, way.embeds(slots), slots.mask, strict=True):
         embeds = lm.embed(lm.ids(text)).float()
-        means, full = share_means(embeds, int(mask.sum()), _length(wire, text))
-        made.append(row[mask][full])
+        shared = reader.layout.shared(row[mask])
+        means, full = share_means(embeds, len(shared), _length(wire, text))
+        made.append(shared[full])
         true.append(means)
     rows, target = torch.cat(made), torch.cat(true)
     return cosine_distance(rows, target) + moment_error(rows, target)
@@ -328,7 +327,7 @@ def _embeds(reader: Reader, sent: Sent) -> Tensor:
 
 def _sent(wire: SharedWire, step: Step, cut: Sequence[tuple[str, str]]) -> Sent:
     texts, rests = [first for first, _ in cut], [rest for _, rest in cut]
-    codes = [fsq.bounded(z, wire.config.bits) for z in wire.encoder(texts)]
+    codes = wire(texts)
     if step.on("dropout"):
         share = step.now["dropout"]
         seeds = [step.draw(text, "dropout") for text in texts]

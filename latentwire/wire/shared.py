@@ -7,7 +7,7 @@
 
 An encoder turns a text into latents, a learned discrete code makes them bytes, layers that all
 readers share (`trunk`) turn codes into states, and each reader's adapter turns states into its own
-cache.
+cache. A window may have latents beside the shared ones that are private to one reader.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -29,12 +29,13 @@ from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
 from latentwire.wire import fsq
-from latentwire.wire.encoders import ENCODERS
+from latentwire.wire.encoders import ENCODERS, WritingEncoder
 from latentwire.wire.encoders.base import EncoderConfig, in_blocks, transformer
 from latentwire.wire.encoders.lm_states import LMStates
 from latentwire.wire.folder import WireError, read_record
 from latentwire.wire.message import MessageError
 from latentwire.wire.pooling import POOLINGS
+from latentwire.wire.private import Layout, Private
 from latentwire.wire.reader import Adapter
 from latentwire.wire.shared_message import SharedMessage, message_size
 from latentwire.wire.ways_in import WAYS_IN, Calibration
@@ -67,6 +68,11 @@ class SharedConfig:
     """Soft tokens between context and question that set the form of the answer."""
     calibration: Calibration = "regression"
     """How slots begin that are input embeddings; ways_in/embeddings.py says what each is."""
+    private: int = 0
+    """Latents of a window beside the shared ones, for each reader that the wire was trained with
+    and read by it alone."""
+    added: int = 0
+    """Readers, the last ones, that came after the wire was trained: no latents are theirs alone."""
 
     def __post_init__(self) -> None:
         if not self.readers or len(set(self.readers)) < len(self.readers):
@@ -85,6 +91,18 @@ class SharedConfig:
         for name, value in numbers.items():
             if type(value) is not int or value < 1:
                 raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
+        if type(self.private) is not int or self.private < 0:
+            raise WireError(f"private is {self.private!r}; expected a whole number >= 0")
+        if type(self.added) is not int or not 0 <= self.added < len(self.readers):
+            raise WireError(
+                f"added is {self.added!r}; expected 0, or how many of the {len(self.readers)} "
+                "readers came later"
+            )
+        if self.private and not issubclass(ENCODERS[self.encoder], WritingEncoder):
+            raise WireError(
+                f"private is {self.private}; {self.encoder} has no states to write private latents "
+                "from: leave it at 0, or take another encoder"
+            )
         listed, last = ", ".join(self.ways_in), len(self.ways_in) - 1
         for i, way in enumerate(self.ways_in):
             place = WAYS_IN[way].place
@@ -120,19 +138,32 @@ class SharedWire(nn.Module):
         self.encoder = ENCODERS[config.encoder](lms[config.source], config.sizes)
         self.widen = nn.Linear(config.sizes.channels, width)
         self.trunk = transformer(width, config.trunk_layers)
-        self.adapters = nn.ModuleList(self._adapter(lms[name]) for name in config.readers)
+        self.private = nn.ModuleList(
+            Private(width, config.sizes.channels, config.private)
+            for _ in range(self.layout.owners if config.private else 0)
+        )
+        self.adapters = nn.ModuleList(
+            self._adapter(lms[name], i) for i, name in enumerate(config.readers)
+        )
         self.to(lms[config.source].device)
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
 
     @property
     def block(self) -> int:
-        """Latents of a whole window."""
+        """Latents of a whole window that all readers share."""
         return self.encoder.per_window // self.encoder.per_latent
+
+    @property
+    def layout(self) -> Layout:
+        """Which latents of a message are whose."""
+        owners = len(self.config.readers) - self.config.added
+        return Layout(self.block, self.config.private, owners)
 
     @property
     def readers(self) -> list[Reader]:
         """Each reader with what it needs to send and to receive."""
-        return [Reader(self, n, a) for n, a in zip(self.config.readers, self.adapters, strict=True)]  # type: ignore
+        both = zip(self.config.readers, self.adapters, strict=True)
+        return [Reader(self, name, adapter, i) for i, (name, adapter) in enumerate(both)]  # type: ignore
 
     def reader(self, name: str) -> Reader:
         """One of them. Raises WireError for a name that the wire has no adapter for."""
@@ -154,7 +185,7 @@ class SharedWire(nn.Module):
     def calibrate(self, adapter: nn.Module, texts: Sequence[str]) -> None:
         """What is measured on training texts for one adapter."""
         assert isinstance(adapter, Adapter)
-        values = self.encode(texts)
+        values = [self.layout.shared(row) for row in self.encode(texts)]
         units = [len(self.encoder.units(text)) / self.encoder.per_latent for text in texts]
         for way in adapter.ways:
             way.calibrate(adapter.lm, texts, values, units)  # type: ignore
@@ -171,14 +202,18 @@ class SharedWire(nn.Module):
 
     def cost(self, text: str) -> tuple[int, int]:
         """Latents and bytes of the message of a text."""
-        latents = sum(self.encoder.lengths(text))
+        latents = self.layout.count(self.encoder.lengths(text))
         return latents, message_size(latents, self.config.sizes.channels, self.config.bits)
+
+    def forward(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
+        """What `encode` gives, of texts that are not checked."""
+        return [fsq.bounded(z, self.config.bits) for z in self.encoder(texts, self.private)]
 
     def encode(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
         """Texts as the values of their codes, in [-1, 1], with gradients. Raises WireError for an
         empty text, or one that an LM's tokenizer loses a part of, where its tokens are encoded."""
         self._check(texts)
-        return [fsq.bounded(z, self.config.bits) for z in self.encoder(texts)]
+        return self(texts)
 
     @torch.no_grad()
     def send(self, texts: Sequence[str]) -> list[SharedMessage]:
@@ -199,14 +234,16 @@ class SharedWire(nn.Module):
             if self.encoder.lm_units:
                 check_kept(self.encoder.lm, row, text, units)
 
-    def states(self, values: Sequence[Float[Tensor, "_ c"]]) -> list[Float[Tensor, "_ w"]]:
-        """Values of codes as the states that every adapter reads."""
-        width = self.config.sizes.width
+    def states(
+        self, values: Sequence[Float[Tensor, "_ c"]], layout: Layout
+    ) -> list[Float[Tensor, "_ w"]]:
+        """Values of codes, laid out so, as the states that adapters read."""
+        width, device = self.config.sizes.width, self.widen.weight.device
         rows = []
         for row in values:
-            place = torch.arange(len(row), device=self.widen.weight.device) % self.block
-            rows.append(self.widen(row.to(place.device)) + sinusoids(place, width))
-        return in_blocks(self.trunk, rows, self.block)
+            places = layout.places(len(row)).to(device)
+            rows.append(self.widen(row.to(device)) + sinusoids(places, width))
+        return in_blocks(self.trunk, rows, layout.size)
 
     def save(self, folder: Path) -> None:
         """config.json, and bf16 weights in files of at most PIECE bytes with their sha256."""
@@ -263,20 +300,16 @@ class SharedWire(nn.Module):
             raise WireError(f"{name} reads this wire already")
         lms = {reader.reader: reader.lm for reader in self.readers}
         lms |= {self.config.source: self.encoder.lm, name: lm}
-        config = SharedConfig(
-            **{
-                **{f.name: getattr(self.config, f.name) for f in fields(self.config)},
-                "readers": (*self.config.readers, name),
-            }
-        )
+        readers, added = (*self.config.readers, name), self.config.added + 1
+        config = replace(self.config, readers=readers, added=added)
         wire = SharedWire(config, lms)
         wire.load_state_dict(self.state_dict(), strict=False)
         return wire
 
-    def _adapter(self, lm: FrozenLM) -> Adapter:
-        config, sizes = self.config, self.config.sizes
+    def _adapter(self, lm: FrozenLM, number: int) -> Adapter:
+        config, sizes, block = self.config, self.config.sizes, self.layout.of(number).size
         ways, tokens, begin = config.ways_in, config.format_tokens, config.calibration
-        return Adapter(lm, sizes.channels, sizes.width, self.block, ways, tokens, begin)
+        return Adapter(lm, sizes.channels, sizes.width, block, ways, tokens, begin)
 
     def _shared(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.state_dict().items() if not k.startswith("adapters.")}
@@ -303,6 +336,8 @@ class Reader:
     reader: str
     """Name of the LM."""
     adapter: Adapter
+    number: int
+    """Its place among the wire's readers."""
 
     @property
     def lm(self) -> FrozenLM:
@@ -323,7 +358,7 @@ class Reader:
 
     @property
     def ratio(self) -> int:
-        """Tokens in per latent out."""
+        """Tokens in per shared latent out."""
         return self.wire.config.sizes.ratio
 
     @property
@@ -335,19 +370,24 @@ class Reader:
         """Of a message's codes."""
         return self.wire.config.bits
 
+    @property
+    def layout(self) -> Layout:
+        """Of the latents that it gets."""
+        return self.wire.layout.of(self.number)
+
     def check_bits(self, bits: int | None) -> None:
         """Raises MessageError for other bits than the code was trained with."""
         if bits not in (None, self.bits):
             raise MessageError(f"this wire's codes have {self.bits} bits; got {bits}")
 
     def latents(self, text: str) -> int:
-        """Latents that a text becomes."""
-        return self.wire.cost(text)[0]
+        """Latents of a text that it gets."""
+        return self.layout.count(self.wire.encoder.lengths(text))
 
     def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
-        """Latents and bytes of the message of a text."""
+        """Latents of a text that it gets, and bytes of the message, which holds those of others."""
         self.check_bits(bits)
-        return self.wire.cost(text)
+        return self.latents(text), self.wire.cost(text)[1]
 
     def send(self, texts: Sequence[str], bits: int | None = None) -> list[SharedMessage]:
         """Texts as messages, the same for every reader."""
@@ -371,17 +411,25 @@ class Reader:
                 )
             if (message.codes.shape[1], message.bits) != (config.sizes.channels, config.bits):
                 raise MessageError("the message was altered: its shape is not this wire's")
-            if len(message.codes) > self.adapter.room:
+            self.wire.layout.check(len(message))
+            got = len(self.wire.layout.heard(message.codes, self.number))
+            if got > self.adapter.room:
                 raise MessageError(
-                    f"message has {len(message.codes)} latents; {self.reader} has room for "
-                    f"{self.adapter.room}"
+                    f"message has {got} latents; {self.reader} has room for {self.adapter.room}"
                 )
         return [Values(fsq.values(m.codes, m.bits), m.span) for m in messages]
 
     def prefix(self, contents: Sequence[Values]) -> KVPrefix:
         """What messages hold as a cache that the reader continues from, with gradients."""
-        values = [c.codes for c in contents]
-        return self.adapter(values, self.wire.states(values), [c.span for c in contents])
+        return self.adapter(*self.heard(contents))
+
+    def heard(
+        self, contents: Sequence[Values]
+    ) -> tuple[list[Float[Tensor, "_ c"]], list[Float[Tensor, "_ w"]], list[int]]:
+        """What its adapter is given of contents: values and states of the latents that it gets, and
+        their spans."""
+        values = [self.wire.layout.heard(c.codes, self.number) for c in contents]
+        return values, self.wire.states(values, self.layout), [c.span for c in contents]
 
 
 def _config(folder: Path, record: dict) -> SharedConfig:

@@ -29,7 +29,7 @@ class SharedMessage:
     """Codes of one context, with what a reader must know to trust them."""
 
     wire_id: bytes
-    """First 8 bytes of the sha256 of the weights that all readers share."""
+    """First 8 bytes of the sha256 of the wire's weights, less the readers' adapters."""
     codes: Int[Tensor, "m c"]
     """0 to 2**bits - 1."""
     bits: int

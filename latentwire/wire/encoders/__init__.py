@@ -1,7 +1,7 @@
 """Encoders: from a text to the channels of a shared wire's latents, before they become codes."""
 
 from latentwire.wire.encoders.anchor import Anchor
-from latentwire.wire.encoders.base import Encoder
+from latentwire.wire.encoders.base import Encoder, WritingEncoder
 from latentwire.wire.encoders.lm_states import LMStates
 from latentwire.wire.encoders.lora_states import LoraStates
 from latentwire.wire.encoders.minilm import MiniLM
@@ -18,4 +18,4 @@ ENCODERS: dict[str, type[Encoder]] = {
 }
 """By the name that a wire's config gives."""
 
-__all__ = ["ENCODERS", "Encoder"]
+__all__ = ["ENCODERS", "Encoder", "WritingEncoder"]

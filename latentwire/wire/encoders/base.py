@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -66,8 +66,11 @@ class Encoder(nn.Module, ABC):
         return self.config.window * (self.per_latent // self.config.ratio)
 
     @abstractmethod
-    def compress(self, windows: Sequence[Tensor]) -> list[Float[Tensor, "_ c"]]:
-        """Windows of units [n] as latents, ceil(n / per_latent) of each; not yet bounded."""
+    def compress(
+        self, windows: Sequence[Tensor], private: Iterable[nn.Module]
+    ) -> list[Float[Tensor, "_ c"]]:
+        """Windows of units [n] as latents, ceil(n / per_latent) of each; not yet bounded. private:
+        modules (wire/private.py) whose latents stand behind these, of an encoder that writes."""
 
     def fit(self, texts: Sequence[str]) -> None:
         """What is computed from training texts in closed form, before any step."""
@@ -82,11 +85,37 @@ class Encoder(nn.Module, ABC):
         """Positions that the text takes up in a reader: about its tokens."""
         return math.ceil(len(self.units(text)) * self.config.ratio / self.per_latent)
 
-    def forward(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
+    def forward(
+        self, texts: Sequence[str], private: Iterable[nn.Module] = ()
+    ) -> list[Float[Tensor, "_ c"]]:
         """Latents of each text, its windows one after another."""
         cut = [self.units(text).split(self.per_window) for text in texts]
-        made = iter(self.compress([window for windows in cut for window in windows]))
+        made = iter(self.compress([window for windows in cut for window in windows], private))
         return [torch.cat([next(made) for _ in windows]) for windows in cut]
+
+
+class WritingEncoder(Encoder):
+    """An encoder that makes states of latents, and writes channels from them: private latents are
+    written from the same states."""
+
+    write: nn.Sequential
+
+    @abstractmethod
+    def states(self, windows: Sequence[Tensor]) -> list[Float[Tensor, "_ w"]]:
+        """Windows of units [n] as states of latents, ceil(n / per_latent) of each."""
+
+    def compress(
+        self, windows: Sequence[Tensor], private: Iterable[nn.Module]
+    ) -> list[Float[Tensor, "_ c"]]:
+        rows = self.states(windows)
+        shared = self.write(torch.cat(rows)).split([len(row) for row in rows])
+        made = [shared, *(module(rows) for module in private)]
+        return [torch.cat(parts) for parts in zip(*made, strict=True)]
+
+
+def writer(width: int, channels: int) -> nn.Sequential:
+    """From states of latents to their channels."""
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))
 
 
 def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

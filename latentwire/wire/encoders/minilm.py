@@ -9,12 +9,18 @@ from torch import Tensor, nn
 from latentwire.lm import FrozenLM
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
-from latentwire.wire.encoders.base import Encoder, EncoderConfig, padded, transformer
+from latentwire.wire.encoders.base import (
+    EncoderConfig,
+    WritingEncoder,
+    padded,
+    transformer,
+    writer,
+)
 from latentwire.wire.folder import WireError
 from latentwire.wire.pooling import Queries
 
 
-class MiniLM(Encoder):
+class MiniLM(WritingEncoder):
     """A sentence encoder's states, bidirectional layers, queries.
 
     Its units are word pieces. They fold case and accents and have one id for all that they do not
@@ -35,9 +41,7 @@ class MiniLM(Encoder):
         self.read = nn.Linear(self.sentences.width, config.width)
         self.layers = transformer(config.width, config.layers)
         self.pool = Queries(config.width, config.ratio)
-        self.write = nn.Sequential(
-            nn.LayerNorm(config.width), nn.Linear(config.width, config.channels)
-        )
+        self.write = writer(config.width, config.channels)
 
     @property
     def others(self) -> Mapping[str, SentenceEncoder]:
@@ -51,10 +55,10 @@ class MiniLM(Encoder):
     def units(self, text: str) -> Tensor:
         return self.sentences.ids(text)
 
-    def compress(self, windows: Sequence[Tensor]) -> list[Tensor]:
+    def states(self, windows: Sequence[Tensor]) -> list[Tensor]:
         batch, mask = padded([states[1:-1] for states in self.sentences.states(windows)])
         places = (mask.long().cumsum(1) - 1).clamp(min=0)
         rows = self.read(batch) + sinusoids(places, self.config.width)
         rows = self.layers(rows, src_key_padding_mask=~mask)
         both = zip(rows, windows, strict=True)
-        return [self.write(self.pool(row[-len(window) :])) for row, window in both]
+        return [self.pool(row[-len(window) :]) for row, window in both]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
 from latentwire.wire.encoders.base import Encoder, EncoderConfig
@@ -28,7 +28,8 @@ class PCA(Encoder):
         return self.lm.ids(text)
 
     @torch.no_grad()
-    def compress(self, windows: Sequence[Tensor]) -> list[Tensor]:
+    def compress(self, windows: Sequence[Tensor], private: Iterable[nn.Module]) -> list[Tensor]:
+        assert not list(private)
         return [(p - self.mean) @ self.components for p in self._pooled(windows)]
 
     @torch.no_grad()

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.positions import sinusoids
-from latentwire.wire.encoders.base import Encoder, EncoderConfig, padded, transformer
+from latentwire.wire.encoders.base import EncoderConfig, WritingEncoder, transformer, writer
 from latentwire.wire.scorer import normed
 
 MIXTURES = 4
 """Weighted sums over the layers that are read side by side."""
 
 
-class StatesEncoder(Encoder):
+class StatesEncoder(WritingEncoder):
     """The LM reads the text once; a few layers of our own, which see both ways, read what it
     computed. Nothing in the LM gets a gradient but an adapter of `reading`."""
 
@@ -33,9 +33,7 @@ class StatesEncoder(Encoder):
         self.gates = nn.Parameter(-(torch.arange(depth)[:, None] - centre).abs() / 2)
         self.read = nn.Linear(MIXTURES * lm.width, config.width)
         self.layers = transformer(config.width, config.layers)
-        self.write = nn.Sequential(
-            nn.LayerNorm(config.width), nn.Linear(config.width, config.channels)
-        )
+        self.write = writer(config.width, config.channels)
 
     @abstractmethod
     def pooled(
@@ -52,16 +50,13 @@ class StatesEncoder(Encoder):
     def units(self, text: str) -> Tensor:
         return self.lm.ids(text)
 
-    def compress(self, windows: Sequence[Tensor]) -> list[Tensor]:
+    def states(self, windows: Sequence[Tensor]) -> list[Tensor]:
         head = self.head.rows(torch.zeros(len(windows), dtype=torch.long).to(self.lm.device))
         prompt = Prompt.from_ids(self.lm, windows, head)
-        states = self.reading.states(prompt)
-        layers = normed(torch.cat([states.inputs, states.final[None]]))
+        outputs = self.reading.states(prompt)
+        layers = normed(torch.cat([outputs.inputs, outputs.final[None]]))
         mixed = torch.einsum("lbtd,lg->btgd", layers, self.gates.softmax(0))
         rows = self.read(mixed.flatten(-2)) + sinusoids(prompt.positions, self.config.width)
         rows = self.layers(rows, src_key_padding_mask=~prompt.mask)
         rows = [row[-len(w) :] for row, w in zip(rows, windows, strict=True)]
-        pooled = self.pooled(windows, rows)
-        batch, _ = padded(pooled)
-        written = self.write(batch)
-        return [row[-len(p) :] for row, p in zip(written, pooled, strict=True)]
+        return self.pooled(windows, rows)

@@ -9,14 +9,20 @@ from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
 from latentwire.positions import sinusoids
-from latentwire.wire.encoders.base import Encoder, EncoderConfig, padded, transformer
+from latentwire.wire.encoders.base import (
+    EncoderConfig,
+    WritingEncoder,
+    padded,
+    transformer,
+    writer,
+)
 from latentwire.wire.pooling import Queries
 
 BYTES_PER_TOKEN = 4
 """About what a tokenizer makes of English; it sets how many latents a text gets."""
 
 
-class UTF8(Encoder):
+class UTF8(WritingEncoder):
     """Bytes, a convolution that sees the neighbours of each, bidirectional layers, queries."""
 
     lm_units = False
@@ -27,9 +33,7 @@ class UTF8(Encoder):
         self.near = nn.Conv1d(config.width, config.width, 5, padding=2)
         self.layers = transformer(config.width, config.layers)
         self.pool = Queries(config.width, self.per_latent)
-        self.write = nn.Sequential(
-            nn.LayerNorm(config.width), nn.Linear(config.width, config.channels)
-        )
+        self.write = writer(config.width, config.channels)
 
     @property
     def per_latent(self) -> int:
@@ -39,11 +43,11 @@ class UTF8(Encoder):
         data = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
         return data[: len(text.encode())].long().to(self.embed.weight.device)
 
-    def compress(self, windows: Sequence[Tensor]) -> list[Tensor]:
+    def states(self, windows: Sequence[Tensor]) -> list[Tensor]:
         ids, mask = padded(windows)
         places = (mask.long().cumsum(1) - 1).clamp(min=0)
         rows = self.embed(ids) * mask[..., None]
         rows = rows + torch.nn.functional.gelu(self.near(rows.mT).mT)
         rows = self.layers(rows + sinusoids(places, self.config.width), src_key_padding_mask=~mask)
         both = zip(rows, windows, strict=True)
-        return [self.write(self.pool(row[-len(window) :])) for row, window in both]
+        return [self.pool(row[-len(window) :]) for row, window in both]
