@@ -10,6 +10,7 @@ import torch
 from test_guards import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 
+from latentwire.lm.adapters import lora_config
 from latentwire.recipes import wire as recipes
 from latentwire.recipes.features import Features
 from latentwire.recipes.wire import train_wire
@@ -62,6 +63,10 @@ def test_an_entry_is_of_all_that_it_follows_from(lm, tmp_path):  # noqa: F811
     assert ask(what="y", answer=6.0) == 6.0
     with torch.autocast("cpu", torch.bfloat16):
         assert ask(answer=7.0) == 7.0
+    # An adapter that is off changes nothing that is computed, and one that is on does.
+    on = lm.add_lora("some", lora_config(lm.model.config, 2, 1))
+    assert ask(of=Features(lm, tmp_path), answer=9.0) == 1.0
+    assert ask(of=Features(on, tmp_path), answer=10.0) == 10.0
     # One weight of the last block.
     with torch.no_grad():
         list(lm.model.parameters())[-1].view(-1)[-1] += 1e-3

@@ -548,6 +548,8 @@ def test_bench_compares_costs(monkeypatch, tmp_path, capsys):
 
 
 def test_contradictions_are_refused_at_once():
+    with pytest.raises(LensError, match="kl has a gate, and checks of a lens open none"):
+        replace(smollm2(), weights=Weights(kl=Schedule(1.0, gate=("held", "below", 1.0))))
     with pytest.raises(LensError, match="group is 1; GRPO compares at least 2"):
         replace(smollm2(), group=1)
     with pytest.raises(LensError, match="before is 0; expected at least 1"):

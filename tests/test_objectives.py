@@ -240,6 +240,15 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
     assert seen == [False, False, True, True]  # step 1 begins the way, which begins at 0
 
 
+def test_a_step_that_nothing_applies_to_moves_nothing(lms):  # noqa: F811
+    wire = make_wire(lms)
+    silent = Stock([replace(p, questions=()) for p in passages()], [])
+    given = recipe(wire.config, objectives=only(ce=1.0))
+    total, _ = wire_loss(wire, wire.readers, silent, given, 0)
+    total.backward()
+    assert total == 0 and not any(p.grad is not None and p.grad.any() for p in wire.parameters())
+
+
 def test_objectives_that_contradict_themselves(lms):  # noqa: F811
     for change, said in [
         ({"ce": Schedule(-1.0)}, "ce is .*; expected 0 or more"),
@@ -251,5 +260,12 @@ def test_objectives_that_contradict_themselves(lms):  # noqa: F811
     config = SharedConfig(BOTH, "tiny-llama", "pca", sizes=SIZES)
     with pytest.raises(ValueError, match="ways_in is deep_prefix; expected embeddings first"):
         recipe(config, objectives=only(embeds=1.0))
+    gated = replace(NOTHING, ce=Schedule(1.0, gate=("held", "below", 2.0)))
+    with pytest.raises(ValueError, match="ce waits for a check; expected held_out and checked"):
+        train_shared(recipe(config, objectives=gated, held_out=1), lms=lms)
+    with pytest.raises(ValueError, match="8 passages in 8 parts leave one a part"):
+        parts = Session(gradient_accumulation=8)
+        learnt = replace(config, encoder="utf8")
+        train_shared(recipe(learnt, objectives=only(diversity=1.0)), parts, lms)
     with pytest.raises(ValueError, match="pca has nothing that is learnt by gradient"):
         train_shared(recipe(config, objectives=only(contrast=1.0)), lms=lms)

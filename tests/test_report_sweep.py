@@ -76,6 +76,9 @@ def test_bits_and_readers_are_named_where_they_differ():
         # Half of the tokens are half of the bytes, and a quarter of the bytes of the tokens.
         ("truncated_tokens", 75.6, 390.0),
         ("truncated_bytes", 37.8, 195.0),
+        ("pruned_tokens", 75.6, 390.0),
+        # 195 of the 460 bytes that zstd makes of all tokens.
+        ("truncated_zstd", 151.2 * 195 / 460, 195.0),
     ],
 )
 def test_where_each_condition_stands(condition, tokens, size):

@@ -23,9 +23,10 @@ from latentwire.evals import harness
 from latentwire.recipes import sweep as sweeps
 from latentwire.recipes.objectives import Objectives
 from latentwire.recipes.shared import SharedRecipe, load_models, train_shared
-from latentwire.recipes.sweep import Evaluation, load_grid, run_sweep
+from latentwire.recipes.sweep import KINDS, Evaluation, load_grid, run_sweep
 from latentwire.recipes.wire import WireRecipe
 from latentwire.recipes.workers import apart
+from latentwire.report.sweep import matrix
 from latentwire.train.loop import LoopConfig
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.encoders.base import EncoderConfig
@@ -209,11 +210,15 @@ def test_shared_members_beside_one_of_another_kind(small, learned, at_once, tmp_
 
 def test_the_grid_of_the_table_has_every_encoder_and_every_way_in(monkeypatch):
     monkeypatch.setenv("TRAIN", "train.jsonl")
+    monkeypatch.setenv("STEPS", "2")
     grid = load_grid(Path(__file__).parents[1] / "reproduce" / "wire-table" / "grid.py")
     cells = {
         (r.wire.encoder, r.wire.ways_in[-1]) for r in grid.values() if isinstance(r, SharedRecipe)
     }
     assert cells == {(encoder, way) for encoder in ENCODERS for way in WAYS_IN}
+    factors = {name: KINDS[type(recipe)].factors(recipe) for name, recipe in grid.items()}
+    table = matrix({"factors": factors, "members": {name: {} for name in grid}}, [])
+    assert len(table) == 1 + len(ENCODERS) and {len(row) for row in table} == {1 + len(WAYS_IN)}
 
 
 def test_a_wire_that_a_recipe_cannot_be_begun_with(learned, tmp_path):
@@ -234,6 +239,7 @@ def test_a_wire_that_a_recipe_cannot_be_begun_with(learned, tmp_path):
 GRID = """
 from dataclasses import replace
 from latentwire.recipes.wire import WireRecipe
+from latentwire.report.sweep import matrix
 from latentwire.train.loop import LoopConfig
 from latentwire.wire.wire import WireConfig
 

@@ -243,6 +243,14 @@ def test_a_batch_has_the_statistics_of_embeddings_and_a_row_its_own(lms):  # noq
     torch.testing.assert_close(way.embeds(one)[0], read[1], atol=1e-6, rtol=1e-5)
 
 
+def test_one_slot_has_the_running_statistics(lms):  # noqa: F811
+    way, values = calibrated(lms, "batch")[1:]
+    whole = batch_of(values)
+    one = Slots(whole.values[1:, :1], whole.states[1:, :1], whole.mask[1:, :1], whole.spans[1:], 8)
+    expected = way.eval().embeds(one)
+    torch.testing.assert_close(way.train().embeds(one), expected, atol=1e-6, rtol=1e-5)
+
+
 def test_a_finished_run_is_saved_again_as_it_is(lms, tmp_path):  # noqa: F811
     """LoRA is trained, and running averages are kept, by the recipe's own list of tensors."""
     wire = make_wire(lms, ways=("lora",), calibration="batch")

@@ -84,6 +84,8 @@ def gradients_kept(model: Any) -> Iterator[None]:
     it switches off, and a frozen leaf drops the gradient of a graph that was built while it was
     on; and it thaws what it switches on."""
     before = [(p, p.requires_grad) for n, p in model.named_parameters() if "lora_" in n]
-    yield
-    for parameter, trained in before:
-        parameter.requires_grad_(trained)
+    try:
+        yield
+    finally:
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)

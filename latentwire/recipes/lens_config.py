@@ -129,3 +129,6 @@ class LensRecipe:
         for name, value in (("temperature", self.temperature), ("tau", self.tau.lowest)):
             if not value > 0:
                 raise LensError(f"{name} is {value}; expected more than 0")
+        for name, value in {"tau": self.tau, **vars(self.weights), **vars(self.rates)}.items():
+            if isinstance(value, Schedule) and value.gate is not None:
+                raise LensError(f"{name} has a gate, and checks of a lens open none: leave it out")

@@ -59,6 +59,7 @@ from latentwire.tasks.qa import (
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, Session, shuffled, train
 from latentwire.train.losses import token_loss
+from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.folder import WireError
 from latentwire.wire.load import load_wire
 from latentwire.wire.shared import Reader, SharedConfig, SharedWire
@@ -78,7 +79,7 @@ class SharedRecipe:
     data: tuple[str, ...] = ("hub:rajpurkar/squad",)
     """JSONL files with rows {"id", "context", "question", "answers"}, or hub:NAME."""
     text: tuple[Path, ...] = ()
-    """Files of plain text, blank lines between paragraphs, that are only said again."""
+    """Files of plain text, blank lines between paragraphs: passages without questions."""
     out: Path | None = None
     """Run folder; a folder that holds this run already is gone on with."""
     format: LoopConfig = field(
@@ -155,12 +156,12 @@ def train_shared(
             "text has no questions, so that with FSDP2 processes would not run the same passes; "
             "leave out --text, or launch without FSDP"
         )
+    check_parts(recipe, session)
     known = known_formats(recipe, recipe.wire.readers, lms)
     out = _begin(recipe.out or Path("runs") / recipe.name, asdict(recipe))
     lms = lms or load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
     torch.manual_seed(recipe.seed)
     wire = SharedWire(recipe.wire, lms)
-    check_latents_learn(wire, recipe.objectives)
     stock = load_stock(recipe, lms[recipe.wire.source])
     wire.fit([p.context for p in stock.passages[: recipe.fitted]])
     train_formats(wire.readers, known, stock, recipe, out, session)
@@ -178,10 +179,10 @@ def add_reader(
 ) -> Path:
     """A new adapter for one more reader; what the others share, and their adapters, stay as they
     are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
-    session = session or Session()
+    session, recipe = session or Session(), replace(recipe, wire=wire.config)
     parallel.join()
     known = known_formats(recipe, (name,), None)
-    setting = {"added": name, "to": wire.id.hex(), **asdict(recipe), "wire": asdict(wire.config)}
+    setting = {"added": name, "to": wire.id.hex(), **asdict(recipe)}
     torch.manual_seed(recipe.seed)
     wire = wire.with_reader(name, load_models({name}, recipe.dtype)[name])
     out = _begin(recipe.out or Path("runs") / recipe.name, setting)
@@ -225,13 +226,27 @@ def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
     return Stock(kept, [p for p in held if len(source.ids(p.context)) <= recipe.longest])
 
 
-def check_latents_learn(wire: SharedWire, objectives: Objectives) -> None:
-    """Raises ValueError for objectives of an encoder that nothing in is trained by gradient."""
-    learns = any(p.requires_grad for p in wire.encoder.parameters())
-    if not learns and (objectives.contrast.on or objectives.diversity.on):
+def check_parts(recipe: SharedRecipe, session: Session) -> None:
+    """Raises ValueError for objectives of an encoder in which nothing is trained by gradient, for
+    such as compare texts where a step is computed a text at a time, and for weights that wait for
+    checks which a single held-out passage does not give."""
+    of, parts = recipe.objectives, parallel.world() * session.gradient_accumulation
+    comparing = of.contrast.on or of.diversity.on
+    if comparing and not ENCODERS[recipe.wire.encoder].learns:
         raise ValueError(
-            f"objectives.contrast and diversity train the encoder, and {wire.config.encoder} has "
+            f"objectives.contrast and diversity train the encoder, and {recipe.wire.encoder} has "
             "nothing that is learnt by gradient; expected weights of 0, or another encoder"
+        )
+    if comparing and recipe.passages < 2 * parts:
+        raise ValueError(
+            f"objectives.contrast and diversity compare texts; {recipe.passages} passages in "
+            f"{parts} parts leave one a part: expected at least {2 * parts} passages"
+        )
+    waiting = [name for name, schedule in of.schedules.items() if schedule.gate is not None]
+    if waiting and min(recipe.held_out, session.checked) < 2:
+        raise ValueError(
+            f"objectives.{waiting[0]} waits for a check; expected held_out and checked of at "
+            f"least 2, got {recipe.held_out} and {session.checked}"
         )
 
 
@@ -352,7 +367,8 @@ def wire_loss(
     sent, onward = send(wire, this), send_onward(wire, this)
     shared = shared_parts(wire, this, sent, gist)
     figures |= shared
-    total = torch.zeros((), device=wire.widen.weight.device) + this.total(shared)
+    # No objective may apply to a step's passages: then nothing moves, and that is no error.
+    total = 0 * next(readers[0].adapter.layer.parameters()).sum() + this.total(shared)
     for reader in readers:
         parts = reader_parts(reader, this, sent, onward)
         total = total + this.total(parts) / len(readers)

@@ -6,7 +6,7 @@ rich.print(sweep_table(results))
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,15 +86,23 @@ def verdict(results: dict[str, Any]) -> list[str]:
         f"The highest F1 is that of {best.label}, {interval(best.row, 'f1', '%')}. It was chosen "
         "among all on the questions that it is scored on, so expect somewhat less on others."
     )
-    for what, beats in (
-        ("the intervals of no text, zero latents and another example's latents", reads_latents),
-        ("the text truncated to as many tokens", lambda r: _above(r, "truncated_tokens")),
-        ("the text truncated to as many bytes", lambda r: _above(r, "truncated_bytes")),
+    controls = "the intervals of no text, zero latents and another example's latents"
+    said.append(f"Above {controls}: {_which(rows, reads_latents)}.")
+    for baseline, what in (
+        ("truncated_tokens", "truncated to as many tokens"),
+        ("pruned_tokens", "pruned to as many tokens"),
+        ("truncated_bytes", "truncated to as many bytes"),
+        ("truncated_zstd", "truncated to as many bytes after zstd"),
     ):
-        above = [s.label for s in rows if beats(s.results)]
-        which = "all" if len(above) == len(rows) else ", ".join(above) or "none"
-        said.append(f"Above {what}: {which}.")
+        if any(baseline in s.results["rows"] for s in rows):
+            which = _which(rows, lambda one, baseline=baseline: _above(one, baseline))
+            said.append(f"Above the text {what}: {which}.")
     return said
+
+
+def _which(rows: Sequence[Scored], beats: Callable[[dict[str, Any]], bool | None]) -> str:
+    above = [s.label for s in rows if beats(s.results)]
+    return "all" if len(above) == len(rows) else ", ".join(above) or "none"
 
 
 def _above(one: dict[str, Any], baseline: str) -> bool:

@@ -19,7 +19,9 @@ MARKERS: dict[str, dict[str, Any]] = {
     "text": {"marker": "s", "color": INK},
     "text_zstd": {"marker": "s", "color": INK, "markerfacecolor": "none"},
     "truncated_tokens": {"marker": "v", "color": INK},
+    "pruned_tokens": {"marker": "d", "color": INK},
     "truncated_bytes": {"marker": "v", "color": INK, "markerfacecolor": "none"},
+    "truncated_zstd": {"marker": "^", "color": INK, "markerfacecolor": "none"},
     "zero_latents": {"marker": "x", "color": CONTROL},
     "foreign_latents": {"marker": "+", "color": CONTROL},
 }
@@ -29,7 +31,7 @@ MARKERS: dict[str, dict[str, Any]] = {
 def cost(one: dict[str, Any], condition: str, unit: Unit) -> float | None:
     """Tokens or bytes of a context under a condition, means over contexts; None where that was not
     measured. A text that was cut to tokens has as large a share of its bytes, and one that was cut
-    to bytes of its tokens."""
+    to bytes, of UTF-8 or zstd, of its tokens."""
     tokens, text, latents, message, zipped = (
         one.get(k)
         for k in ("tokens_in", "text_bytes", "latents_out", "message_bytes", "zstd_bytes")
@@ -38,12 +40,14 @@ def cost(one: dict[str, Any], condition: str, unit: Unit) -> float | None:
         return tokens if unit == "tokens" else text
     if condition == "text_zstd":
         return zipped if unit == "bytes" else None
-    if not condition.startswith("truncated"):
+    if condition in ("wire", "zero_latents", "foreign_latents"):
         return latents if unit == "tokens" else message
-    if not tokens or not text or latents is None or message is None:
+    whole = zipped if condition == "truncated_zstd" else text
+    if not tokens or not whole or latents is None or message is None:
         return None
-    share = latents / tokens if condition == "truncated_tokens" else message / text
-    return min(1.0, share) * (tokens if unit == "tokens" else text)
+    cut_to_bytes = condition in ("truncated_bytes", "truncated_zstd")
+    share = min(1.0, message / whole if cut_to_bytes else latents / tokens)
+    return share * (tokens if unit == "tokens" else whole)
 
 
 def cost_plot(rows: Sequence[tuple[int, Scored]], unit: Unit) -> str:

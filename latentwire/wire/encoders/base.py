@@ -39,6 +39,8 @@ class EncoderConfig:
 class Encoder(nn.Module, ABC):
     """Texts to latents. One encoder sends for all readers, so it is never told who reads."""
 
+    learns: ClassVar[bool] = True
+    """Whether anything in it is trained by gradient."""
     lm_units: ClassVar[bool] = True
     """Whether units are the LM's token ids, which must hold all of a text."""
 

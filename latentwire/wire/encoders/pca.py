@@ -15,6 +15,7 @@ from latentwire.wire.pooling import Strided
 class PCA(Encoder):
     """The means of windows of embeddings, on their first components, each at a variance of 1."""
 
+    learns = False
     mean: Tensor
     components: Tensor
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.lm.prompt import Span
@@ -58,7 +59,11 @@ class Embeddings(WayIn):
         made = self.start(slots.values) + self.deviation * self.residual(slots.states)
         if self.norm is None:
             return made
-        real = self.norm(((made - self.mean) / self.deviation)[slots.mask])
+        real = ((made - self.mean) / self.deviation)[slots.mask]
+        if len(real) > 1:
+            real = self.norm(real)
+        else:  # one slot has no deviation of its own
+            real = batch_norm(real, self.norm.running_mean, self.norm.running_var)
         normal = torch.zeros_like(made)
         normal[slots.mask] = real
         return self.mean + self.deviation * normal
