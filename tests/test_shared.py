@@ -46,6 +46,12 @@ WAYS = [
 STAR = [("lm_states", ways) for ways in WAYS]
 STAR += [(encoder, ("deep_prefix",)) for encoder in ENCODERS if encoder != "lm_states"]
 NAMES = ["-".join((encoder, *ways)) for encoder, ways in STAR]
+HEART = [
+    (encoder, ("deep_prefix",), 0) for encoder in ENCODERS if encoder not in ("pca", "lm_states")
+]
+HEART += [("pca", ways, 0) for ways in WAYS if ways[-1] != "deep_prefix"]
+HEART += [("lm_states", ("deep_prefix",), private) for private in (0, 2)]
+"""Every encoder and every way in, each beside one that is quick."""
 SIZES = EncoderConfig(4, 32, channels=8, width=64, layers=1, sentence_encoder=sentence_folder())
 
 
@@ -186,8 +192,8 @@ def recipe(wire: SharedConfig, **changes) -> SharedRecipe:
 
 @pytest.mark.parametrize(
     ("encoder", "ways", "private"),
-    [*((*row, 0) for row in STAR), ("lm_states", ("deep_prefix",), 2)],
-    ids=[*NAMES, "private"],
+    HEART,
+    ids=["-".join((encoder, *ways)) + "+private" * bool(n) for encoder, ways, n in HEART],
 )
 def test_eight_examples_are_learnt_by_heart(reading, encoder, ways, private):
     wire = make_wire(reading, encoder, ways, private=private).train()

@@ -163,6 +163,7 @@ def learned(reader, small) -> SharedRecipe:
 
 
 def test_shared_members_beside_one_of_another_kind(small, learned, at_once, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTWIRE_FEATURES", str(tmp_path / "features"))  # of no other test
     first = train_shared(replace(learned, out=tmp_path / "first")) / "wire"
     begun = replace(learned, begun=str(first))
     deep = replace(begun, wire=replace(learned.wire, ways_in=("embeddings", "deep_prefix")))

@@ -48,7 +48,7 @@ def noise(module: nn.Module, std: float = 0.1) -> None:
     ("ways", "zero"),
     [
         (("lora",), "ways.0.lora"),
-        (("refiner",), "ways.0.residual"),
+        (("refiner",), "ways.0.correction"),
         (("embeddings", "coprocessor"), "ways.1.to_cache"),
     ],
     ids=lambda given: given[0] if isinstance(given, tuple) else None,
@@ -57,7 +57,7 @@ def test_step_0_is_embeddings(lms, ways, zero):  # noqa: F811
     plain, wire = make_wire(lms, ways=("embeddings",)), make_wire(lms, ways=ways)
     theirs = plain.state_dict()
     own = wire.state_dict().items()
-    wire.load_state_dict({n: theirs.get(n.replace(".embeddings.", "."), t) for n, t in own})
+    wire.load_state_dict({n: theirs.get(n, t) for n, t in own})
     given = contents(wire)
     for ours, expected in zip(wire.readers, plain.readers, strict=True):
         assert not differ(ours.prefix(given), expected.prefix(given))
@@ -267,7 +267,7 @@ def test_a_finished_run_is_saved_again_as_it_is(lms, tmp_path):  # noqa: F811
     trained = SharedWire.from_pretrained(folder, lms).state_dict()
     for i in range(2):
         way = f"adapters.{i}.ways.0"
-        assert trained[f"{way}.embeddings.norm.running_mean"].abs().max() > 1e-3
+        assert trained[f"{way}.norm.running_mean"].abs().max() > 1e-3
         ups = [t for n, t in trained.items() if n.startswith(f"{way}.lora.model/layers/0/")]
         assert len(ups) == 2 * 7 and all(t.any() for t in ups)
     train_shared(given, Session(), lms)

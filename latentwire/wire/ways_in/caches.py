@@ -1,4 +1,5 @@
-"""Keys and values of slots: turned to their positions and back, measured, and moved."""
+"""What ways in share that make or move keys and values: turning them to their positions and back,
+moving those of a cache, and measuring the reader's own."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.lm.families import rotate
+from latentwire.wire.ways_in.base import Calibration, WayIn
 
 
 def turned(
@@ -36,17 +38,37 @@ def moved(before: KVPrefix, keys: Sequence[Tensor], values: Sequence[Tensor]) ->
     )
 
 
-@torch.no_grad()
-def statistics(
-    lm: FrozenLM, texts: Sequence[str]
-) -> tuple[Float[Tensor, "l 2 h e"], Float[Tensor, "l 2 h e"]]:
-    """Mean and deviation of each channel of the reader's own keys (before rotation) and values."""
-    seen: list[Tensor] = []
-    for text in texts:
-        ids = torch.cat([lm.frame.head, lm.ids(text)])
-        cache = lm.prefill(Prompt.from_ids(lm, [ids]))
-        keys = turned(lm, cache.keys, -cache.positions)
-        both = torch.stack([torch.stack(keys), torch.stack(cache.values)], 1)[:, :, 0]
-        seen.append(both[..., len(lm.frame.head) :, :].float())  # l 2 h n e
-    every = torch.cat(seen, 3)
-    return every.mean(3), every.std(3)
+class CacheWay(WayIn):
+    """A way in that makes or moves keys and values, in units of the reader's own."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
+    ):
+        super().__init__(lm, channels, width, first, calibration)
+        self.shape = (len(lm.blocks), 2, *lm.kv_shape)
+        self.register_buffer("mean", torch.zeros(self.shape))
+        self.register_buffer("deviation", torch.ones(self.shape))
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        lm: FrozenLM,
+        texts: Sequence[str],
+        values: Sequence[Float[Tensor, "_ c"]],
+        units: Sequence[float],
+    ) -> None:
+        """Mean and deviation of each channel of the reader's own keys (before rotation) and values,
+        [l, 2, h, e]."""
+        seen: list[Tensor] = []
+        for text in texts:
+            ids = torch.cat([lm.frame.head, lm.ids(text)])
+            cache = lm.prefill(Prompt.from_ids(lm, [ids]))
+            keys = turned(lm, cache.keys, -cache.positions)
+            both = torch.stack([torch.stack(keys), torch.stack(cache.values)], 1)[:, :, 0]
+            seen.append(both[..., len(lm.frame.head) :, :].float())  # l 2 h n e
+        every = torch.cat(seen, 3)
+        self.mean.copy_(every.mean(3))
+        self.deviation.copy_(every.std(3))

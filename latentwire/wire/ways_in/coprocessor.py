@@ -4,19 +4,17 @@ Differentiable Cache Augmentation, arXiv 2412.17747)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from latentwire.lm import FrozenLM, KVPrefix
-from latentwire.wire.ways_in.base import Calibration, Slots, WayIn
-from latentwire.wire.ways_in.caches import moved, statistics, turned
+from latentwire.wire.ways_in.base import Calibration, Slots
+from latentwire.wire.ways_in.caches import CacheWay, moved, turned
 
 
-class Coprocessor(WayIn):
+class Coprocessor(CacheWay):
     """Reads a slot's keys and values of all layers beside its state, through a bottleneck, and adds
     to all of them. Zero at first, so step 0 is the way in before this one.
 
@@ -28,21 +26,16 @@ class Coprocessor(WayIn):
     place = "later"
     RANK: ClassVar[int] = 128
     """Of what is added to all layers of a slot together."""
-    mean: Tensor
-    deviation: Tensor
 
     def __init__(
         self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
     ):
         super().__init__(lm, channels, width, first, calibration)
-        self.shape = (len(lm.blocks), 2, *lm.kv_shape)
         numbers = torch.Size(self.shape).numel()
         self.from_state = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.RANK))
         self.from_cache = nn.Sequential(nn.LayerNorm(numbers), nn.Linear(numbers, self.RANK))
         self.to_cache = nn.Linear(self.RANK, numbers, bias=False)
         nn.init.zeros_(self.to_cache.weight)
-        self.register_buffer("mean", torch.zeros(self.shape))
-        self.register_buffer("deviation", torch.ones(self.shape))
 
     def forward(
         self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
@@ -58,15 +51,3 @@ class Coprocessor(WayIn):
         made = self.to_cache(nn.functional.gelu(thought)).view(b, m, *self.shape)
         by_key, by_value = (made * self.deviation).to(lm.dtype).permute(3, 2, 0, 4, 1, 5)
         return moved(before, turned(lm, by_key.unbind(), positions), by_value.unbind())
-
-    @torch.no_grad()
-    def calibrate(
-        self,
-        lm: FrozenLM,
-        texts: Sequence[str],
-        values: Sequence[Float[Tensor, "_ c"]],
-        units: Sequence[float],
-    ) -> None:
-        mean, deviation = statistics(lm, texts)
-        self.mean.copy_(mean)
-        self.deviation.copy_(deviation)

@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from latentwire.lm import FrozenLM, KVPrefix
-from latentwire.wire.ways_in.base import Calibration, Slots, WayIn
-from latentwire.wire.ways_in.caches import moved, statistics, turned
+from latentwire.wire.ways_in.base import Calibration, Slots
+from latentwire.wire.ways_in.caches import CacheWay, moved, turned
 
 
-class DeepPrefix(WayIn):
+class DeepPrefix(CacheWay):
     """A linear map from a slot's state to the keys (before rotation) and values of all layers, in
     units of each channel's own mean and deviation.
 
@@ -23,20 +20,15 @@ class DeepPrefix(WayIn):
     """
 
     place = "any"
-    mean: Tensor
-    deviation: Tensor
 
     def __init__(
         self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
     ):
         super().__init__(lm, channels, width, first, calibration)
-        self.shape = (len(lm.blocks), 2, *lm.kv_shape)
         self.first = first
         self.norm = nn.LayerNorm(width)
         self.map = nn.Linear(width, torch.Size(self.shape).numel(), bias=False)
         nn.init.normal_(self.map.weight, std=0.5 / width**0.5 if first else 0.0)
-        self.register_buffer("mean", torch.zeros(self.shape))
-        self.register_buffer("deviation", torch.ones(self.shape))
 
     def forward(
         self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
@@ -60,15 +52,3 @@ class DeepPrefix(WayIn):
             torch.cat([first.positions, positions * slots.mask], 1),
             end,
         )
-
-    @torch.no_grad()
-    def calibrate(
-        self,
-        lm: FrozenLM,
-        texts: Sequence[str],
-        values: Sequence[Float[Tensor, "_ c"]],
-        units: Sequence[float],
-    ) -> None:
-        mean, deviation = statistics(lm, texts)
-        self.mean.copy_(mean)
-        self.deviation.copy_(deviation)

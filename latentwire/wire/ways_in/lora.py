@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
-
-from jaxtyping import Float
-from torch import Tensor
 
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.adapters import as_module, lora_config, unused_name
-from latentwire.wire.ways_in.base import Calibration, Slots, WayIn
+from latentwire.wire.ways_in.base import Calibration, Slots
 from latentwire.wire.ways_in.embeddings import Embeddings
 
 
-class Lora(WayIn):
+class Lora(Embeddings):
     """`embeddings`, run over with a LoRA in the first blocks. Zero at first, so step 0 is
     `embeddings`.
 
@@ -23,7 +19,6 @@ class Lora(WayIn):
     they are parameters like others, so that they are trained, saved and loaded with the wire.
     """
 
-    place = "first"
     BLOCKS: ClassVar[int] = 4
     """First blocks of the reader that have one."""
     RANK: ClassVar[int] = 4
@@ -32,7 +27,6 @@ class Lora(WayIn):
         self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
     ):
         super().__init__(lm, channels, width, first, calibration)
-        self.embeddings = Embeddings(lm, channels, width, first, calibration)
         self.adapter = unused_name(lm.model, "wire")
         config = lora_config(lm.model.config, self.RANK, self.BLOCKS)
         lm.add_lora(self.adapter, config)
@@ -41,13 +35,4 @@ class Lora(WayIn):
     def forward(
         self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
     ) -> KVPrefix:
-        return self.embeddings(lm.with_adapter(self.adapter), head, slots, before)
-
-    def calibrate(
-        self,
-        lm: FrozenLM,
-        texts: Sequence[str],
-        values: Sequence[Float[Tensor, "_ c"]],
-        units: Sequence[float],
-    ) -> None:
-        self.embeddings.calibrate(lm, texts, values, units)
+        return super().forward(lm.with_adapter(self.adapter), head, slots, before)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.wire.encoders.base import in_blocks, padded, transformer
-from latentwire.wire.ways_in.base import Calibration, Slots, WayIn
+from latentwire.wire.ways_in.base import Calibration, Slots
 from latentwire.wire.ways_in.embeddings import Embeddings, run_over, slots_prompt
 
 
-class Refiner(WayIn):
+class Refiner(Embeddings):
     """`embeddings`, run over twice. A few bidirectional layers read the slots' states with the
     reader's own last states over them, and move the input embeddings by a residual; the second run
     is the cache. The residual is zero at first, so step 0 is `embeddings`.
@@ -23,37 +21,25 @@ class Refiner(WayIn):
     all of them seen. `coprocessor` moves what came out, slot by slot; this moves what goes in.
     """
 
-    place = "first"
     LAYERS: ClassVar[int] = 2
 
     def __init__(
         self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
     ):
         super().__init__(lm, channels, width, first, calibration)
-        self.embeddings = Embeddings(lm, channels, width, first, calibration)
         self.seen = nn.Sequential(nn.LayerNorm(lm.width), nn.Linear(lm.width, width))
         self.layers = transformer(width, self.LAYERS)
-        self.norm = nn.LayerNorm(width)
-        self.residual = nn.Linear(width, lm.width)
-        for parameter in self.residual.parameters():
+        self.correction = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, lm.width))
+        for parameter in self.correction[-1].parameters():
             nn.init.zeros_(parameter)
 
     def forward(
         self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
     ) -> KVPrefix:
-        embeds = self.embeddings.embeds(slots)
+        embeds = self.embeds(slots)
         looked = lm.final(slots_prompt(lm, head, slots, embeds)).float()
         both = slots.states + self.seen(looked)
         rows = [row[mask] for row, mask in zip(both, slots.mask, strict=True)]
         refined = padded(in_blocks(self.layers, rows, slots.block))[0]
-        by = self.embeddings.deviation * self.residual(self.norm(refined))
+        by = self.deviation * self.correction(refined)
         return run_over(lm, head, slots, embeds + by)
-
-    def calibrate(
-        self,
-        lm: FrozenLM,
-        texts: Sequence[str],
-        values: Sequence[Float[Tensor, "_ c"]],
-        units: Sequence[float],
-    ) -> None:
-        self.embeddings.calibrate(lm, texts, values, units)
