@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_shared import BOTH, SIZES, lms, make_wire, pairs, passages, recipe  # noqa: F401
+from test_shared import BOTH, SIZES, data_of, lms, make_wire, pairs, passages, recipe  # noqa: F401
 from tiny import tiny_lm
 
 from latentwire.lm import Prompt
@@ -192,13 +192,7 @@ def test_embeddings_are_aligned_with_the_means_of_their_share(lms):  # noqa: F81
 
 
 def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypatch):  # noqa: F811
-    rows = [
-        {"id": q.id, "context": p.context, "question": q.question, "answers": list(q.answers)}
-        for p in passages()
-        for q in p.questions
-    ]
-    data = tmp_path / "d.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = data_of(passages(), tmp_path)
     sizes = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2}
     config = SharedConfig(BOTH[:1], "tiny-llama", **sizes)
     some = only(again=1.0, kl=1.0, gist=1.0, contrast=1.0, text=0.3, dropout=0.3, sampled=0.5)

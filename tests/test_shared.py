@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,6 +184,18 @@ def passages() -> list[Passage]:
     return [Passage(text, (Question(a, text, "Who?", (a,)),)) for text, a in rows]
 
 
+def data_of(asked: list[Passage], folder: Path) -> Path:
+    """A file of training rows that has these passages."""
+    rows = [
+        {"id": q.id, "context": p.context, "question": q.question, "answers": list(q.answers)}
+        for p in asked
+        for q in p.questions
+    ]
+    path = folder / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def recipe(wire: SharedConfig, **changes) -> SharedRecipe:
     few = LoopConfig(2, 3e-3, warmup=1, save_every=1)
     fields = {"passages": 8, "held_out": 2, "format": few, "train": few}
@@ -334,13 +347,7 @@ def given(lms, tmp_path, monkeypatch) -> SharedRecipe:
     monkeypatch.setattr(
         FrozenLM, "from_pretrained", classmethod(lambda cls, name, *_, **__: lms[name])
     )
-    rows = [
-        {"id": q.id, "context": p.context, "question": q.question, "answers": list(q.answers)}
-        for p in passages()
-        for q in p.questions
-    ]
-    data = tmp_path / "d.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = data_of(passages(), tmp_path)
     fields = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2}
     config = SharedConfig(BOTH, "tiny-llama", "lm_states", ("deep_prefix",), **fields)
     return recipe(config, data=(str(data),), passages=4, out=tmp_path / "a")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_shared import BOTH, TEXTS, WAYS, lms, make_wire, passages, recipe  # noqa: F401
+from test_shared import BOTH, TEXTS, WAYS, data_of, lms, make_wire, passages, recipe  # noqa: F401
 from tiny import CONFIGS, tiny_lm, tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -254,13 +254,7 @@ def test_one_slot_has_the_running_statistics(lms):  # noqa: F811
 def test_a_finished_run_is_saved_again_as_it_is(lms, tmp_path):  # noqa: F811
     """LoRA is trained, and running averages are kept, by the recipe's own list of tensors."""
     wire = make_wire(lms, ways=("lora",), calibration="batch")
-    rows = [
-        {"id": q.id, "context": p.context, "question": q.question, "answers": list(q.answers)}
-        for p in passages()
-        for q in p.questions
-    ]
-    data = tmp_path / "d.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = data_of(passages(), tmp_path)
     given = recipe(wire.config, data=(str(data),), passages=4, held_out=1, out=tmp_path / "run")
     folder = train_shared(given, Session(), lms) / "wire"
     weights = {path.name: path.read_bytes() for path in folder.iterdir()}
