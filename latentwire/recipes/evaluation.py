@@ -142,20 +142,19 @@ def evaluate_wire(
     bits: int | None = None,
     needles: str | None = None,
     spread: Spread | None = None,
-    remember: bool = False,
 ) -> dict:
     """Score all conditions on the first `limit` questions of `data`, with messages in codes of
     `bits` (the wire's own if None); the whole result as one dict. needles: "number" or "uuid" asks
     for one that is hidden in each passage in place of the passage's questions. spread: who answers,
-    workers that load this wire, or this process if None. remember: answers from text are kept on
-    disk (features.py), and taken from there where another wire's evaluation has left them.
+    workers that load this wire, or this process if None. Answers from text are kept on disk
+    (features.py), and taken from there where another evaluation has left them.
 
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
     since another example's latents need another example, MessageError for bits that no codec has,
     and ValueError for a folder that holds another run.
     """
-    return evaluate_reader(wire, data, limit, out, bits, needles, spread, remember)[0]
+    return evaluate_reader(wire, data, limit, out, bits, needles, spread)[0]
 
 
 def evaluate_reader(
@@ -166,7 +165,6 @@ def evaluate_reader(
     bits: int | None,
     needles: str | None,
     spread: Spread | None = None,
-    remember: bool = False,
 ) -> tuple[dict, list[Answer]]:
     """The result of evaluate_wire, and every answer that it counts."""
     bits = wire.bits if bits is None else bits
@@ -190,9 +188,7 @@ def evaluate_reader(
     left = [p for p in passages if p.context not in done]
     size = batch_size(wire.lm)
     parts = [left[start : start + size] for start in range(0, len(left), size)]
-    work = partial(
-        _answering, passages=passages, bits=bits, answer_tokens=answer_tokens, remember=remember
-    )
+    work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens)
     made, console = (spread or here(wire))(work, parts), Console(stderr=True)
     for batch in track(made, description="answering", total=len(parts), console=console):
         answers += batch
@@ -227,17 +223,16 @@ def _answering(
     passages: Sequence[Passage],
     bits: int | None,
     answer_tokens: int,
-    remember: bool,
 ) -> Callable[[Sequence[Passage]], list[Answer]]:
     """What answers a batch of the passages under all conditions."""
     rows = conditions(wire, passages, bits)
-    features = Features(wire.lm) if remember else None
+    features = Features(wire.lm)
 
     def answered(part: Sequence[Passage], name: str, condition: Condition) -> list[Answer]:
         made = evaluate(wire.lm, wire.format, part, {name: condition}, answer_tokens)
         return [answer for batch in made for answer in batch]
 
-    def kept(part: Sequence[Passage], name: str, features: Features) -> list[Answer]:
+    def kept(part: Sequence[Passage], name: str) -> list[Answer]:
         def packed() -> dict[str, Tensor]:
             return {"json": _packed(list(map(asdict, answered(part, name, rows[name]))))}
 
@@ -250,10 +245,7 @@ def _answering(
     def work(part: Sequence[Passage]) -> list[Answer]:
         made = []
         for name, condition in rows.items():
-            if features is not None and name in REFERENCES:
-                made += kept(part, name, features)
-            else:
-                made += answered(part, name, condition)
+            made += kept(part, name) if name in REFERENCES else answered(part, name, condition)
         return made
 
     return work

@@ -37,16 +37,14 @@ def evaluate_readers(
     out: Path | None = None,
     bits: int | None = None,
     needles: str | None = None,
-    remember: bool = False,
 ) -> dict:
     """Every reader of a wire, scored as evaluate_wire does, each with a run folder of its own in
     `out`, and what they answer together: {"readers": {name: result}, "joint": scores, ...}."""
     results, said = {}, []
     for i, reader in enumerate(wire.readers):
         folder = None if out is None else out / f"reader-{i}"
-        results[reader.reader], answers = evaluate_reader(
-            reader, data, limit, folder, bits, needles, remember=remember
-        )
+        asked = (data, limit, folder, bits, needles)
+        results[reader.reader], answers = evaluate_reader(reader, *asked)
         said.append([a for a in answers if a.condition == "wire"])
     together = {"kind": "readers", "readers": results}
     if len(said) > 1:

@@ -50,7 +50,7 @@ class Kind(NamedTuple):
     train: Callable[[Any, Session | None], Any]
     """A recipe to its trained wire."""
     evaluate: Callable[..., dict]
-    """Of such a wire; takes data, limit, run folder, bits and whether to remember references."""
+    """Of such a wire; takes data, limit, run folder and bits."""
     bits: Callable[[Any], Sequence[int]]
     """That codes of messages of a recipe's wire can have; the first are asked for if none are."""
     factors: Callable[[Any], dict[str, str]]
@@ -171,7 +171,7 @@ def run_member(
         wire, results = kind.train(replace(recipe, out=folder), session), {}
         for bits in evaluation.bits or kind.bits(recipe)[:1]:
             asked = (evaluation.data, evaluation.limit, folder / evaluation.folder(bits), bits)
-            results[str(bits)] = kind.evaluate(wire, *asked, remember=True)
+            results[str(bits)] = kind.evaluate(wire, *asked)
         _write(folder, recipe, evaluation, alarms=standing(folder), evaluations=results)
     except Exception as error:  # whatever it is, it is this member's alone
         traceback.print_exc()
