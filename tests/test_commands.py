@@ -65,6 +65,9 @@ def test_ask_answers_from_a_file(wire, tmp_path, monkeypatch, capsys):
     more = ("--wire", wire, "--keep", "The .*")
     status, out, _ = run(monkeypatch, capsys, "ask", "--context", context, "Where?", *more)
     assert status == 0 and "read 195 tokens as 195 latents" in out
+    more = ("--wire", wire, "--ratio", "8")
+    status, out, _ = run(monkeypatch, capsys, "ask", "--context", context, "Where?", *more)
+    assert status == 0 and "read 195 tokens as 25 latents" in out
 
 
 def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ def ask(
     context: Path,
     wire: str = "default",
     full_text: bool = False,
+    ratio: int | None = None,
     keep: str | None = None,
 ) -> None:
     """Answer a question about a text file that the reader sees only as latents.
@@ -27,6 +28,7 @@ def ask(
         wire: A wire's folder, or one of those shipped: default, for one reader, or shared, whose
             two readers answer from the same bytes.
         full_text: Also show what the same reader answers with the whole text in front of it.
+        ratio: Tokens in per latent out, where it is to be another than the wire's own.
         keep: What of the text to keep as text among the latents: numbers, names, or what a regular
             expression finds.
     """
@@ -38,7 +40,7 @@ def ask(
     if not question.strip():
         raise DataError("the question is empty; expected text")
     text = read_text(context)
-    loaded: Any = load_with(wire, keep=keep)
+    loaded: Any = load_with(wire, ratio, keep)
     messages = loaded.send([text])
 
     def answer(reader, prefix) -> str:
@@ -80,7 +82,7 @@ def evaluate(
             interrupted is gone on with.
         bits: Bits of one code of a message of a wire of one reader: 16 (if not given), 8, 6 or
             4.
-        ratio: Tokens in per latent out, where it is to be another than the wire was trained for.
+        ratio: Tokens in per latent out, where it is to be another than the wire's own.
         keep: What of a text to keep as text among the latents: numbers, names, or what a regular
             expression finds.
         needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the

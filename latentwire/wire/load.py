@@ -28,7 +28,7 @@ def load_wire(name: str | Path, lms: Mapping[str, FrozenLM] | None = None) -> An
 
 
 def load_with(name: str | Path, ratio: int | None = None, keep: str | None = None) -> AnyWire:
-    """A wire, at another ratio than it was trained for unless that is None, with what a rule finds
+    """A wire, at another ratio than its own unless that is None, with what a rule finds
     kept as text unless that is None. Raises WireError for a wire of learned codes, which has one
     ratio and no slots that could be kept."""
     if keep is not None:  # a mistake in it is told before models are loaded

@@ -53,7 +53,7 @@ class TextWire:
         self._read: dict[TextMessage, str] = {}
 
     def at(self, ratio: int) -> TextWire:
-        """The same wire with other numbers of latents than it was trained for; messages are the
+        """The same wire with other numbers of latents than its own ratio gives; messages are the
         same."""
         return TextWire(self.code.lm, [reader.wire.at(ratio) for reader in self.readers])
 
