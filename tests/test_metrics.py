@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentwire.evals.metrics import bootstrap, exact_match, f1, normalise
+from latentwire.evals.metrics import bootstrap, exact_match, f1, mean_ratio, normalise
 
 
 def test_normalisation():
@@ -47,3 +47,9 @@ def test_bootstrap_draws_whole_groups():
     narrow = bootstrap(scores, range(100))
     wide = bootstrap(scores, [0] * 50 + [1] * 50)
     assert wide == (0.0, 1.0) and narrow[0] > 0.3
+
+
+def test_the_mean_of_two_ratios_of_the_same_groups():
+    # 4 / 2 and 4 / 3; of the first group alone 1 / 1 and 2 / 1, of the second 3 / 1 and 2 / 2.
+    found = mean_ratio([[1.0, 3.0], [2.0, 2.0]], [[1.0, 1.0], [1.0, 2.0]], ["a", "b"])
+    assert found == pytest.approx((5 / 3, 1.5, 2.0))

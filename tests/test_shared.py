@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from latentwire.evals.baselines import full_text, replayed
-from latentwire.evals.harness import evaluate
+from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
 from latentwire.recipes.evaluation import conditions
 from latentwire.recipes.objectives import OFF, Objectives
@@ -184,6 +184,17 @@ def passages() -> list[Passage]:
     return [Passage(text, (Question(a, text, "Who?", (a,)),)) for text, a in rows]
 
 
+def uneven() -> list[Passage]:
+    """The same with texts and answers of different lengths, every other one asked twice."""
+    made = []
+    for i, p in enumerate(passages()):
+        text = p.context + " So it was." * (i % 4)
+        answers = [p.questions[0].answers[0] * (i + 1), "it"][: 1 + i % 2]
+        asked = [Question(f"{i}{a}", text, "Who?", (a,)) for a in answers]
+        made.append(Passage(text, tuple(asked)))
+    return made
+
+
 def data_of(asked: list[Passage], folder: Path) -> Path:
     """A file of training rows that has these passages."""
     rows = [
@@ -234,13 +245,24 @@ def test_eight_examples_are_learnt_by_heart(reading, encoder, ways, private):
 
 def test_losses_and_checks_of_a_step(lms):
     wire = make_wire(lms)
-    given, stock = recipe(wire.config), Stock(passages(), passages()[:3])
+    given, stock = recipe(wire.config), Stock(passages(), [])
     total, figures = wire_loss(wire, wire.readers, stock, given, 0)
     parts = [figures[f"{name}.{part}"] for name in BOTH for part in ("again", "ce", "kl")]
     torch.testing.assert_close(total, sum(parts) / 2)
     assert figures["tokens"] == 8
-    found = check_readers(wire.readers, stock.held, ["text"])
+    some = uneven()[:2]
+    found = check_readers(wire.readers, some, ["text"])
     assert found["held"] == pytest.approx(sum(found[f"{name}.wire.nll"] for name in BOTH) / 2)
+    # Passages are drawn and not questions: of two, a quarter of the draws have the one alone.
+    alone = []
+    for passage in some:
+        told = [
+            evaluate(r.lm, r.format, [passage], {"wire": conditions(r, some)["wire"]})
+            for r in wire.readers
+        ]
+        alone.append(sum(summarise([a for b in of for a in b])["nll"] for of in told) / len(BOTH))
+    assert (found["held_low"], found["held_high"]) == pytest.approx(sorted(alone), abs=1e-4)
+    assert found["held_n"] == 2
     assert {f"{name}.text.f1" for name in BOTH} <= set(found) and "gap_low" in found
 
 

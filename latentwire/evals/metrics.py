@@ -65,9 +65,22 @@ def ratio(
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """sum(top) / sum(bottom), and its 95% interval over resamples of whole groups."""
-    totals = _resampled([top, bottom], groups, samples, seed)
-    low, high = np.percentile(totals[0] / totals[1], [2.5, 97.5])
-    return float(np.sum(top) / np.sum(bottom)), float(low), float(high)
+    return mean_ratio([top], [bottom], groups, samples, seed)
+
+
+def mean_ratio(
+    tops: Sequence[Sequence[float]],
+    bottoms: Sequence[Sequence[float]],
+    groups: Sequence[object],
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """The mean of several such ratios of the same groups, as of readers that answer the same
+    questions, and its 95% interval: a resample is the same for all of them."""
+    found = np.mean(np.sum(tops, 1) / np.sum(bottoms, 1))
+    totals = np.split(np.stack(_resampled([*tops, *bottoms], groups, samples, seed)), 2)
+    low, high = np.percentile(np.mean(totals[0] / totals[1], 0), [2.5, 97.5])
+    return float(found), float(low), float(high)
 
 
 def _resampled(

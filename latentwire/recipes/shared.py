@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.evals.harness import Answer, evaluate, summarise
-from latentwire.evals.metrics import bootstrap
+from latentwire.evals.metrics import bootstrap, mean_ratio
 from latentwire.lm import FrozenLM
 from latentwire.lm.picks import seed_of
 from latentwire.recipes.evaluation import conditions
@@ -387,7 +387,7 @@ def check_readers(
         return {}
     figures: dict[str, float] = {}
     gaps: list[float] = []
-    owners: list[str] = []
+    answered: list[list[Answer]] = []
     for reader in readers:
         rows = conditions(reader, passages)
         some = {name: rows[name] for name in ("wire", "foreign_latents", *rest)}
@@ -398,13 +398,19 @@ def check_readers(
             figures |= {f"{reader.reader}.{name}.{k}": row[k] for k in ("f1", "nll")}
         pairs = zip(of["foreign_latents"], of["wire"], strict=True)
         gaps += [(other.nll - own.nll) / own.tokens for other, own in pairs]
-        owners += [a.context for a in of["wire"]]
-    held = [figures[f"{r.reader}.wire.nll"] for r in readers]
+        answered.append(of["wire"])
+    owners = [p.context for p in passages for _ in p.questions]
+    nll = [[a.nll for a in row] for row in answered]
+    tokens = [[float(a.tokens) for a in row] for row in answered]
+    held, low, high = mean_ratio(nll, tokens, owners)
     return {
         **figures,
-        "held": sum(held) / len(held),
+        "held": held,
+        "held_low": low,
+        "held_high": high,
+        "held_n": float(len(passages)),
         "gap": sum(gaps) / len(gaps),
-        "gap_low": bootstrap(gaps, owners)[0],
+        "gap_low": bootstrap(gaps, owners * len(readers))[0],
     }
 
 
