@@ -16,10 +16,11 @@ from latentwire.recipes import objectives as steps
 from latentwire.recipes import shared as recipes
 from latentwire.recipes.objectives import OFF, Gist, Objectives, Step, split
 from latentwire.recipes.shared import Stock, train_shared, wire_loss
-from latentwire.tasks.qa import answer_targets, passages_prompt
+from latentwire.tasks.qa import Passage, Question, answer_targets, passages_prompt
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.losses import cosine_distance, moment_error, token_loss
 from latentwire.train.schedules import Schedule
+from latentwire.train.step import update
 from latentwire.wire.shared import SharedConfig, Values
 
 SHARED = ("gist", "contrast", "diversity")
@@ -34,7 +35,8 @@ def only(**weights) -> Objectives:
 
 def step_of(objectives: Objectives, batch=None, number=0) -> Step:
     now = {name: s.at(number, 1) for name, s in objectives.schedules.items()}
-    return Step(batch or passages(), objectives, now, 0, number)
+    batch = batch or passages()
+    return Step(batch, batch, objectives, now, 0, number)
 
 
 def test_a_step_with_every_objective(lms):  # noqa: F811
@@ -49,7 +51,7 @@ def test_a_step_with_every_objective(lms):  # noqa: F811
     for name, part in figures.items():
         objective = name.split(".")[-1]
         if objective not in weights:
-            continue  # tokens, waited
+            continue  # waited
         assert part.isfinite(), name
         grads = torch.autograd.grad(part, trained, retain_graph=True, allow_unused=True)
         assert any(g is not None and g.any() for g in grads), name
@@ -74,12 +76,47 @@ def test_what_weighs_nothing_is_not_computed(lms, monkeypatch):  # noqa: F811
         monkeypatch.setattr(steps, name, never)
     given = recipe(wire.config, objectives=only(ce=1.0))
     figures = wire_loss(wire, wire.readers, Stock(passages(), []), given, 0)[1]
-    assert set(figures) == {"tokens", "waited", *(f"{name}.ce" for name in BOTH)}
+    assert set(figures) == {"waited", *(f"{name}.ce" for name in BOTH)}
     monkeypatch.undo()
     monkeypatch.setattr(type(wire.readers[0]), "prefix", never)
     given = recipe(wire.config, objectives=only(diversity=1.0))
     figures = wire_loss(wire, wire.readers, Stock(passages(), []), given, 0)[1]
-    assert set(figures) == {"tokens", "waited", "diversity"}
+    assert set(figures) == {"waited", "diversity"}
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_step_in_uneven_parts_is_the_joint_one(lms, parts):  # noqa: F811
+    wire = make_wire(lms).train()
+    gist = Gist(wire)
+    texts = ["It was A or so.", "It was only B after all.", "Later it was C.", "A D stood here."]
+    answers = [("A", "A or so"), (), ("C",), ("D", "a D that stood here", "here")]  # none of B
+    stock = Stock(
+        [
+            Passage(text, tuple(Question(f"{text}{a}", text, "Who?", (a,)) for a in some))
+            for text, some in zip(texts, answers, strict=True)
+        ],
+        [],
+    )
+    exact = [n for n in WEIGHTS if n not in ("contrast", "diversity", "embeds", "states")]
+    weights = {name: 0.3 * (i + 1) for i, name in enumerate(exact)}
+    of = only(**weights, text=0.3, dropout=0.3, sampled=0.5)
+    given = recipe(wire.config, passages=4, objectives=of)
+    trained = {n: p for n, p in (*wire.named_parameters(), *gist.named_parameters())}
+    trained = {n: p for n, p in trained.items() if p.requires_grad}
+
+    def step_in(count: int):
+        still = torch.optim.SGD([{"params": list(trained.values()), "rate": 0.0}], lr=0.0)
+        config, session = LoopConfig(1, 1.0, clip=1e9), Session(gradient_accumulation=count)
+        loss = lambda step: wire_loss(wire, wire.readers, stock, given, step, gist)  # noqa: E731
+        figures = update(0, trained, loss, still, config, session, checking=False)
+        return figures, {n: p.grad.clone() for n, p in trained.items()}
+
+    (whole, joint), (parted, added) = step_in(1), step_in(parts)
+    assert set(whole) == set(parted) and {f"{BOTH[0]}.{n}" for n in exact[:5]} <= set(whole)
+    for name in set(whole) - {"waited"}:
+        assert parted[name] == pytest.approx(whole[name], rel=1e-5, abs=1e-5), name
+    for name, grad in joint.items():
+        torch.testing.assert_close(added[name], grad, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_the_teacher_reads_without_the_adapter_that_the_student_has():

@@ -138,7 +138,8 @@ def test_what_all_readers_share_is_trained_by_shared_latents_alone(lms):  # noqa
     total, _ = wire_loss(wire, wire.readers, stock, given, 0, gist)
     assert total.isfinite()
     now = {name: schedule.at(0, 1, ()) for name, schedule in of.schedules.items()}
-    step = steps.Step(passages()[:4], of, now, 0, 0)
+    some = passages()[:4]
+    step = steps.Step(some, some, of, now, 0, 0)
     parts = steps.shared_parts(wire, step, steps.send(wire, step), gist)
     assert set(parts) == {"gist", "contrast", "diversity"}
     sum(parts.values()).backward()

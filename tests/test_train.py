@@ -266,6 +266,8 @@ def test_distances_of_rows_by_hand():
     made = torch.tensor([[1.0, 2.0], [1.0, 2.0]], requires_grad=True)
     error = scaled_error(made, target)
     assert error.item() == pytest.approx(1.0)  # a constant at the mean
+    more = torch.tensor([[0.0, 0.0], [4.0, 4.0]])  # variance 4, beside a mean square of 2.5
+    assert scaled_error(made, target, more).item() == pytest.approx(2.5 / 4)
     apart = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     others = torch.tensor([[0.0, 2.0], [3.0, 3.0]])
     assert cosine_distance(apart, others).item() == pytest.approx(0.5)
@@ -308,8 +310,12 @@ def test_scheduled_sampling_feeds_the_models_own_picks():
     targets = torch.tensor([[5, 6], [7, 0]])
     mask = torch.tensor([[True, True], [True, False]])
     logits = torch.nn.functional.one_hot(torch.tensor([1, 2, 3]), 9).float()
-    assert scheduled_sampling(targets, mask, logits, 1.0, 0).tolist() == [[1, 2], [3, 0]]
-    assert torch.equal(scheduled_sampling(targets, mask, logits, 0.0, 0), targets)
+    assert scheduled_sampling(targets, mask, logits, 1.0, (0, 1)).tolist() == [[1, 2], [3, 0]]
+    assert torch.equal(scheduled_sampling(targets, mask, logits, 0.0, (0, 1)), targets)
+    for seed in range(8):  # a row draws the same in any batch, however wide
+        both = scheduled_sampling(targets, mask, logits, 0.5, (9, seed))[1, :1]
+        alone = scheduled_sampling(targets[1:, :1], mask[1:, :1], logits[2:], 0.5, (seed,))[0]
+        assert torch.equal(both, alone)
 
 
 def test_schedules_wait_and_bend():

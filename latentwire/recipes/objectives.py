@@ -8,16 +8,18 @@ the field of Objectives that weighs it, and where the weight is 0 nothing of it 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
 from latentwire.lm.picks import seed_of
-from latentwire.tasks.qa import Passage, answer_targets, passages_prompt
+from latentwire.tasks.qa import Passage, answer_ids, answer_targets, passages_prompt
+from latentwire.train import parallel
 from latentwire.train.losses import (
     cosine_distance,
     distillation,
@@ -37,13 +39,21 @@ from latentwire.wire.ways_in.embeddings import Embeddings, share_means
 OFF, FULL, FALLING = Schedule(0.0), Schedule(1.0), Schedule(1.0, 0.3, over=2000.0)
 SHARES = ("text", "dropout", "sampled")
 """Fields of Objectives that are no weights."""
+ANSWERED = ("ce", "first", "leading", "entropy", "kl", "states")
+"""Those that the answers are trained for."""
 CUE = 4
 """Tokens of a piece of text that are given when the rest of it is to be said again."""
 
 
 @dataclass(frozen=True)
 class Objectives:
-    """Weights of the objectives, and what is disturbed on the way."""
+    """Weights of the objectives, and what is disturbed on the way.
+
+    A mean over tokens is over those of the whole step, however it is parted among processes and
+    accumulated parts. Objectives that compare rows compare those of one part, so that parts change
+    them: contrast, diversity, embeds, and the variance that states are scaled by. So does a
+    calibration by the statistics of a batch.
+    """
 
     again: Schedule = FALLING
     """Cross-entropy of a piece of the text, said again."""
@@ -111,6 +121,9 @@ class Step:
     """One step, the same for all readers."""
 
     batch: Sequence[Passage]
+    """This part of it."""
+    whole: Sequence[Passage]
+    """All parts."""
     objectives: Objectives
     now: Mapping[str, float]
     """Weights and shares at this step."""
@@ -125,6 +138,26 @@ class Step:
     def draw(self, *of: object) -> int:
         """A seed for something of this step."""
         return seed_of(self.seed, self.number, *of)
+
+    def weight(self, units: Callable[[Passage], int]) -> float:
+        """What a mean over this part's units counts in the step."""
+        return parallel.weight(self.batch, self.whole, units)
+
+    def shown(self, passage: Passage) -> tuple[str, str]:
+        """What of a text travels as latents, and the rest, which readers get as text."""
+        share, text = self.now["text"], passage.context
+        return split(text, 1 - share) if share > 0 else (text, "")
+
+    def cut(self, passage: Passage) -> tuple[str, str]:
+        """A text cut somewhere in its middle half."""
+        text = passage.context
+        return split(text, random.Random(self.draw(text, "onward")).uniform(0.25, 0.75))
+
+    def piece(self, lm: FrozenLM, passage: Passage) -> Int[Tensor, " n"]:
+        """The tokens of a text that are said again, the cue among them."""
+        ids, most = lm.ids(passage.context), self.objectives.piece
+        start = random.Random(self.draw(passage.context)).randint(0, max(0, len(ids) - most))
+        return ids[start : start + most]
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor | int:
         """The weighted sum."""
@@ -164,19 +197,14 @@ class Gist(nn.Module):
 
 def send(wire: SharedWire, step: Step) -> Sent:
     """What the step's readers are given to read."""
-    share = step.now["text"]
-    texts = [p.context for p in step.batch]
-    cut = [split(text, 1 - share) if share > 0 else (text, "") for text in texts]
-    return _sent(wire, step, cut)
+    return _sent(wire, step, [step.shown(p) for p in step.batch])
 
 
 def send_onward(wire: SharedWire, step: Step) -> Sent | None:
     """The same texts, each cut somewhere in its middle half."""
     if not step.on("onward"):
         return None
-    texts = [p.context for p in step.batch]
-    draws = [random.Random(step.draw(text, "onward")).uniform(0.25, 0.75) for text in texts]
-    return _sent(wire, step, [split(t, share) for t, share in zip(texts, draws, strict=True)])
+    return _sent(wire, step, [step.cut(p) for p in step.batch])
 
 
 def split(text: str, share: float) -> tuple[str, str]:
@@ -195,13 +223,19 @@ def shared_parts(wire: SharedWire, step: Step, sent: Sent, gist: Gist | None) ->
     if step.on("gist"):
         assert gist is not None
         lm, states = wire.encoder.lm, wire.states(codes, replace(wire.layout, owners=0))
-        true = [lm.embed(lm.ids(text)) for text in sent.texts]
+
+        def ids(passage: Passage) -> Tensor:
+            return lm.ids(step.shown(passage)[0])
+
+        true = [lm.embed(ids(p)) for p in step.batch]
+        every = torch.cat([lm.embed(ids(p)) for p in step.whole])
         made = [
             gist(rows, len(embeds), _length(wire, text))
             for rows, embeds, text in zip(states, true, sent.texts, strict=True)
         ]
         rows, target = torch.cat(made), torch.cat(true)
-        parts["gist"] = cosine_distance(rows, target) + scaled_error(rows, target)
+        error = cosine_distance(rows, target) + scaled_error(rows, target, every)
+        parts["gist"] = error * step.weight(lambda p: len(ids(p)))
     if step.on("contrast"):
         views = [
             halves(rows, step.draw(text, "contrast"))
@@ -217,8 +251,9 @@ def shared_parts(wire: SharedWire, step: Step, sent: Sent, gist: Gist | None) ->
 def reader_parts(reader: Reader, step: Step, sent: Sent, onward: Sent | None) -> dict[str, Tensor]:
     """What one reader is trained for behind the latents. onward: where texts are cut to go on."""
     parts: dict[str, Tensor] = {}
-    asked = step.on("ce", "first", "leading", "entropy", "kl", "states")
-    asked = asked and any(p.questions for p in step.batch)
+    if any(p.questions for p in step.whole):  # a part without questions adds 0 to the step's means
+        parts = {name: torch.zeros(()) for name in ANSWERED if step.on(name)}
+    asked = parts and any(p.questions for p in step.batch)
     if asked or step.on("again"):
         prefix = reader.prefix(sent.contents)
         if any(sent.rests):
@@ -250,6 +285,11 @@ def asked_prompt(
     return passages_prompt(lm, format_tokens, [batch[row] for row in rows], context.rows(index))
 
 
+def answer_tokens(lm: FrozenLM, passage: Passage, most: int | None = None) -> int:
+    """Tokens of a passage's answers, or of the first `most` of each."""
+    return sum(len(answer_ids(lm, q.answers[0])[:most]) for q in passage.questions)
+
+
 def _answer_parts(reader: Reader, step: Step, prefix: KVPrefix) -> dict[str, Tensor]:
     """What the answers are trained for, all from one pass of this reader and one of its teacher."""
     lm, of = reader.lm, step.objectives
@@ -258,13 +298,15 @@ def _answer_parts(reader: Reader, step: Step, prefix: KVPrefix) -> dict[str, Ten
     if step.on("sampled"):
         with torch.no_grad():
             picks = lm.packed_logits(prompt, targets, mask)
-        share, seed = step.now["sampled"], step.draw(reader.reader, "sampled")
-        fed = scheduled_sampling(targets, mask, picks, share, seed)
+        asked = [q for p in step.batch for q in p.questions]
+        seeds = [step.draw(reader.reader, q.id, "sampled") for q in asked]
+        fed = scheduled_sampling(targets, mask, picks, step.now["sampled"], seeds)
     states, true = lm.predicting(prompt, fed, mask)[mask], targets[mask]
     student, parts = lm.head(states), {}
-    for name, tokens in (("ce", None), ("first", 1), ("leading", of.leading_tokens)):
+    most = {"first": 1, "leading": of.leading_tokens, "entropy": 1}
+    for name in ("ce", "first", "leading"):
         if step.on(name):
-            some = slice(None) if tokens is None else leading(mask, tokens)
+            some = leading(mask, most[name]) if name in most else slice(None)
             parts[name] = token_loss(student[some], true[some])
     if step.on("entropy"):
         parts["entropy"] = entropy_loss(student[leading(mask, 1)], of.entropy_floor)
@@ -275,7 +317,8 @@ def _answer_parts(reader: Reader, step: Step, prefix: KVPrefix) -> dict[str, Ten
             parts["kl"] = distillation(lm.head(told)[None], student[None], every)
         if step.on("states"):
             parts["states"] = scaled_error(states, told)
-    return parts
+    units = {name: partial(answer_tokens, lm, most=most.get(name)) for name in parts}
+    return {name: part * step.weight(units[name]) for name, part in parts.items()}
 
 
 @torch.no_grad()
@@ -288,15 +331,12 @@ def _told(reader: Reader, batch: Sequence[Passage], fed: Tensor, mask: Tensor) -
 
 def _again(lm: FrozenLM, step: Step, prefix: KVPrefix) -> Tensor:
     """Cross-entropy of a piece of each text, said again from its first CUE tokens on."""
-    pieces, most = [], step.objectives.piece
-    for passage in step.batch:
-        ids = lm.ids(passage.context)
-        start = random.Random(step.draw(passage.context)).randint(0, max(0, len(ids) - most))
-        pieces.append(ids[start : start + most])
+    pieces = [step.piece(lm, p) for p in step.batch]
     request = torch.cat([lm.ids("\n\nRepeat the text above from here on."), lm.frame.tail])
     prompt = Prompt.from_ids(lm, [torch.cat([request, p[:CUE]]) for p in pieces], prefix)
     targets, mask = pad_right([p[CUE:] for p in pieces])
-    return token_loss(lm.packed_logits(prompt, targets, mask), targets[mask])
+    loss = token_loss(lm.packed_logits(prompt, targets, mask), targets[mask])
+    return loss * step.weight(lambda p: len(step.piece(lm, p)[CUE:]))
 
 
 def _onward(reader: Reader, step: Step, sent: Sent) -> Tensor:
@@ -306,7 +346,8 @@ def _onward(reader: Reader, step: Step, sent: Sent) -> Tensor:
     pieces = [lm.ids(rest)[: most + 1] for rest in sent.rests]
     prompt = Prompt.from_ids(lm, [p[:1] for p in pieces], reader.prefix(sent.contents))
     targets, mask = pad_right([p[1:] for p in pieces])
-    return token_loss(lm.packed_logits(prompt, targets, mask), targets[mask])
+    loss = token_loss(lm.packed_logits(prompt, targets, mask), targets[mask])
+    return loss * step.weight(lambda p: len(lm.ids(step.cut(p)[1])[1 : most + 1]))
 
 
 def _embeds(reader: Reader, sent: Sent) -> Tensor:

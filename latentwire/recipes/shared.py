@@ -25,6 +25,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,7 @@ from latentwire.recipes.objectives import (
     Gist,
     Objectives,
     Step,
+    answer_tokens,
     asked_prompt,
     full_texts,
     reader_parts,
@@ -289,9 +291,11 @@ def train_formats(
             reader.format.requires_grad_(False).copy_(known[reader.reader])
         return
     asking = Stock([p for p in stock.passages if p.questions], stock.held)
+    source = readers[0].wire.encoder.lm
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        batch = _batch(asking, recipe, readers[0].wire.encoder.lm, step)
+        whole = _batch(asking, recipe, source, step)
+        batch = parallel.share(whole)
         parts: dict[str, Tensor | float] = {}
         for reader in readers:
             targets, mask = answer_targets(reader.lm, batch)
@@ -299,7 +303,8 @@ def train_formats(
                 text = full_texts(reader.lm, batch)
             prompt = asked_prompt(reader.lm, reader.format, batch, text)
             logits = reader.lm.packed_logits(prompt, targets, mask)
-            parts[f"{reader.reader}.ce"] = token_loss(logits, targets[mask])
+            weight = parallel.weight(batch, whole, partial(answer_tokens, reader.lm))
+            parts[f"{reader.reader}.ce"] = weight * token_loss(logits, targets[mask])
         return torch.stack([torch.as_tensor(p) for p in parts.values()]).mean(), parts
 
     formats = {f"{r.reader}.format": r.format.requires_grad_(True) for r in readers}
@@ -354,16 +359,16 @@ def wire_loss(
     gist: Gist | None = None,
     checks: Sequence[Mapping[str, float]] = (),
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """What one step minimises: the mean over readers, who all read what was encoded once, and what
-    the latents alone are trained for. gist: where that objective is on; checks: what those so far
-    found, for weights that wait for it."""
+    """What one part of a step minimises, so that the mean over parts is the step's: the mean over
+    readers, who all read what was encoded once, and what the latents alone are trained for. gist:
+    where that objective is on; checks: what those so far found, for weights that wait for it."""
     began = time.perf_counter()
-    batch = _batch(stock, recipe, wire.encoder.lm, step)
+    whole = _batch(stock, recipe, wire.encoder.lm, step)
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
     epoch = math.ceil(len(stock.passages) / recipe.passages)
     of = recipe.objectives
     now = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
-    this = Step(batch, of, now, recipe.seed, step)
+    this = Step(parallel.share(whole), whole, of, now, recipe.seed, step)
     sent, onward = send(wire, this), send_onward(wire, this)
     shared = shared_parts(wire, this, sent, gist)
     figures |= shared
@@ -373,7 +378,7 @@ def wire_loss(
         parts = reader_parts(reader, this, sent, onward)
         total = total + this.total(parts) / len(readers)
         figures |= {f"{reader.reader}.{name}": part for name, part in parts.items()}
-    return total, {"tokens": float(sum(len(p.questions) for p in batch) or 1), **figures}
+    return total, figures
 
 
 @torch.no_grad()
@@ -438,11 +443,10 @@ def _paragraphs(path: Path) -> list[str]:
 
 
 def _batch(stock: Stock, recipe: SharedRecipe, lm: FrozenLM, step: int) -> list[Passage]:
-    """A step's passages, each with some of its questions, of which the step's number draws. lm:
-    what counts the tokens of answers."""
-    chosen = shuffled(len(stock.passages), recipe.seed, step, recipe.passages)
+    """A step's passages, those of all processes, each with some of its questions, of which the
+    step's number draws. lm: what counts the tokens of answers."""
     made = []
-    for i in parallel.share(chosen):
+    for i in shuffled(len(stock.passages), recipe.seed, step, recipe.passages):
         passage, draw = stock.passages[i], random.Random(seed_of(recipe.seed, step, i))
         short = [q for q in passage.questions if len(lm.ids(q.answers[0])) <= LONGEST_ANSWER]
         drawn = draw.sample(short, min(len(short), recipe.questions))

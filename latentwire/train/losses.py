@@ -43,12 +43,17 @@ def entropy_loss(logits: Float[Tensor, "k v"], floor: float | None) -> Float[Ten
     return entropies.mean() if floor is None else (floor - entropies).clamp_min(0.0).mean()
 
 
-def scaled_error(made: Float[Tensor, "k d"], target: Float[Tensor, "k d"]) -> Float[Tensor, ""]:
+def scaled_error(
+    made: Float[Tensor, "k d"],
+    target: Float[Tensor, "k d"],
+    among: Float[Tensor, "j d"] | None = None,
+) -> Float[Tensor, ""]:
     """Mean squared error in units of the target's variance over rows: 1 for a constant at its mean.
     Of hidden states, these are the hints of Romero et al. 2014 (FitNets, arXiv 1412.6550).
-    Gradients flow to `made` alone."""
+    Gradients flow to `made` alone. among: rows whose variance counts in place of the target's."""
     made, target = made.float(), target.detach().float()
-    return (made - target).square().mean() / _variance(target)
+    among = target if among is None else among.detach().float()
+    return (made - target).square().mean() / _variance(among)
 
 
 def cosine_distance(made: Float[Tensor, "k d"], target: Float[Tensor, "k d"]) -> Float[Tensor, ""]:

@@ -3,6 +3,8 @@ same."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -29,14 +31,15 @@ def scheduled_sampling(
     mask: Bool[Tensor, "b n"],
     logits: Float[Tensor, "k v"],
     share: float,
-    seed: int,
+    seeds: Sequence[int],
 ) -> Int[Tensor, "b n"]:
     """Targets as they are fed back, each replaced by the model's own most likely token there with
     probability `share` (Bengio et al. 2015, arXiv 1506.03099; from one pass for all positions:
-    Mihaylova and Martins 2019, arXiv 1906.07651). logits: of the real targets."""
+    Mihaylova and Martins 2019, arXiv 1906.07651). logits: of the real targets; seeds: one for each
+    row, which then draws the same in any batch."""
     picks = targets.masked_scatter(mask, logits.argmax(-1))
-    replaced = _draws(targets.numel(), seed, targets).view_as(targets) < share
-    return torch.where(replaced, picks, targets)
+    draws = torch.stack([_draws(targets.shape[1], seed, targets) for seed in seeds])
+    return torch.where(draws < share, picks, targets)
 
 
 def _draws(count: int, seed: int, like: Tensor) -> Float[Tensor, " n"]:

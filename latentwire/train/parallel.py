@@ -13,7 +13,7 @@ DDP does; with FSDP2 the LM's own weights are shared out (`sharded`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -117,6 +117,12 @@ def share(rows: Sequence[T]) -> Sequence[T]:
     index, count = _part.get()
     check_rows(len(rows), count)
     return rows[rank() * count + index :: world() * count]
+
+
+def weight(own: Sequence[T], whole: Sequence[T], units: Callable[[T], int]) -> float:
+    """What a mean over the units (tokens, say) of a part's own rows is multiplied by, so that the
+    mean of all parts, each of as many rows, is the mean over the units of the step's whole rows."""
+    return sum(map(units, own)) * len(whole) / (sum(map(units, whole)) * len(own))
 
 
 def check_rows(rows: int, parts: int) -> None:
