@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from latentwire.evals.baselines import full_text, replayed
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
+from latentwire.recipes import shared as recipes
 from latentwire.recipes.evaluation import conditions
 from latentwire.recipes.objectives import OFF, Objectives
 from latentwire.recipes.readers import evaluate_readers
@@ -263,6 +264,21 @@ def test_losses_and_checks_of_a_step(lms):
     assert (found["held_low"], found["held_high"]) == pytest.approx(sorted(alone), abs=1e-4)
     assert found["held_n"] == 2
     assert {f"{name}.text.f1" for name in BOTH} <= set(found) and "gap_low" in found
+
+
+def test_a_step_has_texts_of_similar_length_and_the_next_one_is_tokenised(lms, monkeypatch):
+    wire, known = make_wire(lms), set()
+    given, stock = recipe(wire.config, passages=2), Stock(uneven(), [])
+    batches = [recipes._batch(stock, given, wire.encoder.lm, step) for step in range(4)]
+    lengths = [sorted(len(p.context) for p in batch) for batch in batches]
+    assert sorted(lengths) == [[9 + 11 * i] * 2 for i in range(4)]
+    ids = FrozenLM.ids
+    monkeypatch.setattr(FrozenLM, "ids", lambda lm, text: known.add((lm, text)) or ids(lm, text))
+    with recipes._ready(stock, given, wire.encoder.lm, wire.readers) as coming:
+        coming(1)
+    texts = [p.context for p in batches[2]] + ["\n\nWho?"]
+    texts += [wire.encoder.lm.frame.lead + q.answers[0] for p in batches[2] for q in p.questions]
+    assert {(lms[name], text) for name in BOTH for text in texts} <= known
 
 
 def test_token_loss_by_hand():

@@ -54,12 +54,15 @@ from latentwire.recipes.runs import begin_training, check_training
 from latentwire.tasks.base import DataError, read_text
 from latentwire.tasks.qa import (
     Passage,
+    answer_ids,
     answer_targets,
     by_context,
     load_questions,
+    question_ids,
 )
 from latentwire.train import parallel
-from latentwire.train.loop import LoopConfig, Session, shuffled, train
+from latentwire.train.batches import Coming, ahead, bucketed
+from latentwire.train.loop import LoopConfig, Session, train
 from latentwire.train.losses import token_loss
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.folder import WireError
@@ -294,6 +297,7 @@ def train_formats(
     source = readers[0].wire.encoder.lm
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        coming(step)
         whole = _batch(asking, recipe, source, step)
         batch = parallel.share(whole)
         parts: dict[str, Tensor | float] = {}
@@ -308,7 +312,8 @@ def train_formats(
         return torch.stack([torch.as_tensor(p) for p in parts.values()]).mean(), parts
 
     formats = {f"{r.reader}.format": r.format.requires_grad_(True) for r in readers}
-    train("format", formats, loss, recipe.format, out, session=session)
+    with _ready(asking, recipe, source, readers) as coming:
+        train("format", formats, loss, recipe.format, out, session=session)
     for tensor in formats.values():
         tensor.requires_grad_(False)
 
@@ -328,6 +333,7 @@ def train_wire(
     gist = Gist(wire) if recipe.objectives.gist.on else None
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        coming(step)
         return wire_loss(wire, readers, stock, recipe, step, gist, checks)
 
     held = [Passage(p.context, p.questions[: recipe.questions]) for p in stock.held]
@@ -346,7 +352,8 @@ def train_wire(
         if isinstance(module, nn.BatchNorm1d):  # its averages follow from the steps alone
             kept |= {f"{name}.{n}": buffer for n, buffer in module.named_buffers()}
     wire.train()
-    train("wire", kept, loss, recipe.train, out, probe=probe, session=session, measured=checks)
+    with _ready(stock, recipe, wire.encoder.lm, readers) as coming:
+        train("wire", kept, loss, recipe.train, out, probe=probe, session=session, measured=checks)
     wire.eval()
 
 
@@ -445,10 +452,28 @@ def _paragraphs(path: Path) -> list[str]:
 def _batch(stock: Stock, recipe: SharedRecipe, lm: FrozenLM, step: int) -> list[Passage]:
     """A step's passages, those of all processes, each with some of its questions, of which the
     step's number draws. lm: what counts the tokens of answers."""
+    lengths = [len(p.context) for p in stock.passages]
     made = []
-    for i in shuffled(len(stock.passages), recipe.seed, step, recipe.passages):
+    for i in bucketed(lengths, recipe.seed, step, recipe.passages):
         passage, draw = stock.passages[i], random.Random(seed_of(recipe.seed, step, i))
         short = [q for q in passage.questions if len(lm.ids(q.answers[0])) <= LONGEST_ANSWER]
         drawn = draw.sample(short, min(len(short), recipe.questions))
         made.append(Passage(passage.context, tuple(drawn)))
     return made
+
+
+def _ready(
+    stock: Stock, recipe: SharedRecipe, source: FrozenLM, readers: Sequence[Reader]
+) -> Coming:
+    """To be told each step; has the texts of the next one tokenised, for all models, while it
+    runs."""
+
+    def tokenise(step: int) -> None:
+        for passage in _batch(stock, recipe, source, step):
+            for lm in (source, *(reader.lm for reader in readers)):
+                lm.ids(passage.context)
+                for q in passage.questions:
+                    question_ids(lm, q.question)
+                    answer_ids(lm, q.answers[0])
+
+    return ahead(tokenise)
