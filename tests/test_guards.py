@@ -1,6 +1,7 @@
 """Every alarm is provoked by the fault that it is for, and a sound training raises none of them."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -121,7 +122,8 @@ def test_a_collapse_ends_the_run_where_it_is_asked_for(lm, quick, monkeypatch, c
     zero_latents(monkeypatch)
     with pytest.raises(CollapseError, match="slots ended at step 4 by --stop-on: latents of diff"):
         train_wire(quick, replace(SESSION, stop_on="collapse"))
-    assert "alarm: sameness" in capsys.readouterr().err  # in the progress line
+    shown = capsys.readouterr().err  # in the progress line, beside the throughput
+    assert re.search(r"loss \d+\.\d{3}, \d+ tok/s, alarm: .*sameness", shown)
     assert rows(quick.out)[-1]["step"] == 4
     # The checkpoint of that step stays, and without --stop-on the run goes on from it.
     assert standing(train_wire(quick, SESSION))["slots sameness"].startswith("latents of different")

@@ -73,7 +73,8 @@ def assert_same_losses(alone, together, steps: int = 9, names: Sequence[str] = (
             assert abs(one[name] - two[name]) <= 1e-5 * (1 + abs(one[name])), (one, two)
 
 
-def test_accelerate_launch_gives_the_losses_of_one_process(lm, quick, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("machines", [1, 2])
+def test_accelerate_launch_gives_the_losses_of_one_process(machines, lm, quick, tmp_path):  # noqa: F811
     reader = tmp_path / "reader"
     lm.model.save_pretrained(reader)
     lm.tokenizer.save_pretrained(reader)
@@ -85,20 +86,31 @@ def test_accelerate_launch_gives_the_losses_of_one_process(lm, quick, tmp_path):
     for name in ("scorer_passages", "questions", "held_out"):
         options += [f"--{name.replace('_', '-')}", str(getattr(quick, name))]
 
-    def launched(*more: str) -> subprocess.CompletedProcess:
+    def launched(*more: str) -> list[tuple[int, str]]:
+        """Status and stderr of the launcher on each machine: all are this one."""
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
         launcher += ["--num_processes", "2", "--main_process_port", free_port()]
-        command = [*launcher, "-m", "latentwire", "train", "smollm2-4x", *options, *more]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
+        if machines > 1:
+            launcher += ["--num_machines", "2", "--main_process_ip", "127.0.0.1"]
+        begun = []
+        for number in range(machines):
+            command = launcher + (["--machine_rank", str(number)] if machines > 1 else [])
+            command += ["-m", "latentwire", "train", "smollm2-4x", *options, *more]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            begun.append(
+                subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+            )
+        said = [one.communicate(timeout=PATIENCE)[1] for one in begun]
+        return [(one.returncode, text) for one, text in zip(begun, said, strict=True)]
 
     # That there are two shows where rows cannot be shared; nothing is loaded before.
     refused = launched("--passages", "3", "--out", str(tmp_path / "no"))
-    assert refused.returncode != 0 and not (tmp_path / "no").exists()
-    assert "latentwire: 3 rows a step for 2 process(es)" in refused.stderr
+    assert all(status != 0 for status, _ in refused) and not (tmp_path / "no").exists()
+    assert "latentwire: 3 rows a step for 2 process(es)" in refused[0][1]
     done = launched("--passages", str(quick.passages), "--out", str(tmp_path / "two"))
     # Status 1 is the launcher's for our 3: alarms stand at the end.
-    assert done.returncode in (0, 1) and (tmp_path / "two" / "wire").is_dir(), done.stderr
+    assert all(status in (0, 1) for status, _ in done), done
+    assert (tmp_path / "two" / "wire").is_dir(), done
     assert_same_losses(train_wire(quick), tmp_path / "two", names=("ce", "kl"))
 
 

@@ -181,6 +181,21 @@ def test_a_whole_page(tmp_path):
     assert write_report(run).read_text(encoding="utf-8") == page
 
 
+def test_a_training_page_tells_alarms_and_throughput(tmp_path):
+    logged = [
+        {"stage": "format", "step": 1, "loss": 3.0},
+        {"stage": "slots", "step": 1, "loss": 2.0, "alarms": {"frozen": "an earlier one"}},
+        {"stage": "slots", "step": 2, "loss": 1.5, "alarms": {"sameness": "all <alike>"}},
+    ]
+    for row, tokens, waited in zip(logged[1:], (30.0, 90.0), (0.0, 0.2), strict=True):
+        row |= {"tokens": tokens, "seconds": 4.0, "waited": waited}
+    fill(tmp_path, metrics_jsonl="".join(json.dumps(row) + "\n" for row in logged))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<li>slots: sameness: all &lt;alike&gt;</li>" in page and "an earlier one" not in page
+    # 120 tokens in 8 seconds, of which 0.2 waited for data.
+    assert "ends at. slots: 4 s a step, 15 target tokens/s, 2.5% waiting for data." in page
+
+
 def test_missing_files_are_named(tmp_path):
     page = write_report(fill(tmp_path, results_json=json.dumps(RESULTS))).read_text("utf-8")
     assert "or empty: metrics.jsonl, predictions.jsonl, config.json." in page

@@ -269,7 +269,7 @@ def test_losses_and_checks_of_a_step(lms):
 def test_a_step_has_texts_of_similar_length_and_the_next_one_is_tokenised(lms, monkeypatch):
     wire, known = make_wire(lms), set()
     given, stock = recipe(wire.config, passages=2), Stock(uneven(), [])
-    batches = [recipes._batch(stock, given, wire.encoder.lm, step) for step in range(4)]
+    batches = [recipes._batch(stock, given, step) for step in range(4)]
     lengths = [sorted(len(p.context) for p in batch) for batch in batches]
     assert sorted(lengths) == [[9 + 11 * i] * 2 for i in range(4)]
     ids = FrozenLM.ids

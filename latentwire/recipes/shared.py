@@ -156,6 +156,8 @@ def train_shared(
     with, before any compute.
     """
     session = session or Session()
+    parallel.join()
+    parallel.check_rows(recipe.passages, session.gradient_accumulation)
     if recipe.text and parallel.all_check():
         raise ValueError(
             "text has no questions, so that with FSDP2 processes would not run the same passes; "
@@ -186,6 +188,7 @@ def add_reader(
     are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
     session, recipe = session or Session(), replace(recipe, wire=wire.config)
     parallel.join()
+    parallel.check_rows(recipe.passages, session.gradient_accumulation)
     known = known_formats(recipe, (name,), None)
     setting = {"added": name, "to": wire.id.hex(), **asdict(recipe)}
     torch.manual_seed(recipe.seed)
@@ -211,7 +214,9 @@ def load_models(names: set[str], dtype: str) -> dict[str, FrozenLM]:
 
 
 def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
-    """Passages of all files, those at the end of the first held out, and texts.
+    """Passages of all files, those at the end of the first held out, and texts. Questions with long
+    answers are left out; with FSDP2 passages that then have none are too, since all processes have
+    to run the same passes.
 
     Raises DataError for files that cannot be used, or that leave nothing to train on.
     """
@@ -222,6 +227,8 @@ def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
     seen = {p.context for p in held}
     kept = [p for p in passages if p.context not in seen]
     kept = [p for p in kept if CUE < len(source.ids(p.context)) <= recipe.longest]
+    kept = [_briefly_answered(p, source) for p in kept]
+    kept = [p for p in kept if p.questions or not parallel.all_check()]
     if len(kept) < recipe.passages:
         raise DataError(
             f"{', '.join(recipe.data)}: {len(kept)} passages of at most {recipe.longest} tokens "
@@ -298,7 +305,7 @@ def train_formats(
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         coming(step)
-        whole = _batch(asking, recipe, source, step)
+        whole = _batch(asking, recipe, step)
         batch = parallel.share(whole)
         parts: dict[str, Tensor | float] = {}
         for reader in readers:
@@ -370,7 +377,7 @@ def wire_loss(
     readers, who all read what was encoded once, and what the latents alone are trained for. gist:
     where that objective is on; checks: what those so far found, for weights that wait for it."""
     began = time.perf_counter()
-    whole = _batch(stock, recipe, wire.encoder.lm, step)
+    whole = _batch(stock, recipe, step)
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
     epoch = math.ceil(len(stock.passages) / recipe.passages)
     of = recipe.objectives
@@ -385,7 +392,10 @@ def wire_loss(
         parts = reader_parts(reader, this, sent, onward)
         total = total + this.total(parts) / len(readers)
         figures |= {f"{reader.reader}.{name}": part for name, part in parts.items()}
-    return total, figures
+    figures["tokens"] = float(
+        sum(answer_tokens(r.lm, passage) for r in readers for passage in this.batch)
+    )
+    return total, {**figures, "count": 1.0}
 
 
 @torch.no_grad()
@@ -427,7 +437,6 @@ def check_readers(
 
 
 def _begin(out: Path, setting: dict) -> Path:
-    parallel.join()
     config = json.dumps({**setting, "out": None}, indent=1, default=str)
     check_training(out, config)
     if parallel.rank() == 0:
@@ -449,15 +458,21 @@ def _paragraphs(path: Path) -> list[str]:
     return [piece for piece in pieces if len(piece) > 100]
 
 
-def _batch(stock: Stock, recipe: SharedRecipe, lm: FrozenLM, step: int) -> list[Passage]:
+def _briefly_answered(passage: Passage, source: FrozenLM) -> Passage:
+    """With those of its questions whose answers are not too long to be trained on."""
+    asked = passage.questions
+    brief = tuple(q for q in asked if len(source.ids(q.answers[0])) <= LONGEST_ANSWER)
+    return Passage(passage.context, brief)
+
+
+def _batch(stock: Stock, recipe: SharedRecipe, step: int) -> list[Passage]:
     """A step's passages, those of all processes, each with some of its questions, of which the
-    step's number draws. lm: what counts the tokens of answers."""
+    step's number draws."""
     lengths = [len(p.context) for p in stock.passages]
     made = []
     for i in bucketed(lengths, recipe.seed, step, recipe.passages):
         passage, draw = stock.passages[i], random.Random(seed_of(recipe.seed, step, i))
-        short = [q for q in passage.questions if len(lm.ids(q.answers[0])) <= LONGEST_ANSWER]
-        drawn = draw.sample(short, min(len(short), recipe.questions))
+        drawn = draw.sample(passage.questions, min(len(passage.questions), recipe.questions))
         made.append(Passage(passage.context, tuple(drawn)))
     return made
 
@@ -469,7 +484,7 @@ def _ready(
     runs."""
 
     def tokenise(step: int) -> None:
-        for passage in _batch(stock, recipe, source, step):
+        for passage in _batch(stock, recipe, step):
             for lm in (source, *(reader.lm for reader in readers)):
                 lm.ids(passage.context)
                 for q in passage.questions:

@@ -15,7 +15,8 @@ from latentwire.train.settings import LoopConfig, Session
 
 Loss = Callable[[int], tuple[Tensor, Mapping[str, Tensor | float]]]
 """loss(step) -> (scalar to minimise, figures to log). A figure with a gradient is an objective;
-"tokens" is how many the loss is a mean over, "waited" the seconds that making the batch took."""
+"tokens" is how many targets there are, by which parts of a step count unless "count" says by what,
+"waited" the seconds that making the batch took."""
 ADDED = ("tokens", "waited")
 """Figures that are sums over the parts of a step; all others are means."""
 
@@ -76,7 +77,8 @@ def _backward(
             )
         if checking and index == 0:
             norms = _objective_norms(found, tensors)
-        count = float(found.get("tokens", 1.0))
+        found = dict(found)
+        count = float(found.pop("count", found.get("tokens", 1.0)))
         (value * count).backward()
         sums["count"] += count
         for name, figure in {"loss": value, **found}.items():
