@@ -3,11 +3,12 @@
 import os
 import tempfile
 
-import torch
+# Tiny matrices gain nothing from a second thread, and all lose much where cores are shared: threads
+# of two workers on two cores wait for each other. Processes that a test forks or starts take their
+# number of threads from here, and torch its own where it is first imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from jaxtyping import install_import_hook
 
 install_import_hook("latentwire", "beartype.beartype")
-# Tiny matrices gain nothing from a second thread, and all lose much where cores are shared: threads
-# of two workers on two cores wait for each other.
-torch.set_num_threads(1)
 os.environ["LATENTWIRE_FEATURES"] = tempfile.mkdtemp(prefix="latentwire-features-")

@@ -76,12 +76,12 @@ def test_what_weighs_nothing_is_not_computed(lms, monkeypatch):  # noqa: F811
         monkeypatch.setattr(steps, name, never)
     given = recipe(wire.config, objectives=only(ce=1.0))
     figures = wire_loss(wire, wire.readers, Stock(passages(), []), given, 0)[1]
-    assert set(figures) == {"waited", *(f"{name}.ce" for name in BOTH)}
+    assert set(figures) == {"waited", "tokens", "count", *(f"{name}.ce" for name in BOTH)}
     monkeypatch.undo()
     monkeypatch.setattr(type(wire.readers[0]), "prefix", never)
     given = recipe(wire.config, objectives=only(diversity=1.0))
     figures = wire_loss(wire, wire.readers, Stock(passages(), []), given, 0)[1]
-    assert set(figures) == {"waited", "diversity"}
+    assert set(figures) == {"waited", "tokens", "count", "diversity"}
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -96,10 +96,7 @@ def test_accelerate_launch_gives_the_losses_of_one_process(machines, lm, quick, 
         for number in range(machines):
             command = launcher + (["--machine_rank", str(number)] if machines > 1 else [])
             command += ["-m", "latentwire", "train", "smollm2-4x", *options, *more]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            begun.append(
-                subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-            )
+            begun.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         said = [one.communicate(timeout=PATIENCE)[1] for one in begun]
         return [(one.returncode, text) for one, text in zip(begun, said, strict=True)]
 
