@@ -51,7 +51,7 @@ def test_a_step_with_every_objective(lms):  # noqa: F811
     for name, part in figures.items():
         objective = name.split(".")[-1]
         if objective not in weights:
-            continue  # waited
+            continue  # waited, tokens, count
         assert part.isfinite(), name
         grads = torch.autograd.grad(part, trained, retain_graph=True, allow_unused=True)
         assert any(g is not None and g.any() for g in grads), name
