@@ -8,7 +8,7 @@ PYTHON ?= python3
 
 demo: install
 	$(BIN)/latentwire fetch smollm2-135m
-	$(BIN)/latentwire ask --context README.md "What does the wire compress?"
+	$(BIN)/latentwire ask --context docs/titicaca.txt "Which river carries water out of the lake?"
 	$(BIN)/latentwire eval default --limit 60 --run runs/demo
 
 test: install
