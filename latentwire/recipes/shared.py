@@ -54,11 +54,10 @@ from latentwire.recipes.runs import begin_training, check_training
 from latentwire.tasks.base import DataError, read_text
 from latentwire.tasks.qa import (
     Passage,
-    answer_ids,
     answer_targets,
     by_context,
     load_questions,
-    question_ids,
+    tokenise,
 )
 from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
@@ -483,12 +482,9 @@ def _ready(
     """To be told each step; has the texts of the next one tokenised, for all models, while it
     runs."""
 
-    def tokenise(step: int) -> None:
-        for passage in _batch(stock, recipe, step):
-            for lm in (source, *(reader.lm for reader in readers)):
-                lm.ids(passage.context)
-                for q in passage.questions:
-                    question_ids(lm, q.question)
-                    answer_ids(lm, q.answers[0])
+    def prepare(step: int) -> None:
+        batch = _batch(stock, recipe, step)
+        for lm in (source, *(reader.lm for reader in readers)):
+            tokenise(lm, batch)
 
-    return ahead(tokenise)
+    return ahead(prepare)

@@ -33,13 +33,13 @@ from latentwire.recipes.features import Features
 from latentwire.recipes.runs import begin_training, check_training
 from latentwire.tasks.qa import (
     Passage,
-    answer_ids,
     answer_targets,
     by_context,
     in_parts,
     load_questions,
     passages_prompt,
     question_ids,
+    tokenise,
 )
 from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
@@ -322,13 +322,7 @@ def _chosen(passages: Sequence[Passage], recipe: WireRecipe, step: int) -> list[
 def _ready(lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe) -> Coming:
     """To be told each step; has the texts of the next one tokenised while it runs."""
 
-    def tokenise(step: int) -> None:
-        for passage in _chosen(passages, recipe, step):
-            lm.ids(passage.context)
-            for q in passage.questions:
-                question_ids(lm, q.question), answer_ids(lm, q.answers[0])
-
-    return ahead(tokenise)
+    return ahead(lambda step: tokenise(lm, _chosen(passages, recipe, step)))
 
 
 def _read(wire: Wire, batch: Sequence[Passage]) -> tuple[Prompt, States]:

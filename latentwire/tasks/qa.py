@@ -134,6 +134,15 @@ def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) ->
     return Prompt.from_ids(lm, [question_ids(lm, q) for q in questions], prefix)
 
 
+def tokenise(lm: FrozenLM, passages: Sequence[Passage]) -> None:
+    """Have the LM remember the ids of all that a step of training asks of these passages."""
+    for passage in passages:
+        lm.ids(passage.context)
+        for q in passage.questions:
+            question_ids(lm, q.question)
+            answer_ids(lm, q.answers[0])
+
+
 def answer_targets(
     lm: FrozenLM, passages: Sequence[Passage]
 ) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
