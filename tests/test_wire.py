@@ -3,11 +3,13 @@
 import json
 import math
 
+import huggingface_hub
 import pytest
 import torch
 from tiny import CONFIGS, tiny_lm
 
 from latentwire.lm import Prompt
+from latentwire.wire.load import load_wire
 from latentwire.wire.scorer import FLOOR, RidgeFit, Scorer, normed
 from latentwire.wire.slots import _kept_and_segment
 from latentwire.wire.wire import Wire, WireConfig, WireError
@@ -224,3 +226,12 @@ def test_damaged_wires_are_refused(tmp_path):
         Wire.from_pretrained(str(tmp_path / "nowhere"), lm)
     with pytest.raises(WireError, match="ratio is 0"):
         WireConfig("x", ratio=0)
+
+
+def test_a_wire_of_the_hub_is_the_one_that_was_saved(lm, tmp_path, monkeypatch):
+    wire = make_wire(lm)
+    wire.save(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert Wire.from_pretrained("owner/wire", lm).id == wire.id
+    loaded = load_wire("owner/wire", {lm.name: lm})
+    assert isinstance(loaded, Wire) and loaded.lm is lm

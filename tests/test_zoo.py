@@ -16,6 +16,7 @@ import time
 import zipfile
 from collections import namedtuple
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
@@ -172,6 +173,39 @@ def test_silent_hub_costs_seconds(cache, monkeypatch):
     assert "no answer within" in refusal("owner/name")
     assert time.monotonic() - begin < 2
     release.set()
+
+
+def test_what_was_saved_comes_from_a_folder_the_hubs_cache_or_the_hub(cache, tmp_path, monkeypatch):
+    calls = []
+
+    def snapshot(hub_id, *, allow_patterns, local_files_only, **_):
+        calls.append(local_files_only)
+        if local_files_only and calls == [True]:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no")
+        # As the hub matches names: a wire of several readers has folders in it.
+        names = ["config.json", "reader-0/wire.safetensors", "optimizer.bin"]
+        kept = [n for n in names if any(fnmatch(n, pattern) for pattern in allow_patterns)]
+        assert kept == names[:2]
+        return str(tmp_path / hub_id)
+
+    online(monkeypatch, snapshot)
+    assert zoo.locate_saved("owner/wire", "a wire") == tmp_path / "owner/wire"
+    assert calls == [True, False]  # the cache, then the network
+    assert zoo.locate_saved("owner/wire", "a wire") == tmp_path / "owner/wire"
+    assert calls == [True, False, True]  # the cache alone
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/wire").mkdir(parents=True)
+    for path in ("runs/wire", "./no/such/wire", str(tmp_path / "none")):
+        assert zoo.locate_saved(path, "a wire") == Path(path)
+    assert len(calls) == 3
+
+
+def test_what_the_hub_has_not_is_one_line(cache):
+    with pytest.raises(
+        zoo.ZooError, match=r"HF_HUB_OFFLINE is set.*the folder of a lens"
+    ) as caught:
+        zoo.locate_saved("owner/lens", "a lens")
+    assert "\n" not in str(caught.value)
 
 
 def test_offline_id_names_the_cause(cache):

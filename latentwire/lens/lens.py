@@ -28,6 +28,7 @@ from latentwire.lens.decoder import Decoder, DecoderConfig, template_ids
 from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.objectives import scaled_mse
 from latentwire.lm import FrozenLM, Greedy, Sampled, seed_of, seeded_noise
+from latentwire.lm.zoo import locate_saved
 
 FORMAT_VERSION = 1
 WEIGHTS = "lens.safetensors"
@@ -129,13 +130,15 @@ class Lens(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str, lm: FrozenLM | None = None) -> Lens:
-        """Load a lens from a folder, or the shipped one by the name "default".
+        """Load a lens from a folder or the Hugging Face hub (owner/name), or the shipped one by the
+        name "default".
 
         lm: its LM if it is loaded already, else it is loaded (and fetched) by name. Raises
-        LensError for a folder that is no lens, altered weights, or another LM than its own.
+        LensError for a folder that is no lens, altered weights, or another LM than its own, and
+        ZooError where the hub has no such lens.
         """
         shipped = Path(str(files("latentwire") / "data" / "lens"))
-        folder = shipped if name == "default" else Path(name)
+        folder = shipped if name == "default" else locate_saved(str(name), "a lens")
         record = _read_config(folder)
         try:
             decoder, encoder = (

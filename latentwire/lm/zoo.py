@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 HUB_SECONDS = 4.0  # how long the hub may take to answer at all
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 class ZooError(ValueError):
-    """A model cannot be had. One line: what, what was expected, what was found, what to do."""
+    """A model, or what was trained for one, cannot be had. One line: what, what was expected, what
+    was found, what to do."""
 
 
 ZOO: dict[str, wheels.Source] = {
@@ -49,7 +52,7 @@ def locate(name: str, *, progress: bool = True) -> Path:
     """
     if found := cached(name):
         return found
-    if name not in ZOO and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+    if name not in ZOO and not re.fullmatch(HUB_ID, name):
         near = difflib.get_close_matches(name.lower(), ZOO, n=1, cutoff=0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ZooError(
@@ -77,6 +80,26 @@ def locate(name: str, *, progress: bool = True) -> Path:
             remedy = "check that torch, gguf and transformers>=5.17,<6 are installed"
         raise ZooError(
             f"cannot get {name!r} ({_brief(err)}); {remedy}, or give a Hugging Face folder's path"
+        ) from err
+
+
+def locate_saved(name: str, said: str) -> Path:
+    """The folder of what this package saved, in words `said`: a path, or owner/name of a repository
+    of the Hugging Face hub, from its cache, or fetched. Raises ZooError where the hub has none."""
+    if os.path.isdir(name) or not re.fullmatch(HUB_ID, name):
+        return Path(name)
+    try:
+        return _saved(name, local=True)
+    except (OSError, ValueError):  # not in the hub's cache
+        pass
+    from rich.console import Console
+
+    try:
+        return _download(name, Console(stderr=True, markup=False, soft_wrap=True), _saved)
+    except Exception as err:
+        raise ZooError(
+            f"cannot get {name!r} ({_brief(err)}); expected the folder of {said}, or owner/name of "
+            "one on the Hugging Face hub (set HF_TOKEN if it is private)"
         ) from err
 
 
@@ -140,8 +163,8 @@ def _fetch(name: str, console: Console) -> Path:
     return folder
 
 
-def _download(hub_id: str, console: Console) -> Path:
-    """From the hub, if it answers in time.
+def _download(hub_id: str, console: Console, snapshot: Callable[..., Path] | None = None) -> Path:
+    """From the hub, if it answers in time: a model, or what else a `snapshot` takes.
 
     snapshot_download lists a repository through a client without any timeout, so a network that
     swallows packets would hang it for good: ask first. A timeout does not cover a slow name
@@ -168,7 +191,7 @@ def _download(hub_id: str, console: Console) -> Path:
         raise failure[0]
     console.print(f"fetching {hub_id} from the Hugging Face hub")
     with nullcontext() if console.is_terminal else redirect_stderr(io.StringIO()):  # its bars
-        return _snapshot(hub_id, local=False)
+        return (snapshot or _snapshot)(hub_id, local=False)
 
 
 def _snapshot(hub_id: str, *, local: bool) -> Path:
@@ -190,6 +213,20 @@ def _snapshot(hub_id: str, *, local: bool) -> Path:
             "choose a model that has them"
         )
     return folder
+
+
+def _saved(hub_id: str, *, local: bool) -> Path:
+    """A wire's or a lens's folder in the hub's own cache; its loader checks what is in it."""
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            hub_id,
+            allow_patterns=["*.json", "*.safetensors"],
+            local_files_only=local,
+            etag_timeout=HUB_SECONDS,
+        )
+    )
 
 
 def _is_ours(folder: Path, entry: wheels.Source) -> bool:

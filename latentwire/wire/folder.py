@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from latentwire.lm.zoo import locate_saved
+
 _DATA = Path(str(files("latentwire") / "data" / "wires"))
 _SHIPPED = {"default": _DATA / "reader-0", "shared": _DATA}
 
@@ -16,8 +18,11 @@ class WireError(ValueError):
 
 
 def folder_of(name: str | Path) -> Path:
-    """Where a wire is: a folder, or the place of a shipped one by its name."""
-    return _SHIPPED.get(name, Path(name)) if isinstance(name, str) else name
+    """Where a wire is: a folder, the place of a shipped one by its name, or what the Hugging Face
+    hub has under owner/name. Raises ZooError where it has none."""
+    if isinstance(name, str):
+        return _SHIPPED.get(name) or locate_saved(name, "a wire")
+    return name
 
 
 def read_record(folder: Path, kind: str | None, version: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from latentwire.wire import fsq
 from latentwire.wire.encoders import ENCODERS, WritingEncoder
 from latentwire.wire.encoders.base import EncoderConfig, in_blocks, transformer
 from latentwire.wire.encoders.lm_states import LMStates
-from latentwire.wire.folder import WireError, read_record
+from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.message import MessageError
 from latentwire.wire.pooling import POOLINGS
 from latentwire.wire.private import Layout, Private
@@ -269,23 +269,25 @@ class SharedWire(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, lms: Mapping[str, FrozenLM] | None = None
+        cls, name: Path | str, lms: Mapping[str, FrozenLM] | None = None
     ) -> SharedWire:
-        """Load a shared wire; lms: those of its models that are loaded already, by name.
+        """Load a shared wire from a folder or the Hugging Face hub (owner/name); lms: those of its
+        models that are loaded already, by name.
 
         Raises WireError for a folder that holds none, weights that were truncated or altered, or a
         model of another architecture or with other weights.
         """
-        record = read_record(Path(folder), KIND, FORMAT_VERSION)
-        config = _config(Path(folder), record)
-        state = _read_weights(Path(folder), record["sha256"])
+        folder = folder_of(name)
+        record = read_record(folder, KIND, FORMAT_VERSION)
+        config = _config(folder, record)
+        state = _read_weights(folder, record["sha256"])
         found = dict(lms or {})
-        for name in dict.fromkeys((config.source, *config.readers)):
-            found[name] = found.get(name) or FrozenLM.from_pretrained(name)
-            _check_copy(folder, name, found[name], record)
+        for model in dict.fromkeys((config.source, *config.readers)):
+            found[model] = found.get(model) or FrozenLM.from_pretrained(model)
+            _check_copy(folder, model, found[model], record)
         wire = cls(config, found)
-        for name, model in wire.encoder.others.items():
-            _check_copy(folder, name, model, record)
+        for model, other in wire.encoder.others.items():
+            _check_copy(folder, model, other, record)
         try:
             wire.load_state_dict({k: v.float() for k, v in state.items()}, strict=True)
         except RuntimeError:
@@ -444,9 +446,7 @@ def _config(folder: Path, record: dict) -> SharedConfig:
         ) from None
 
 
-def _check_copy(
-    folder: Path | str, name: str, model: FrozenLM | SentenceEncoder, record: dict
-) -> None:
+def _check_copy(folder: Path, name: str, model: FrozenLM | SentenceEncoder, record: dict) -> None:
     """Raises WireError for a frozen model that is not the one that the wire was trained for."""
     known, here = record["models"].get(name), [model.architecture, model.fingerprint]
     if here != known:

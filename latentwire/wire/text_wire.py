@@ -120,7 +120,7 @@ class TextWire:
     def from_pretrained(
         cls, name: str | Path, lms: Mapping[str, FrozenLM] | None = None
     ) -> TextWire:
-        """Load a text wire from a folder, or the shipped one by the name "shared".
+        """Load a text wire as Wire.from_pretrained does, or the shipped one by the name "shared".
 
         lms: those of its models that are loaded already, by name. Any copy of the source will do,
         if both sides have the same. Raises WireError for a folder that holds none, and whatever

@@ -254,11 +254,12 @@ class Wire(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, lm: FrozenLM | None = None) -> Wire:
-        """Load a wire from a folder, or the shipped one by the name "default".
+        """Load a wire from a folder or the Hugging Face hub (owner/name), or the shipped one by the
+        name "default".
 
         lm: its reader if it is loaded already, else it is loaded (and fetched) by name. Raises
         WireError for a folder that is no wire, weights that were truncated or altered, or a reader
-        of another architecture.
+        of another architecture, and ZooError where the hub has no such wire.
         """
         folder = folder_of(name)
         record = read_config(folder)
