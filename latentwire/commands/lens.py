@@ -23,7 +23,7 @@ def explain(
     --token nor --all is given.
 
     Args:
-        lens: A lens's folder, or default, the shipped one.
+        lens: A lens's folder or hub id, or default, the shipped one.
         text: What the model reads.
         token: Only this token, counted from 0.
         every: All tokens.
@@ -65,7 +65,7 @@ def edit(
     """Replace what a token's activation says by other words, and see what the model then predicts.
 
     Args:
-        lens: A lens's folder, or default, the shipped one.
+        lens: A lens's folder or hub id, or default, the shipped one.
         text: What the model reads.
         words: What the activation shall say instead.
         token: Of this token, counted from 0; of the last one if it is not given.
@@ -97,7 +97,7 @@ def evaluate(
     """Score a lens on the activations of a text, beside controls that say nothing of them.
 
     Args:
-        lens: A lens's folder, or default, the shipped one.
+        lens: A lens's folder or hub id, or default, the shipped one.
         text: UTF-8 text files that it was not trained on, a document per block.
         limit: Only so many documents, chosen at random.
         positions: Activations of each, chosen at random.

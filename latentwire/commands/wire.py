@@ -25,8 +25,8 @@ def ask(
         question: What to ask.
         context: Any UTF-8 text file; one longer than the wire's window is compressed window by
             window.
-        wire: A wire's folder, or one of those shipped: default, for one reader, or shared, whose
-            two readers answer from the same bytes.
+        wire: A wire's folder or hub id (owner/name), or one of those shipped: default, for one
+            reader, or shared, whose two readers answer from the same bytes.
         full_text: Also show what the same reader answers with the whole text in front of it.
         ratio: Tokens in per latent out, where it is to be another than the wire's own.
         keep: What of the text to keep as text among the latents: numbers, names, or what a regular
@@ -73,7 +73,7 @@ def evaluate(
     """Score a wire beside full text, truncation, no text, and latents that say nothing.
 
     Args:
-        wire: A wire's folder, or one of those shipped, default or shared.
+        wire: A wire's folder or hub id, or one of those shipped, default or shared.
         data: JSONL with rows {"id", "context", "question", "answers"}; the shipped almanac if not
             given.
         limit: Only the first so many questions.
@@ -151,8 +151,9 @@ def add_reader(
     """Train one more reader of a wire; the readers that it has stay as they are.
 
     Args:
-        wire: A wire's folder, or a shipped one, default or shared. A wire of one reader becomes one
-            whose messages are text in the code of that reader; it alone reads those sent before.
+        wire: A wire's folder or hub id, or a shipped one, default or shared. A wire of one reader
+            becomes one whose messages are text in the code of that reader; it alone reads those
+            sent before.
         model: Zoo name, Hugging Face id or local folder of the new reader.
         data: JSONL with rows {"id", "context", "question", "answers"}, or hub:NAME.
         run: Run folder; runs/added-MODEL if not given. The wire with all readers is in a folder
