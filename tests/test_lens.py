@@ -25,6 +25,7 @@ from latentwire.lens.decoder import Decoder, DecoderConfig
 from latentwire.lens.encoder import EncoderConfig
 from latentwire.lens.interventions import edited, salience
 from latentwire.lens.lens import Lens, LensConfig
+from latentwire.lm import FrozenLM
 from latentwire.recipes.lens_explain import explain_text, tokens_of
 from latentwire.tasks.base import DataError
 
@@ -97,14 +98,15 @@ def test_fitted_projections_are_the_ridge_regression_of_hugging_faces_states(fam
 
 def test_a_fine_tuned_copy_is_another_model(lens, tmp_path):
     lens.save(tmp_path)
-    tuned = tiny_lm("llama")  # the same embeddings, as after a LoRA was merged
-    with torch.no_grad():
-        for parameter in tuned.blocks[1].parameters():
+    same = tiny_lm("llama")
+    with torch.no_grad():  # the embeddings stay, as where a LoRA was merged
+        for parameter in same.blocks[1].parameters():
             parameter += 0.1
+    tuned = FrozenLM(same.model, same.tokenizer, same.name)
     with pytest.warns(UserWarning, match="trained on another copy"):
         Lens.from_pretrained(str(tmp_path), tuned)
     tuned.name = "other"
-    with pytest.raises(LensError, match="with block_weights"):
+    with pytest.raises(LensError, match="with model_weights"):
         Lens.from_pretrained(str(tmp_path), tuned)
 
 
@@ -290,9 +292,9 @@ def test_a_lens_of_another_model_or_altered(lens, tmp_path):
     lens.save(tmp_path / "lens")
     with pytest.raises(LensError, match=r"was trained on tiny-llama with architecture llama-3x32"):
         Lens.from_pretrained(str(tmp_path / "lens"), tiny_lm("gpt2"))
-    other = tiny_lm("llama")
-    other.model.get_input_embeddings().weight.data[5] += 1
-    other.name = "another"
+    same = tiny_lm("llama")
+    same.model.get_input_embeddings().weight.data[5] += 1
+    other = FrozenLM(same.model, same.tokenizer, "another")
     with pytest.raises(LensError, match=r"with model_weights .*; another has"):
         Lens.from_pretrained(str(tmp_path / "lens"), other)
     other.name = "tiny-llama"

@@ -326,7 +326,7 @@ def test_fsdp2_shares_out_the_frozen_weights_and_gives_the_same_losses(text, tmp
     saved = [
         json.loads((out / "lens" / "config.json").read_text()) for out in (alone, tmp_path / "b")
     ]
-    assert saved[0]["block_weights"] == saved[1]["block_weights"]
+    assert saved[0]["model_weights"] == saved[1]["model_weights"]
 
 
 def test_held_out_documents_are_kept_apart(text, tmp_path, monkeypatch):

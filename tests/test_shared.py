@@ -360,8 +360,9 @@ def test_save_and_load_and_one_more_reader(lms, tmp_path):
     part.unlink()
     with pytest.raises(WireError, match=r"no reader-1-0\.safetensors"):
         SharedWire.from_pretrained(tmp_path, lms)
-    other = tiny_lm("gemma3")
-    other.model.get_input_embeddings().weight.data += 1
+    changed = tiny_lm("gemma3")
+    changed.model.get_input_embeddings().weight.data += 1
+    other = FrozenLM(changed.model, changed.tokenizer, changed.name)
     with pytest.raises(WireError, match="was trained for tiny-gemma3 gemma3_text-3x32"):
         SharedWire.from_pretrained(tmp_path / "again", {**lms, "tiny-gemma3": other})
     record = json.loads((tmp_path / "again" / "config.json").read_text())

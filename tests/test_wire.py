@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import CONFIGS, tiny_lm
 
-from latentwire.lm import Prompt
+from latentwire.lm import FrozenLM, Prompt
 from latentwire.wire.load import load_wire
 from latentwire.wire.scorer import FLOOR, RidgeFit, Scorer, normed
 from latentwire.wire.slots import _kept_and_segment
@@ -204,13 +204,12 @@ def test_damaged_wires_are_refused(tmp_path):
     weights.write_bytes(good)
     with pytest.raises(WireError, match="was trained for tiny-llama llama-3x32"):
         Wire.from_pretrained(str(tmp_path), tiny_lm("gpt2"))
-    other = tiny_lm("llama")
-    other.model.get_input_embeddings().weight.data += 1
+    model = tiny_lm("llama").model
+    model.model.layers[-1].mlp.up_proj.weight.data += 1  # tuned, and not in its embeddings
     with pytest.warns(UserWarning, match="another copy of tiny-llama"):
-        Wire.from_pretrained(str(tmp_path), other)
-    other.name = "their-finetune"
+        Wire.from_pretrained(str(tmp_path), FrozenLM(model, lm.tokenizer, lm.name))
     with pytest.raises(WireError, match="was trained for tiny-llama; their-finetune is another"):
-        Wire.from_pretrained(str(tmp_path), other)
+        Wire.from_pretrained(str(tmp_path), FrozenLM(model, lm.tokenizer, "their-finetune"))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "format_version": 9}))
     with pytest.raises(WireError, match="wire format 9; expected 1"):

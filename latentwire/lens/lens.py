@@ -71,7 +71,6 @@ class Lens(nn.Module):
         super().__init__()
         check_layer(config.layer, lm)
         self.lm, self.config = lm, config
-        self.facts = _facts(lm, config)  # now, since a training may share out the weights
         self.norm, self.spread = statistics.norm, statistics.spread
         self.register_buffer("mean", statistics.mean.float())
         self.decoder = Decoder(lm, config.decoder, statistics.norm)
@@ -120,7 +119,7 @@ class Lens(nn.Module):
         record = {
             "format_version": FORMAT_VERSION,
             "sha256": hashlib.sha256(weights).hexdigest(),
-            **self.facts,
+            **_facts(self.lm, self.config),
             "norm": self.norm,
             "spread": self.spread,
             **asdict(self.config),
@@ -204,25 +203,14 @@ def _facts(lm: FrozenLM, config: LensConfig) -> dict:
     return {
         "architecture": lm.architecture,
         "model_weights": lm.fingerprint,
-        "block_weights": _digest(lm, config.layer),
         "template_ids": [ids.tolist() for ids in template_ids(lm, config.decoder.template)],
         "patch_timing": TIMING,
     }
 
 
-def _digest(lm: FrozenLM, layer: int) -> str:
-    """Of the read block's weights: fine-tuned models share their embeddings with the original."""
-    matrices = [
-        p for n, p in lm.blocks[layer].named_parameters() if p.dim() > 1 and "lora" not in n
-    ]
-    some = torch.cat([m[0].detach() for m in matrices]).to("cpu", torch.bfloat16)
-    return hashlib.sha256(some.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
-
-
 def _check_facts(record: dict, facts: dict, lm: FrozenLM, folder: Path) -> None:
     different = [name for name, value in facts.items() if record[name] != value]
-    weights = {"model_weights", "block_weights"}
-    if different and set(different) <= weights and lm.name == record["model"]:
+    if different == ["model_weights"] and lm.name == record["model"]:
         warnings.warn(
             f"{folder.name} was trained on another copy of {lm.name} (its weights differ); "
             "expect somewhat worse explanations",
@@ -243,7 +231,7 @@ def _read_config(folder: Path) -> dict:
             f"{folder} is no lens; expected a folder with config.json, or default"
         ) from None
     needed = {"sha256", "model", "layer", "architecture", "model_weights", "format_version"}
-    needed |= {"block_weights", "template_ids", "patch_timing"}
+    needed |= {"template_ids", "patch_timing"}
     if not isinstance(record, dict) or not needed <= set(record):
         raise LensError(f"{folder}/config.json is not a lens's; expected the one that save wrote")
     if record["format_version"] != FORMAT_VERSION:

@@ -52,12 +52,17 @@ class FrozenLM:
     same weights with one LoRA adapter on; the plain object always runs with all adapters off.
     """
 
+    fingerprint: str
+    """Of the weights: the same for one copy of a model in any float type, another after quantising
+    or tuning it. Taken while they are whole, since a training may share them out."""
+
     def __init__(self, model: Any, tokenizer: Any, name: str, adapter: str | None = None):
         self.model, self.tokenizer, self.name, self.adapter = model, tokenizer, name, adapter
         self._family = family_of(model.config)
         self._known: dict[str, Tensor] = {}
         if adapter is None:
             model.eval().requires_grad_(False)
+        self.fingerprint = _fingerprint(self)
 
     @classmethod
     def from_pretrained(
@@ -111,12 +116,6 @@ class FrozenLM:
         """Family and sizes: what two copies of one model share."""
         config = self.model.config
         return f"{config.model_type}-{len(self.blocks)}x{self.width}-v{config.vocab_size}"
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the weights: the same for one copy of a model in any float type."""
-        some = self.model.get_input_embeddings().weight[:64].detach().to("cpu", torch.bfloat16)
-        return hashlib.sha256(some.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
     # -- text to ids ------------------------------------------------------------------------
 
@@ -516,6 +515,15 @@ def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype) -> tuple[
     finally:
         if bar:
             logging.enable_progress_bar()
+
+
+def _fingerprint(lm: FrozenLM) -> str:
+    """Of the first embeddings, and the first row of each of the blocks' matrices: models that were
+    tuned from one original often share their embeddings."""
+    matrices = (p for n, p in lm.blocks.named_parameters() if p.dim() > 1 and "lora_" not in n)
+    rows = [lm.model.get_input_embeddings().weight[:64], *(matrix[0] for matrix in matrices)]
+    some = torch.cat([row.detach().flatten().to("cpu", torch.bfloat16) for row in rows])
+    return hashlib.sha256(some.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
 
 def check_unicode(text: str) -> None:
