@@ -195,7 +195,7 @@ def test_a_recipe_that_cannot_be_trained(arguments, message, wire, tmp_path, mon
         arguments += ("--data", write(tmp_path / "d.jsonl", jsonl(ROWS)))
     status, _, err = run(monkeypatch, capsys, "train", *arguments)
     assert status == 2 and message in err and err.count("\n") == 1, err
-    assert not list(tmp_path.glob("runs/*/metrics.jsonl"))
+    assert not (tmp_path / "runs").exists()  # which would refuse the recipe, once mended
 
 
 def test_hub_data_is_read_from_a_folder(tmp_path):

@@ -209,6 +209,7 @@ def test_pairs_of_somebody_are_what_the_decoder_learns_to_say(text, tmp_path):
     pairs.write_text('{"text": "The sea.", "token": 8, "explanation": "a"}')
     with pytest.raises(DataError, match=r"pair 1: token is 8; expected one of the text's, 0..7"):
         train_lens(replace(made, out=tmp_path / "b"))
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_lens_with_a_copy_and_an_encoder_that_is_told_the_token(text, tmp_path):

@@ -28,6 +28,7 @@ from latentwire.recipes.shared import (
     train_shared,
     wire_loss,
 )
+from latentwire.tasks.base import DataError
 from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt
 from latentwire.train.loop import LoopConfig
 from latentwire.train.losses import token_loss
@@ -410,6 +411,16 @@ def test_fsdp2_shares_out_every_frozen_lm_and_gives_the_same_losses(lms, given, 
     assert in_two_processes(sharded) == [0, 0]
     parts = [f"{name}.{part}" for name in BOTH for part in ("again", "ce", "kl")]
     assert_same_losses(train_shared(given), tmp_path / "b", steps=4, names=parts)
+
+
+def test_data_that_cannot_be_trained_on_is_refused_and_leaves_no_folder(lms, given, tmp_path):
+    row = passages()[0].questions[0]
+    with pytest.raises(DataError, match=r"none.jsonl: no such file"):
+        train_shared(replace(given, data=(str(tmp_path / "none.jsonl"),)))
+    long = [Passage(p.context, (replace(row, answers=("long" * 8,)),)) for p in passages()]
+    with pytest.raises(DataError, match=r"answers of at most 12 tokens"):
+        train_shared(replace(given, data=(str(data_of(long, tmp_path)),)))
+    assert not given.out.exists()
 
 
 def test_training_evaluation_and_one_more_reader(lms, given, tmp_path):

@@ -92,11 +92,11 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
     check_layer(recipe.lens.layer, lm)
     check_places(recipe.lens.decoder.layers, lm)
     texts = tokenized(lm, documents, recipe.data.window, recipe.data.skip)
+    pairs = read_pairs(lm, recipe.data.pairs) if recipe.data.pairs else []
     first = parallel.rank() == 0
     if first:
         begin_training(out, config)
         write_whole(out / "held_out.txt", "\n\n".join(held_out) + "\n")
-    pairs = read_pairs(lm, recipe.data.pairs) if recipe.data.pairs else []
     lens = Lens(lm, recipe.lens, _measured(lm, texts, recipe, out))
     if recipe.data.fitted and not (out / "warm.safetensors").exists():
         lens.decoder.fit(recipe.lens.layer, _sample(texts, recipe.data.fitted, recipe.seed))

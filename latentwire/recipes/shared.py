@@ -164,11 +164,13 @@ def train_shared(
         )
     check_parts(recipe, session)
     known = known_formats(recipe, recipe.wire.readers, lms)
-    out = _begin(recipe.out or Path("runs") / recipe.name, asdict(recipe))
+    out, config = _folder(recipe, asdict(recipe))
     lms = lms or load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
     torch.manual_seed(recipe.seed)
     wire = SharedWire(recipe.wire, lms)
     stock = load_stock(recipe, lms[recipe.wire.source])
+    if parallel.rank() == 0:
+        begin_training(out, config)
     wire.fit([p.context for p in stock.passages[: recipe.fitted]])
     train_formats(wire.readers, known, stock, recipe, out, session)
     train_wire(wire, wire.readers, wire, stock, recipe, out, session)
@@ -192,8 +194,10 @@ def add_reader(
     setting = {"added": name, "to": wire.id.hex(), **asdict(recipe)}
     torch.manual_seed(recipe.seed)
     wire = wire.with_reader(name, load_models({name}, recipe.dtype)[name])
-    out = _begin(recipe.out or Path("runs") / recipe.name, setting)
+    out, config = _folder(recipe, setting)
     stock = load_stock(recipe, wire.encoder.lm)
+    if parallel.rank() == 0:
+        begin_training(out, config)
     new = wire.reader(name)
     wire.calibrate(new.adapter, [p.context for p in stock.passages[: recipe.fitted]])
     wire.requires_grad_(False)
@@ -232,6 +236,11 @@ def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
         raise DataError(
             f"{', '.join(recipe.data)}: {len(kept)} passages of at most {recipe.longest} tokens "
             f"beside the {recipe.held_out} held out; expected at least {recipe.passages}"
+        )
+    if not any(p.questions for p in kept):
+        raise DataError(
+            f"{', '.join(recipe.data)}: no question is left; expected answers of at most "
+            f"{LONGEST_ANSWER} tokens"
         )
     random.Random(recipe.seed).shuffle(kept)
     return Stock(kept, [p for p in held if len(source.ids(p.context)) <= recipe.longest])
@@ -435,12 +444,12 @@ def check_readers(
     }
 
 
-def _begin(out: Path, setting: dict) -> Path:
+def _folder(recipe: SharedRecipe, setting: dict) -> tuple[Path, str]:
+    """The run folder, and the config that it is to hold. Raises what `check_training` raises."""
+    out = recipe.out or Path("runs") / recipe.name
     config = json.dumps({**setting, "out": None}, indent=1, default=str)
     check_training(out, config)
-    if parallel.rank() == 0:
-        begin_training(out, config)
-    return out
+    return out, config
 
 
 def _paragraphs(path: Path) -> list[str]:

@@ -119,13 +119,13 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     passages = by_context(load_questions(recipe.data, least=least))
     kept = len(passages) - recipe.held_out
     first = parallel.rank() == 0
-    if first:
-        begin_training(out, config)
     lm = FrozenLM.from_pretrained(recipe.wire.reader)
     # Where a pass needs all processes, none may skip one because it found what another did not.
     features = None if parallel.all_check() else Features(lm)
     wire = Wire(parallel.sharded(lm), recipe.wire)
     wire.check_window()
+    if first:
+        begin_training(out, config)
     checked = _checked(wire, passages[kept:], recipe, session)
     parts = in_parts(passages[:kept], recipe.questions)
     train_format(wire, parts, recipe, out, checked, session)
