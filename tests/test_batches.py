@@ -29,6 +29,20 @@ def test_a_step_depends_on_seed_and_step_alone():
     assert [bucketed(lengths, 1, step, 8) for step in reversed(range(60))] == forward[::-1]
 
 
+def test_lengths_are_read_once_a_step():
+    """They are those of all examples, which may be a million."""
+
+    class Counted(list):
+        reads = 0
+
+        def __iter__(self):
+            Counted.reads += 1
+            return super().__iter__()
+
+    bucketed(Counted(range(20, 400)), 0, 3, 64)
+    assert Counted.reads == 1
+
+
 def test_batches_of_similar_length_pad_little_and_come_in_any_order():
     lengths = random.Random(0).choices(range(20, 400), k=4000)
     batches = [bucketed(lengths, 0, step, 8) for step in range(500)]

@@ -229,6 +229,14 @@ def test_an_epoch_sees_every_item_once():
     assert sorted(again) == list(range(8)) and again != seen
 
 
+def test_an_order_is_made_once_an_epoch(monkeypatch):
+    """Of a million items it takes longer than a step of a small model."""
+    made, randperm = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda n, **by: made.append(n) or randperm(n, **by))
+    seen = [i for step in range(10) for i in shuffled(1234, 5, step, 200)]
+    assert made == [1234, 1234] and sorted(seen[:1234]) == list(range(1234))
+
+
 def test_answer_loss_by_hand():
     log_probs = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
     mask = torch.tensor([[True, True], [True, False]])

@@ -20,10 +20,14 @@ def bucketed(lengths: Sequence[int], seed: int, step: int, size: int) -> list[in
     sorted by length, and the batches shuffled. The batch that ends one epoch and begins the next is
     not sorted.
     """
+    known = tuple(lengths)
+    orders: dict[int, list[int]] = {}  # finding one reads all lengths, so once an epoch
     indices = []
     for position in range(step * size, (step + 1) * size):
-        epoch, place = divmod(position, len(lengths))
-        indices.append(_order(tuple(lengths), seed, epoch, size)[place])
+        epoch, place = divmod(position, len(known))
+        if epoch not in orders:
+            orders[epoch] = _order(known, seed, epoch, size)
+        indices.append(orders[epoch][place])
     return indices
 
 

@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -129,9 +130,14 @@ def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
     indices = []
     for position in range(step * size, (step + 1) * size):
         epoch, place = divmod(position, count)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1000 + epoch))
-        indices.append(int(order[place]))
+        indices.append(int(_order(count, seed, epoch)[place]))
     return indices
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    """All items in the order of one epoch."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1000 + epoch))
 
 
 def _optimizer(parameters: Mapping[str, Tensor], config: LoopConfig) -> Optimizer:
