@@ -14,7 +14,7 @@ members of a sweep share it and differ in nothing else.
 `add_reader` trains both for one more reader, with all that the others share frozen.
 
     latentwire train shared-4x --data squad_train.jsonl --out runs/shared-4x
-    latentwire add-reader runs/shared-4x/wire MODEL --data squad_train.jsonl --out runs/added
+    latentwire add-reader runs/shared-4x/wire MODEL --data squad_train.jsonl --run runs/added
 """
 
 from __future__ import annotations
@@ -453,16 +453,17 @@ def _folder(recipe: SharedRecipe, setting: dict) -> tuple[Path, str]:
 
 
 def _paragraphs(path: Path) -> list[str]:
-    """Blocks of a text file, each cut to about 1,000 characters at a space."""
+    """Blocks of a text file, each cut to about 1,000 characters at a space; what is left with 100
+    or fewer is left out."""
     pieces = []
     for block in read_text(path).split("\n\n"):
-        text = " ".join(block.split())
-        while len(text) > 1000:
-            end = text.rfind(" ", 0, 1000)
-            end = 1000 if end < 500 else end
-            pieces.append(text[:end])
-            text = text[end:].strip()
-        pieces.append(text)
+        text, start = " ".join(block.split()), 0
+        while len(text) - start > 1000:
+            end = text.rfind(" ", start + 500, start + 1000)
+            end = start + 1000 if end < 0 else end
+            pieces.append(text[start:end])
+            start = end + (text[end] == " ")
+        pieces.append(text[start:])
     return [piece for piece in pieces if len(piece) > 100]
 
 
