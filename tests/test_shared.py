@@ -37,7 +37,7 @@ from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.message import MessageError
 from latentwire.wire.shared import SharedConfig, SharedWire, Values
 from latentwire.wire.shared_message import SharedMessage
-from latentwire.wire.wire import WireError
+from latentwire.wire.wire import Wire, WireConfig, WireError
 
 TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]
 BOTH = ("tiny-llama", "tiny-gemma3")
@@ -265,6 +265,15 @@ def test_losses_and_checks_of_a_step(lms):
     assert (found["held_low"], found["held_high"]) == pytest.approx(sorted(alone), abs=1e-4)
     assert found["held_n"] == 2
     assert {f"{name}.text.f1" for name in BOTH} <= set(found) and "gap_low" in found
+
+
+def test_what_is_kept_of_a_step_in_bf16_is_float32(lms):
+    """Checks use it outside of the step's autocast, where attention takes no two types."""
+    wire = SharedWire(SharedConfig(BOTH, "tiny-llama", sizes=SIZES, trunk_layers=1), lms)
+    one = Wire(lms["tiny-llama"], WireConfig("tiny-llama", rank=4, window=32))
+    with torch.autocast("cpu", torch.bfloat16):
+        heads = [wire.encoder.head, *(adapter.head for adapter in wire.adapters), one.head]
+    assert {t.dtype for head in heads for t in head.keys + head.values} == {torch.float32}
 
 
 def test_a_step_has_texts_of_similar_length_and_the_next_one_is_tokenised(lms, monkeypatch):

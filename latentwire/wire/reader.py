@@ -41,7 +41,8 @@ class Adapter(nn.Module):
     @cached_property
     def head(self) -> KVPrefix:
         """What every prompt begins with, as a cache of one row."""
-        with torch.no_grad():
+        # A first use may be inside a training step's autocast; what is kept is used outside too.
+        with torch.no_grad(), torch.autocast(self.lm.device.type, enabled=False):
             return self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
 
     @property

@@ -81,7 +81,8 @@ class Wire(nn.Module):
     @cached_property
     def head(self) -> KVPrefix:
         """What every prompt begins with (chat template's head, or BOS), as a cache of one row."""
-        with torch.no_grad():
+        # A first use may be inside a training step's autocast; what is kept is used outside too.
+        with torch.no_grad(), torch.autocast(self.lm.device.type, enabled=False):
             return self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
 
     def check_window(self) -> None:

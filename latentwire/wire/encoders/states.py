@@ -44,7 +44,8 @@ class StatesEncoder(WritingEncoder):
     @cached_property
     def head(self) -> KVPrefix:
         """What the LM reads before every window, all adapters off, as a cache of one row."""
-        with torch.no_grad():
+        # A first use may be inside a training step's autocast; what is kept is used outside too.
+        with torch.no_grad(), torch.autocast(self.lm.device.type, enabled=False):
             return self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
 
     def units(self, text: str) -> Tensor:
