@@ -142,6 +142,12 @@ def test_members_fail_alone_and_are_tried_again(small, at_once, tmp_path):
     assert again == json.loads((tmp_path / "s" / "results.json").read_text())
 
 
+def test_what_members_are_asked_is_read_before_any_is_trained(small, tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        run_sweep({"a": small}, tmp_path / "s", Evaluation(str(tmp_path / "none.jsonl")))
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_member_that_is_asked_something_else_is_run_again(small, at_once, tmp_path):
     said, out = [], tmp_path / "s"
     run_sweep({"a": small}, out, Evaluation(small.data, limit=4), said=said.append)

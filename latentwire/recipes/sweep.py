@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from latentwire.files import write_whole
-from latentwire.recipes.evaluation import ALMANAC, evaluate_wire
+from latentwire.recipes.evaluation import ALMANAC, evaluate_wire, load_passages
 from latentwire.recipes.readers import evaluate_readers
 from latentwire.recipes.shared import SharedRecipe, load_models, train_shared
 from latentwire.recipes.wire import WireRecipe, train_wire
@@ -94,9 +94,10 @@ class Evaluation:
     those that it was trained with, which are the only ones it has."""
 
     def check(self, grid: Mapping[str, Recipe]) -> None:
-        """Raises ValueError for what a member cannot be evaluated with."""
+        """Raises ValueError for what a member cannot be evaluated with, before any is trained."""
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}; expected at least 1")
+        load_passages(self.data, self.limit, needles=None)
         for name, recipe in grid.items():
             known = KINDS[type(recipe)].bits(recipe)
             if wrong := set(self.bits) - set(known):
