@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from latentwire.recipes.runs import begin_training, check_training
 from latentwire.train.checkpoints import CheckpointError, Checkpoints
@@ -220,6 +221,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
         train("s", params, lambda step: (params["w"].sum() * math.nan, {}), CONFIG, tmp_path)
     assert torch.equal(params["w"], torch.ones(3))
+
+
+def test_running_averages_are_as_they_were_before_a_step_that_failed(tmp_path):
+    params = parameters() | {"average": torch.zeros(2)}
+
+    def loss(step):
+        params["average"] += 1.0 if step < 2 else math.nan
+        return params["w"].sum() * (1.0 if step < 2 else math.nan), {}
+
+    with pytest.raises(FloatingPointError, match="step 2"):
+        train("s", params, loss, CONFIG, tmp_path)
+    kept = load_file(tmp_path / "s.failed.safetensors")["value/average"]
+    assert kept.tolist() == params["average"].tolist() == [2.0, 2.0]
 
 
 def test_an_epoch_sees_every_item_once():

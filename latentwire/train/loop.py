@@ -84,9 +84,12 @@ def train(
             began = time.perf_counter()
             for group in optimizer.param_groups:
                 group["rate"] = rate(group["part"], step)
+            averages = {n: t.clone() for n, t in parameters.items() if not t.requires_grad}
             try:
                 figures = update(step, trained, loss, optimizer, config, session, checking)
             except FloatingPointError:
+                for name, before in averages.items():  # the loss itself has moved them
+                    parameters[name].copy_(before)
                 if first:
                     checkpoints.save(parameters, optimizer, step, "failed")
                 raise
