@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +16,7 @@ from tiny import tiny_lm
 
 from latentwire.__main__ import main
 from latentwire.bench import lens as lens_bench
-from latentwire.lens.activations import at, draw, read_documents, tokenized
+from latentwire.lens.activations import at, draw, dump, read_documents, tokenized
 from latentwire.lens.checks import LensError
 from latentwire.lens.decoder import DecoderConfig
 from latentwire.lens.encoder import EncoderConfig
@@ -184,6 +185,20 @@ def test_training_reads_a_dump_as_it_reads_the_model(text, tmp_path):
     with pytest.raises(LensError, match="was dumped with layer 1; expected 2"):
         other = replace(dumped, lens=replace(made.lens, layer=2), out=tmp_path / "c")
         train_lens(other)
+
+
+def test_other_processes_wait_for_a_dump_in_no_collective(text, tmp_path, monkeypatch):
+    """A collective of NCCL gives up after ten minutes; a dump of much text takes hours."""
+    made = recipe(text, tmp_path / "a", data=Data(dump=tmp_path / "dump"))
+    lm = tiny_lm("llama")
+    texts = tokenized(lm, DOCUMENTS[:3], 32, 4)
+    monkeypatch.setattr(parallel, "rank", lambda: 1)
+    monkeypatch.setattr(parallel, "mean", None)
+    first = threading.Timer(0.3, dump, (tiny_lm("llama"), 1, texts, tmp_path / "dump"))
+    first.start()
+    source = recipes._source(lm, texts, made)
+    assert len(source(draw(texts, 2, 0))) == 6
+    first.join()
 
 
 def test_pairs_of_somebody_are_what_the_decoder_learns_to_say(text, tmp_path):

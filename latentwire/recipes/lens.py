@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -145,7 +146,9 @@ def _source(lm: FrozenLM, texts: Sequence[Text], recipe: LensRecipe) -> Source:
         return partial(at, lm, layer)
     if not (folder / "index.json").exists() and parallel.rank() == 0:
         dump(lm, layer, texts, folder)
-    parallel.mean({"dumped": 1.0})  # the others wait for the first
+    # The others wait for the first, and not in a collective, which ends after ten minutes on GPUs.
+    while not (folder / "index.json").exists():
+        time.sleep(0.1)
     return Dump(lm, layer, texts, folder).at
 
 
