@@ -108,6 +108,20 @@ def test_attention_is_read_off_hugging_faces_own_maps(lm):
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_attention_from_many_questions_is_the_mean_over_passes_of_a_few(lm, monkeypatch):
+    wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
+    text, answers = "Ada was born in 1815.", ["Ada", "born", "1815", "in 1815", "was"]
+    asked = [Question(a, text, f"Who or {a}?", (a,)) for a in answers]
+    _, states = recipes._read(wire, [Passage(text, tuple(asked))])
+    alone = [recipes._attention(wire, Passage(text, (q,)), states.prefix) for q in asked]
+    attentions, rows = lm.attentions, []
+    monkeypatch.setattr(lm, "attentions", lambda p: rows.append(len(p.mask)) or attentions(p))
+    monkeypatch.setattr(recipes, "ASKED", 2)
+    ours = recipes._attention(wire, Passage(text, tuple(asked)), states.prefix)
+    torch.testing.assert_close(ours, torch.stack(alone).mean(0), atol=1e-6, rtol=1e-5)
+    assert rows == [1, 2, 2, 1]
+
+
 def test_evaluation_scores_what_hugging_face_would(lm, data):
     wire = Wire(lm, WireConfig("tiny-llama", ratio=1, window=64, rank=4, format_tokens=3))
     passages = by_context(load_questions(data, 6))

@@ -50,6 +50,9 @@ from latentwire.wire.scorer import RidgeFit
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.wire import Wire, WireConfig
 
+ASKED = 32
+"""Most questions of a passage that the scorer looks at in one pass."""
+
 
 @dataclass(frozen=True)
 class WireRecipe:
@@ -342,10 +345,13 @@ def _attention(wire: Wire, passage: Passage, prefix: KVPrefix) -> Tensor:
     lm, ids = wire.lm, wire.lm.ids(passage.context)[: wire.config.window]
     again = torch.cat([lm.ids("\n\nRepeat the text above word for word."), lm.frame.tail, ids])
     repeated = _received(wire, lm.attentions(Prompt.from_ids(lm, [again], prefix)), len(ids))
-    targets, mask = answer_targets(lm, [passage])
-    asked = passages_prompt(lm, wire.format, [passage], prefix)
-    questions = asked.append(lm.embed(targets), mask)
-    return (repeated + _received(wire, lm.attentions(questions), len(ids), questions.mask)).mean(0)
+    asked = []
+    for part in in_parts([passage], ASKED):
+        targets, mask = answer_targets(lm, [part])
+        prompt = passages_prompt(lm, wire.format, [part], prefix)
+        questions = prompt.append(lm.embed(targets), mask)
+        asked.append(_received(wire, lm.attentions(questions), len(ids), questions.mask))
+    return (repeated + torch.cat(asked)).mean(0)
 
 
 def _received(
