@@ -18,6 +18,7 @@ from latentwire.recipes.shared import train_shared
 from latentwire.train.loop import Session
 from latentwire.wire.shared import Reader, SharedWire, Values
 from latentwire.wire.ways_in import WAYS_IN, Slots
+from latentwire.wire.ways_in.caches import turned
 from latentwire.wire.ways_in.embeddings import Embeddings
 from latentwire.wire.ways_in.lora import Lora
 from latentwire.wire.wire import WireError
@@ -282,3 +283,21 @@ def test_what_a_config_may_say(lms, tmp_path):  # noqa: F811
     del record["config"]["calibration"]  # as saved before there was any
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert SharedWire.from_pretrained(tmp_path, lms).config == wire.config
+
+
+def test_keys_are_turned_back_to_what_they_were_where_rope_is_scaled():
+    config = deepcopy(CONFIGS["llama"])
+    config.rope_parameters = {
+        **{"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0},
+        "original_max_position_embeddings": 128,
+    }
+    torch.manual_seed(0)
+    lm = FrozenLM(AutoModelForCausalLM.from_config(config), tokenizer(), "yarn")
+    made: list[Tensor] = []
+    for block in lm.blocks:
+        block.self_attn.k_proj.register_forward_hook(lambda _module, _args, out: made.append(out))
+    cache = lm.prefill(Prompt.from_ids(lm, [lm.ids("The Danube rises in the Black Forest")]))
+    keys = turned(lm, cache.keys, cache.positions, back=True)
+    for ours, theirs in zip(keys, made, strict=True):
+        heads = theirs.unflatten(2, (lm.kv_shape[0], -1)).transpose(1, 2)
+        torch.testing.assert_close(ours, heads, atol=1e-6, rtol=1e-5)

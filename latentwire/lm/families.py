@@ -85,10 +85,15 @@ def softcap(config) -> float | None:
 
 
 def rotate(
-    model: Any, layer: int, keys: Float[Tensor, "b h n e"], positions: Int[Tensor, "b h n"]
+    model: Any,
+    layer: int,
+    keys: Float[Tensor, "b h n e"],
+    positions: Int[Tensor, "b h n"],
+    back: bool = False,
 ) -> Float[Tensor, "b h n e"]:
     """Keys of one layer rotated to `positions`, as the model itself rotates them (RoPE,
-    Su et al. 2021, arXiv 2104.09864); unchanged for a family without rotation."""
+    Su et al. 2021, arXiv 2104.09864), or back from there; unchanged for a family without
+    rotation."""
     family = family_of(model.config)
     if not family.rotary:
         return keys
@@ -97,5 +102,8 @@ def rotate(
     layer_type = (model.config.layer_types[layer],) if family.rotary_by_type else ()
     cos, sin = body.rotary_emb(keys, positions.reshape(b * h, n), *layer_type)
     cos, sin = cos.view(b, h, n, e), sin.view(b, h, n, e)
+    if back:  # YaRN stretches keys too (Peng et al. 2023, arXiv 2309.00071)
+        stretch = cos.square() + sin.square()
+        cos, sin = cos / stretch, -sin / stretch
     first, second = keys.chunk(2, dim=-1)
     return keys * cos + torch.cat([-second, first], dim=-1) * sin

@@ -16,11 +16,11 @@ from latentwire.wire.ways_in.base import Calibration, WayIn
 
 
 def turned(
-    lm: FrozenLM, keys: Sequence[Tensor], positions: Int[Tensor, "b n"]
+    lm: FrozenLM, keys: Sequence[Tensor], positions: Int[Tensor, "b n"], back: bool = False
 ) -> list[Float[Tensor, "b h n e"]]:
-    """Keys of all layers, each [b, h, n, e], rotated by positions; negative ones turn them back."""
+    """Keys of all layers, each [b, h, n, e], rotated to positions, or back from there."""
     by = [positions[:, None].expand(k.shape[:3]) for k in keys]
-    return [rotate(lm.model, i, k, p) for i, (k, p) in enumerate(zip(keys, by, strict=True))]
+    return [rotate(lm.model, i, k, p, back) for i, (k, p) in enumerate(zip(keys, by, strict=True))]
 
 
 def moved(before: KVPrefix, keys: Sequence[Tensor], values: Sequence[Tensor]) -> KVPrefix:
@@ -66,7 +66,7 @@ class CacheWay(WayIn):
         for text in texts:
             ids = torch.cat([lm.frame.head, lm.ids(text)])
             cache = lm.prefill(Prompt.from_ids(lm, [ids]))
-            keys = turned(lm, cache.keys, -cache.positions)
+            keys = turned(lm, cache.keys, cache.positions, back=True)
             both = torch.stack([torch.stack(keys), torch.stack(cache.values)], 1)[:, :, 0]
             seen.append(both[..., len(lm.frame.head) :, :].float())  # l 2 h n e
         every = torch.cat(seen, 3)

@@ -43,7 +43,7 @@ class Coprocessor(CacheWay):
         assert before is not None
         b, m = slots.mask.shape
         positions = before.positions[:, -m:]
-        keys = turned(lm, [k[:, :, -m:].float() for k in before.keys], -positions)
+        keys = turned(lm, [k[:, :, -m:].float() for k in before.keys], positions, back=True)
         values = [v[:, :, -m:].float() for v in before.values]
         both = torch.stack([torch.stack(keys), torch.stack(values)])  # 2 l b h m e
         seen = (both.permute(2, 4, 1, 0, 3, 5) - self.mean) / self.deviation  # b m l 2 h e
