@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny import CONFIGS, tiny_lm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentwire.lm import (
     Greedy,
@@ -18,6 +19,7 @@ from latentwire.lm import (
     pad_right,
     seeded_noise,
 )
+from latentwire.lm.cache import attention_mask
 from latentwire.lm.doctor import CHECKS, TEXTS
 
 
@@ -219,3 +221,23 @@ def test_a_special_token_that_a_text_spells_out_is_words(lm):
     assert lm.ids(text).tolist() == [byte(c) for c in text]
     prompt = Prompt.from_chat(lm, [text])
     assert not torch.isin(prompt.embeds, lm.embed(torch.tensor([2]))).all(-1).any()
+
+
+class _Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.bytes = max(self.bytes, made.nbytes)
+        return made
+
+
+def test_a_mask_takes_no_more_than_its_floats_where_all_layers_see_everything():
+    lm = tiny_lm("llama")
+    prompt = Prompt.from_ids(lm, [torch.zeros(300, dtype=torch.long)])
+    with _Largest() as largest:
+        mask = attention_mask(prompt, lm.model.config)
+    assert largest.bytes == mask.nbytes == 4 * 300 * 300

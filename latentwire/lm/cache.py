@@ -106,13 +106,15 @@ def attention_mask(prompt: Prompt, config: Any) -> Tensor | dict[str, Tensor]:
         before = prompt.prefix.mask[:, None, :].expand(-1, t, -1)
         seen = torch.cat([before, seen], 2)
         key_positions = torch.cat([prompt.prefix.positions, key_positions], 1)
-    distance = prompt.positions[:, :, None] - key_positions[:, None, :]
     # A padding column sees itself, since a row that sees nothing would be NaN.
     itself = torch.eye(t, seen.shape[2], dtype=torch.bool, device=device)
     itself = itself.roll(seen.shape[2] - t, 1)
 
     def additive(window: int | None) -> Tensor:
-        visible = seen if window is None else seen & (distance < window)
+        visible = seen
+        if window is not None:  # distances are 8 bytes each, the most of all that is made here
+            distance = prompt.positions[:, :, None] - key_positions[:, None, :]
+            visible = seen & (distance < window)
         mask = torch.zeros(visible.shape, dtype=dtype, device=device)
         return mask.masked_fill(~(visible | itself), torch.finfo(dtype).min)[:, None]
 
