@@ -3,6 +3,8 @@
 Kinds of input x {one row, ragged batch} x families, on logits, CPU, float32, seeded.
 """
 
+from copy import deepcopy
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -10,6 +12,7 @@ from tiny import CONFIGS, tiny_lm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentwire.lm import (
+    FrozenLM,
     Greedy,
     KVPrefix,
     Patch,
@@ -221,6 +224,22 @@ def test_a_special_token_that_a_text_spells_out_is_words(lm):
     assert lm.ids(text).tolist() == [byte(c) for c in text]
     prompt = Prompt.from_chat(lm, [text])
     assert not torch.isin(prompt.embeds, lm.embed(torch.tensor([2]))).all(-1).any()
+
+
+@pytest.mark.parametrize(
+    ("set_up", "said"),
+    [
+        (lambda m: m.set_attn_implementation("flex_attention"), "runs flex_attention, .*='sdpa'"),
+        (lambda m: setattr(m, "hf_device_map", {"model": 0, "lm_head": 1}), "spread over 0, 1;"),
+    ],
+    ids=["attention", "devices"],
+)
+def test_a_model_that_would_answer_wrongly_is_refused(set_up, said):
+    lm = tiny_lm("llama")
+    model = deepcopy(lm.model)  # its config is one for all tests
+    set_up(model)
+    with pytest.raises(ValueError, match=said):
+        FrozenLM(model, lm.tokenizer, "mine")
 
 
 class _Largest(TorchDispatchMode):

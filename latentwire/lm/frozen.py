@@ -60,6 +60,7 @@ class FrozenLM:
         self.model, self.tokenizer, self.name, self.adapter = model, tokenizer, name, adapter
         self._family = family_of(model.config)
         self._known: dict[str, Tensor] = {}
+        _check_setting(model, name)
         if adapter is None:
             model.eval().requires_grad_(False)
         self.fingerprint = _fingerprint(self)
@@ -524,6 +525,21 @@ def _fingerprint(lm: FrozenLM) -> str:
     rows = [lm.model.get_input_embeddings().weight[:64], *(matrix[0] for matrix in matrices)]
     some = torch.cat([row.detach().flatten().to("cpu", torch.bfloat16) for row in rows])
     return hashlib.sha256(some.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
+
+def _check_setting(model: Any, name: str) -> None:
+    """Raises ValueError for attention that ignores our masks, or weights in several places."""
+    if (attention := model.config._attn_implementation) not in ("eager", "sdpa"):
+        raise ValueError(
+            f"{name} runs {attention}, which does not take the masks of a prompt; load it with "
+            "attn_implementation='sdpa' or 'eager'"
+        )
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if len(places) > 1:
+        raise ValueError(
+            f"{name} is spread over {', '.join(sorted(places))}; expected one device: load it with "
+            "device_map={'': 0}, in fewer bits where it is too large"
+        )
 
 
 def check_unicode(text: str) -> None:
