@@ -154,6 +154,19 @@ def test_unknown_wire_and_model(tmp_path, monkeypatch, capsys):
     assert status == 2 and "did you mean 'smollm2-135m'" in err
 
 
+def test_a_model_that_needs_another_package(tmp_path, monkeypatch, capsys):
+    lm = tiny_lm("llama")
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    status, _, err = run(monkeypatch, capsys, "doctor", str(tmp_path))
+    assert status == 2 and "cannot be loaded as a causal LM" in err and "optimum" in err
+    assert err.count("\n") == 1
+
+
 def test_training_refuses_another_runs_folder_before_any_compute(tmp_path, monkeypatch, capsys):
     data = write(tmp_path / "d.jsonl", jsonl(ROWS))
     (tmp_path / "run").mkdir()

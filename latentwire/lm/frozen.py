@@ -511,7 +511,7 @@ def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype) -> tuple[
     logging.disable_progress_bar()  # loading takes a second, and its bar hides our output
     try:
         return kind.from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ZooError(f"{folder} cannot be loaded as {said}: {error}") from error
     finally:
         if bar:
