@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_lm
+from tiny import tiny_lm, tokenizer
 from zstandard import compress
 
 from latentwire.evals.baselines import closed_book, pruned, truncated_bytes, zstd_fitting
@@ -231,6 +231,18 @@ def test_needles_are_asked_for_under_every_condition(lm, data):
     result = evaluate_wire(wire, data, 6, needles="uuid")
     assert result["needles"] == "uuid" and result["n"] == result["passages"] == 3
     assert {"text", "wire", "truncated_bytes", "truncated_zstd"} <= set(result["rows"])
+
+
+def test_what_was_answered_with_another_chat_template_is_not_taken(lm, data, tmp_path, monkeypatch):
+    def scored(of: FrozenLM, folder: str) -> dict[str, float]:
+        monkeypatch.setenv("LATENTWIRE_FEATURES", str(tmp_path / folder))
+        wire = Wire(of, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
+        return evaluate_wire(wire, data, 4)["rows"]["text"]
+
+    chat = FrozenLM(lm.model, tokenizer(), lm.name)
+    chat.tokenizer.chat_template = "{% for m in messages %}<bos>{{ m.content }}{% endfor %}\n"
+    plain, afresh = scored(lm, "a"), scored(chat, "b")
+    assert scored(chat, "a") == afresh != plain == scored(lm, "a")
 
 
 def test_an_interrupted_evaluation_goes_on(lm, data, tmp_path, monkeypatch):

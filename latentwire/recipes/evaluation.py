@@ -239,7 +239,7 @@ def _answering(
         cut = REFERENCES[name]
         cuts = [None if cut is None else wire.cost(p.context, bits)[cut] for p in part]
         asked = _packed([name, answer_tokens, cuts, *map(asdict, part)])
-        found = features("answers", [wire.format, asked], packed)
+        found = features("answers", [wire.format, asked, *_tokenised(wire.lm, part)], packed)
         return [_answer(record) for record in json.loads(bytes(found["json"].tolist()))]
 
     def work(part: Sequence[Passage]) -> list[Answer]:
@@ -249,6 +249,18 @@ def _answering(
         return made
 
     return work
+
+
+def _tokenised(lm: FrozenLM, passages: Sequence[Passage]) -> list[Tensor]:
+    """What tokenizer and chat template, which are no weights, make of passages and questions."""
+    asked = [q for passage in passages for q in passage.questions]
+    return [
+        torch.tensor(lm.stop_ids),
+        lm.frame.head,
+        *(lm.ids(passage.context) for passage in passages),
+        *(question_ids(lm, q.question) for q in asked),
+        *(answer_ids(lm, q.answers[0]) for q in asked),
+    ]
 
 
 def _packed(value: Any) -> Tensor:

@@ -15,12 +15,14 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -29,6 +31,9 @@ import latentwire
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM
 from latentwire.lm.zoo import cache_folder
+
+HASHED = 8
+"""Weights that are hashed at a time, each of which may be copied from a GPU for it."""
 
 
 class Features:
@@ -39,11 +44,17 @@ class Features:
         self.folder = folder or (Path(given) if given else cache_folder() / "features")
         self.device = lm.device
         self.read, self.written = 0, 0
-        self._of = hashlib.sha256(f"{_code()} {torch.__version__} {lm.device.type}".encode())
-        for name, tensor in sorted(lm.model.state_dict().items()):
-            # An adapter that is off changes nothing but the names that peft gives to the rest.
-            if lm.adapter is not None or "lora_" not in name:
-                _add(self._of, name.replace(".base_layer", ""), tensor)
+        versions = f"{torch.__version__} {transformers.__version__}"
+        self._of = hashlib.sha256(f"{_code()} {versions} {lm.device.type}".encode())
+        # An adapter that is off changes nothing but the names that peft gives to the rest.
+        weights = {
+            name.replace(".base_layer", ""): tensor
+            for name, tensor in sorted(lm.model.state_dict().items())
+            if lm.adapter is not None or "lora_" not in name
+        }
+        with ThreadPoolExecutor(HASHED) as pool:  # hashing does not hold Python's lock
+            for digest in pool.map(_digest, weights.keys(), weights.values()):
+                self._of.update(digest)
 
     def __call__(
         self,
@@ -100,6 +111,12 @@ class Features:
             warnings.warn(text, stacklevel=3)
         else:
             self.written += 1
+
+
+def _digest(name: str, tensor: Tensor) -> bytes:
+    key = hashlib.sha256()
+    _add(key, name, tensor)
+    return key.digest()
 
 
 def _add(key: Any, name: str, tensor: Tensor) -> None:
