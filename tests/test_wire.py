@@ -234,3 +234,9 @@ def test_a_wire_of_the_hub_is_the_one_that_was_saved(lm, tmp_path, monkeypatch):
     assert Wire.from_pretrained("owner/wire", lm).id == wire.id
     loaded = load_wire("owner/wire", {lm.name: lm})
     assert isinstance(loaded, Wire) and loaded.lm is lm
+
+
+def test_what_is_trained_is_float32_for_a_reader_of_bfloat16():
+    """A step of 1e-3 is lost in a bfloat16 of 1."""
+    wire = make_wire(tiny_lm("llama", torch.bfloat16))
+    assert {p.dtype for p in wire.parameters()} == {torch.float32}

@@ -73,7 +73,7 @@ class Wire(nn.Module):
         layers, (heads, head_dim) = len(lm.blocks), lm.kv_shape
         self.scorer = Scorer(layers, lm.width, heads)
         self.slots = Slots(layers, lm.width, heads, head_dim, config.rank)
-        self.format = nn.Parameter(initial_format(lm, config.format_tokens))
+        self.format = nn.Parameter(initial_format(lm, config.format_tokens).float())
         self.keep: str | None = None  # no part of what is trained and saved
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
         self.to(lm.device)
