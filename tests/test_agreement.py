@@ -260,3 +260,14 @@ def test_a_mask_takes_no_more_than_its_floats_where_all_layers_see_everything():
     with _Largest() as largest:
         mask = attention_mask(prompt, lm.model.config)
     assert largest.bytes == mask.nbytes == 4 * 300 * 300
+
+
+def test_a_frame_is_the_same_every_day():
+    lm = tiny_lm("llama")
+    # As Llama 3.2's template begins.
+    lm.tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+        "{% endif %}Today Date: {{ date_string }}{% for m in messages %} {{ m.content }}"
+        "{% endfor %} ->"
+    )
+    assert lm.text(lm.frame.head) == "Today Date: 26 Jul 2024 "

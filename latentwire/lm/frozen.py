@@ -41,6 +41,9 @@ from latentwire.lm.zoo import ZooError, locate
 Caching = Literal["kv", "none", "checkpoint"]
 REMEMBERED = 50_000
 """Texts whose ids are kept."""
+DATE = "26 Jul 2024"
+"""What Llama's chat templates say is today, if they cannot tell: slots must be read tomorrow behind
+the head that they were made behind today."""
 TOKENIZING = Lock()
 """A tokenizer is one for all threads, and changes while it works."""
 
@@ -173,7 +176,10 @@ class FrozenLM:
             return Frame(head.to(self.device), self.ids("\nAnswer:"), lead=" ")
         marker = "\u241fuser\u241f"
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": marker}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": marker}],
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=DATE,
         )
         head, tail = text.split(marker)
         return Frame(self._ids(head), self._ids(tail))
