@@ -69,6 +69,7 @@ def recipe_of(given: argparse.Namespace) -> SharedRecipe:
         ways_in=tuple(given.ways_in),
         sizes=sizes,
         bits=given.bits,
+        dtype="bfloat16" if torch.cuda.is_available() else "float32",
     )
     return replace(
         base,
@@ -79,7 +80,6 @@ def recipe_of(given: argparse.Namespace) -> SharedRecipe:
         passages=given.passages,
         fitted=given.fitted,
         format=LoopConfig(given.format_steps, 3e-3, warmup=10),
-        dtype="bfloat16" if torch.cuda.is_available() else "float32",
     )
 
 
@@ -99,7 +99,7 @@ def main() -> None:
     began, given = time.perf_counter(), options()
     torch.set_float32_matmul_precision("high")
     recipe = recipe_of(given)
-    lms = load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
+    lms = load_models({*recipe.wire.readers, recipe.wire.source}, recipe.wire.dtype)
     steps, every = given.steps, 50
     if steps is None:
         measured = SharedWire(recipe.wire, lms)

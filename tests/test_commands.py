@@ -34,7 +34,7 @@ ROOMS = [
 def wire(tmp_path, monkeypatch) -> str:
     """A wire's folder whose reader is a tiny model, so that commands run in a second."""
     lm = tiny_lm("llama")
-    monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda cls, name: lm))
+    monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda *_: lm))
     Wire(lm, WireConfig("tiny-llama", rank=4, window=64)).save(tmp_path / "wire")
     return str(tmp_path / "wire")
 

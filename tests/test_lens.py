@@ -25,7 +25,7 @@ from latentwire.lens.decoder import Decoder, DecoderConfig
 from latentwire.lens.encoder import EncoderConfig
 from latentwire.lens.interventions import edited, salience
 from latentwire.lens.lens import Lens, LensConfig
-from latentwire.lm import FrozenLM
+from latentwire.lm import FrozenLM, Greedy
 from latentwire.recipes.lens_explain import explain_text, tokens_of
 from latentwire.tasks.base import DataError
 
@@ -108,6 +108,25 @@ def test_a_fine_tuned_copy_is_another_model(lens, tmp_path):
     tuned.name = "other"
     with pytest.raises(LensError, match="with model_weights"):
         Lens.from_pretrained(str(tmp_path), tuned)
+
+
+def test_a_lens_of_a_model_in_bfloat16_loads_it_so(tmp_path):
+    whole = tiny_lm("llama", torch.bfloat16)
+    for part in (whole.model, whole.tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    lm = FrozenLM.from_pretrained(str(tmp_path / "model"), "bfloat16")
+    texts = tokenized(lm, DOCUMENTS, window=40, skip=2)
+    config = LensConfig(lm.name, 1, DecoderConfig(layers=2, lora=2), dtype="bfloat16")
+    made = Lens(lm, config, statistics(stream(lm, 1, texts)))
+    made.save(tmp_path / "lens")
+    again = Lens.from_pretrained(str(tmp_path / "lens"))
+    assert again.lm.dtype == torch.bfloat16
+    assert {t.dtype for t in again.tensors().values()} == {torch.float32}
+    vectors = at(lm, 1, draw(texts, 1, 0)).vectors
+    assert (
+        again.decoder.generate(vectors, Greedy()).texts
+        == made.decoder.generate(vectors, Greedy()).texts
+    )
 
 
 def test_characters_of_several_tokens_are_shown_whole(lens):

@@ -52,9 +52,7 @@ CONTROLS = [
 @pytest.fixture(autouse=True)
 def fresh_lm(monkeypatch):
     """Each load gives a new model, as in a new process: adapters of one run are not in the next."""
-    monkeypatch.setattr(
-        FrozenLM, "from_pretrained", classmethod(lambda cls, name: tiny_lm("llama"))
-    )
+    monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda *_: tiny_lm("llama")))
 
 
 @pytest.fixture
@@ -321,7 +319,7 @@ def test_fsdp2_shares_out_the_frozen_weights_and_gives_the_same_losses(text, tmp
 
     def sharded(rank: int) -> None:
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-        monkeypatch.setattr(FrozenLM, "from_pretrained", lambda name: lm)
+        monkeypatch.setattr(FrozenLM, "from_pretrained", lambda *_: lm)
         train_lens(replace(made, out=tmp_path / "b"))
         # peft has put the matrix beside its LoRA, which stays whole
         up = lm.blocks[0].mlp.up_proj

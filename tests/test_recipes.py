@@ -29,7 +29,7 @@ NAMES = ["Ada", "Emmy", "Sofia", "Mary", "Lise", "Rosa", "Vera", "Inge"]
 @pytest.fixture
 def lm(monkeypatch):
     lm = tiny_lm("llama")
-    monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda cls, name: lm))
+    monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda *_: lm))
     return lm
 
 
@@ -266,3 +266,20 @@ def test_contradictions_are_refused_at_once():
         replace(fine, questions=0)
     with pytest.raises(ValueError, match="save_every is 0"):
         replace(fine.format, save_every=0)
+
+
+def test_a_wire_of_a_reader_in_bfloat16_is_trained_and_loaded_so(data, tmp_path):
+    folder = tmp_path / "model"
+    one = tiny_lm("llama")
+    one.model.save_pretrained(folder)
+    one.tokenizer.save_pretrained(folder)
+    asked = recipe(data, tmp_path / "run")
+    asked = replace(asked, wire=replace(asked.wire, reader=str(folder), dtype="bfloat16"))
+    wire = Wire.from_pretrained(train_wire(asked) / "wire")
+    assert wire.lm.dtype == torch.bfloat16
+    assert {t.dtype for t in wire.parameters()} == {torch.float32}
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    losses = [row["loss"] for row in log if row["stage"] == "slots"]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    result = evaluate_wire(wire, data, 8)
+    assert result["replay_difference"] == 0

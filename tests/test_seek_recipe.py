@@ -179,7 +179,7 @@ def test_thoughts_move_along_the_noise_or_with_its_sign_tossed(lm, monkeypatch):
     ],
 )
 def test_a_mistake_costs_one_line(lm, monkeypatch, capsys, options, said):
-    monkeypatch.setattr("latentwire.lm.frozen.FrozenLM.from_pretrained", lambda name: lm)
+    monkeypatch.setattr("latentwire.lm.frozen.FrozenLM.from_pretrained", lambda *_: lm)
     arguments = ["latentwire", "seek", "tiny", "--max-new-tokens", "8", *options]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as stop:
@@ -189,7 +189,7 @@ def test_a_mistake_costs_one_line(lm, monkeypatch, capsys, options, said):
 
 
 def test_one_prompt_prints_its_trace(lm, monkeypatch, capsys, recipe):
-    monkeypatch.setattr("latentwire.lm.frozen.FrozenLM.from_pretrained", lambda name: lm)
+    monkeypatch.setattr("latentwire.lm.frozen.FrozenLM.from_pretrained", lambda *_: lm)
     options = ["--prompt", "What is 2 + 2?", "--steps", "2", "--max-new-tokens", "12"]
     monkeypatch.setattr(sys, "argv", ["latentwire", "seek", "tiny", *options])
     main()

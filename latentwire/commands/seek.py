@@ -13,7 +13,6 @@ Positional = tyro.conf.Positional
 
 def seek(arguments: list[str]) -> None:
     """Improve answers at test time by searching a model's own hidden states, beside controls."""
-    from latentwire.lm.frozen import FrozenLM
     from latentwire.recipes.seek import SeekRecipe, load_lm, load_task, run_seek, seek_prompt
     from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
@@ -45,12 +44,12 @@ def seek(arguments: list[str]) -> None:
                 raise ValueError(
                     "--prompt prints a trace and keeps no run; leave --run, --json, --ray out"
                 )
-            _print_trace(seek_prompt(FrozenLM.from_pretrained(model), recipe, prompt))
+            _print_trace(seek_prompt(load_lm(model, recipe.dtype), recipe, prompt))
             return
         task = load_task(recipe)  # a mistake in the data costs no loading of the model
         run = run or recipe.folder()
-        spread = None if ray is None else on_ray(ray, partial(load_lm, model))
-        result = run_seek(load_lm(model), recipe, run, task, spread)
+        spread = None if ray is None else on_ray(ray, partial(load_lm, model, recipe.dtype))
+        result = run_seek(load_lm(model, recipe.dtype), recipe, run, task, spread)
         out.print(seek_table(result))
         for line in verdict(result):
             out.print(f"- {line}", markup=False, highlight=False)

@@ -27,7 +27,7 @@ from latentwire.lens.checks import LensError, check_layer, checked
 from latentwire.lens.decoder import Decoder, DecoderConfig, template_ids
 from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.objectives import scaled_mse
-from latentwire.lm import FrozenLM, Greedy, Sampled, seed_of, seeded_noise
+from latentwire.lm import Dtype, FrozenLM, Greedy, Sampled, seed_of, seeded_noise
 from latentwire.lm.zoo import locate_saved
 
 FORMAT_VERSION = 1
@@ -48,6 +48,8 @@ class LensConfig:
     """Vector to text."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """Text to vector."""
+    dtype: Dtype = "float32"
+    """Of the LM's weights; what is trained is float32."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ class Lens(nn.Module):
                 DecoderConfig(**record["decoder"]),
                 EncoderConfig(**record["encoder"]),
             )
-            config = LensConfig(str(record["model"]), int(record["layer"]), decoder, encoder)
+            dtype = record.get("dtype", "float32")
+            config = LensConfig(str(record["model"]), int(record["layer"]), decoder, encoder, dtype)
             norm, spread = float(record["norm"]), float(record["spread"])
             statistics = Statistics(torch.empty(0), norm, spread)
         except (KeyError, TypeError, ValueError) as error:
@@ -159,7 +162,7 @@ class Lens(nn.Module):
             raise LensError(
                 f"{folder / WEIGHTS} is truncated or altered (sha256 differs from config)"
             )
-        lm = lm or FrozenLM.from_pretrained(config.model)
+        lm = lm or FrozenLM.from_pretrained(config.model, config.dtype)
         check_layer(config.layer, lm)
         _check_facts(record, _facts(lm, config), lm, folder)
         lens = cls(lm, config, statistics)

@@ -1,7 +1,7 @@
 """The port: the only code that calls a Hugging Face model."""
 
 from latentwire.lm.checkpointing import gradient_checkpointing
-from latentwire.lm.frozen import FrozenLM
+from latentwire.lm.frozen import Dtype, FrozenLM
 from latentwire.lm.outputs import Decoded, Scored, States, kl_divergence
 from latentwire.lm.picks import (
     Choice,
@@ -17,6 +17,7 @@ from latentwire.lm.prompt import Frame, KVPrefix, Memory, Patch, Prompt, Segment
 __all__ = [
     "Choice",
     "Decoded",
+    "Dtype",
     "Frame",
     "FrozenLM",
     "Greedy",

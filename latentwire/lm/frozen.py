@@ -39,6 +39,8 @@ from latentwire.lm.prompt import Frame, KVPrefix, Prompt
 from latentwire.lm.zoo import ZooError, locate
 
 Caching = Literal["kv", "none", "checkpoint"]
+Dtype = Literal["float32", "bfloat16"]
+"""Of the weights of a frozen LM, in recipes and saved configs."""
 REMEMBERED = 50_000
 """Texts whose ids are kept."""
 DATE = "26 Jul 2024"
@@ -70,7 +72,7 @@ class FrozenLM:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, dtype: torch.dtype = torch.float32, device: str | None = None
+        cls, name: str, dtype: torch.dtype | Dtype = "float32", device: str | None = None
     ) -> FrozenLM:
         """Load a zoo name, a Hugging Face id or a local folder, fetching it where needed.
 
@@ -510,7 +512,7 @@ class FrozenLM:
         return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
 
 
-def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     """Model and tokenizer of a folder. kind: one of transformers' auto classes; said: what that is,
     in words. Raises ZooError for a folder that holds none."""
     bar = logging.is_progress_bar_enabled()

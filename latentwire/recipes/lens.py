@@ -89,7 +89,7 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
             f"{len(documents)} training documents for steps of {recipe.data.documents}; give more "
             "--text, or a smaller --data.documents"
         )
-    lm = FrozenLM.from_pretrained(recipe.lens.model)
+    lm = FrozenLM.from_pretrained(recipe.lens.model, recipe.lens.dtype)
     check_layer(recipe.lens.layer, lm)
     check_places(recipe.lens.decoder.layers, lm)
     texts = tokenized(lm, documents, recipe.data.window, recipe.data.skip)

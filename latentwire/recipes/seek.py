@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from latentwire.files import write_whole
-from latentwire.lm import FrozenLM, seed_of
+from latentwire.lm import Dtype, FrozenLM, seed_of
 from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.recipes.seek_summary import rights_of, summary_of
 from latentwire.recipes.workers import Spread, here
@@ -107,6 +107,8 @@ class SeekRecipe:
     """Only the first so many problems."""
     seed: int = 0
     """Of everything sampled."""
+    dtype: Dtype = "float32"
+    """Of the model's weights; what is searched is float32."""
 
     def check(self) -> None:
         """Raises ValueError for fields that contradict each other, before any work. Not done when
@@ -260,9 +262,9 @@ def _said(records: Sequence[dict]) -> str:
     return f"greedy {right['greedy']:.1%}, seek {right['seek']:.1%}, {tokens / n:,.0f} tokens each"
 
 
-def load_lm(name: str) -> FrozenLM:
+def load_lm(name: str, dtype: Dtype) -> FrozenLM:
     """What a worker begins with."""
-    return FrozenLM.from_pretrained(name)
+    return FrozenLM.from_pretrained(name, dtype)
 
 
 def _searching(

@@ -27,14 +27,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from latentwire.evals.harness import Answer, evaluate, summarise
 from latentwire.evals.metrics import bootstrap, mean_ratio
-from latentwire.lm import FrozenLM
+from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.picks import seed_of
 from latentwire.recipes.evaluation import conditions
 from latentwire.recipes.objectives import (
@@ -107,8 +106,6 @@ class SharedRecipe:
     """Passages at the end of the first file that are never trained on."""
     fitted: int = 64
     """Passages that readers are calibrated on, and that PCA is fitted to."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the frozen models; what is trained is float32."""
     seed: int = 0
     """Of the order of the data and of its pieces."""
 
@@ -165,7 +162,7 @@ def train_shared(
     check_parts(recipe, session)
     known = known_formats(recipe, recipe.wire.readers, lms)
     out, config = _folder(recipe, asdict(recipe))
-    lms = lms or load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
+    lms = lms or load_models({*recipe.wire.readers, recipe.wire.source}, recipe.wire.dtype)
     torch.manual_seed(recipe.seed)
     wire = SharedWire(recipe.wire, lms)
     stock = load_stock(recipe, lms[recipe.wire.source])
@@ -193,7 +190,7 @@ def add_reader(
     known = known_formats(recipe, (name,), None)
     setting = {"added": name, "to": wire.id.hex(), **asdict(recipe)}
     torch.manual_seed(recipe.seed)
-    wire = wire.with_reader(name, load_models({name}, recipe.dtype)[name])
+    wire = wire.with_reader(name, load_models({name}, recipe.wire.dtype)[name])
     out, config = _folder(recipe, setting)
     stock = load_stock(recipe, wire.encoder.lm)
     if parallel.rank() == 0:
@@ -210,10 +207,9 @@ def add_reader(
     return out
 
 
-def load_models(names: set[str], dtype: str) -> dict[str, FrozenLM]:
+def load_models(names: set[str], dtype: Dtype) -> dict[str, FrozenLM]:
     """The frozen models by name."""
-    load = FrozenLM.from_pretrained
-    return {n: parallel.sharded(load(n, getattr(torch, dtype))) for n in sorted(names)}
+    return {n: parallel.sharded(FrozenLM.from_pretrained(n, dtype)) for n in sorted(names)}
 
 
 def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:

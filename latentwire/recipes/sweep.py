@@ -62,7 +62,7 @@ def _one_reader(recipe: WireRecipe, session: Session | None) -> Wire:
 
 
 def _several_readers(recipe: SharedRecipe, session: Session | None) -> SharedWire:
-    lms = load_models({*recipe.wire.readers, recipe.wire.source}, recipe.dtype)
+    lms = load_models({*recipe.wire.readers, recipe.wire.source}, recipe.wire.dtype)
     return SharedWire.from_pretrained(train_shared(recipe, session, lms) / "wire", lms)
 
 

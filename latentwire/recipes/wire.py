@@ -122,7 +122,7 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     passages = by_context(load_questions(recipe.data, least=least))
     kept = len(passages) - recipe.held_out
     first = parallel.rank() == 0
-    lm = FrozenLM.from_pretrained(recipe.wire.reader)
+    lm = FrozenLM.from_pretrained(recipe.wire.reader, recipe.wire.dtype)
     # Where a pass needs all processes, none may skip one because it found what another did not.
     features = None if parallel.all_check() else Features(lm)
     wire = Wire(parallel.sharded(lm), recipe.wire)

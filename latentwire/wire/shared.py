@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from latentwire.files import write_whole
-from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.lm import Dtype, FrozenLM, KVPrefix
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
 from latentwire.wire import fsq
@@ -73,6 +73,8 @@ class SharedConfig:
     and read by it alone."""
     added: int = 0
     """Readers, the last ones, that came after the wire was trained: no latents are theirs alone."""
+    dtype: Dtype = "float32"
+    """Of the frozen models; what is trained is float32."""
 
     def __post_init__(self) -> None:
         if not self.readers or len(set(self.readers)) < len(self.readers):
@@ -283,7 +285,7 @@ class SharedWire(nn.Module):
         state = _read_weights(folder, record["sha256"])
         found = dict(lms or {})
         for model in dict.fromkeys((config.source, *config.readers)):
-            found[model] = found.get(model) or FrozenLM.from_pretrained(model)
+            found[model] = found.get(model) or FrozenLM.from_pretrained(model, config.dtype)
             _check_copy(folder, model, found[model], record)
         wire = cls(config, found)
         for model, other in wire.encoder.others.items():

@@ -134,16 +134,14 @@ class TextWire:
             raise WireError(f"{folder}/config.json lacks a field; expected the one save wrote")
         found = dict(lms or {})
         source, *places = map(str, names)
-        readers = [read_config(folder / place)["reader"] for place in places]
-        for needed in dict.fromkeys((source, *readers)):
-            found[needed] = found.get(needed) or FrozenLM.from_pretrained(needed)
-        coder = found[source]
-        if coder.dtype not in (torch.float32, torch.float64):  # the reader may stay as it is
-            coder = FrozenLM.from_pretrained(source, device=str(coder.device))
-        wires = [
-            Wire.from_pretrained(folder / place, found[reader])
-            for place, reader in zip(places, readers, strict=True)
-        ]
+        wires = []
+        for place in places:
+            reader = read_config(folder / place)["reader"]
+            wires.append(Wire.from_pretrained(folder / place, found.get(reader)))
+            found[reader] = wires[-1].lm
+        coder = found.get(source)
+        if coder is None or coder.dtype not in (torch.float32, torch.float64):
+            coder = FrozenLM.from_pretrained(source, device=coder and str(coder.device))
         return cls(coder, wires)
 
 

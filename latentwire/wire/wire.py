@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from latentwire.files import write_whole
-from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
+from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.keep import finder
 from latentwire.wire.latents import Latents, as_prefix
@@ -56,12 +56,14 @@ class WireConfig:
     """Width of the bottleneck of each layer's residual."""
     format_tokens: int = 16
     """Soft tokens between context and question that set the form of the answer."""
+    dtype: Dtype = "float32"
+    """Of the reader's weights; the wire's own are float32."""
 
     def __post_init__(self) -> None:
-        for field in fields(self)[1:]:
-            value = getattr(self, field.name)
+        for name in ("ratio", "window", "rank", "format_tokens"):
+            value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise WireError(f"{field.name} is {value!r}; expected a whole number >= 1")
+                raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
 
 
 class Wire(nn.Module):
@@ -274,7 +276,7 @@ class Wire(nn.Module):
             raise WireError(
                 f"{folder / WEIGHTS} is truncated or altered (sha256 differs from config)"
             )
-        lm = lm or FrozenLM.from_pretrained(config.reader)
+        lm = lm or FrozenLM.from_pretrained(config.reader, config.dtype)
         if lm.architecture != record["architecture"]:
             raise WireError(
                 f"{folder} was trained for {config.reader} {record['architecture']}; "

@@ -7,6 +7,7 @@ A way in that cannot be the first stands after `embeddings`.
 
 import os
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import torch
@@ -31,10 +32,12 @@ SIZES = EncoderConfig(ratio=4, window=64, channels=32)
 
 def config(encoder: str, way: str) -> SharedConfig:
     """The wire of one cell of the table."""
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    made = partial(SharedConfig, (READER,), READER, encoder, sizes=SIZES, bits=4, dtype=dtype)
     try:
-        return SharedConfig((READER,), READER, encoder, (way,), SIZES, bits=4)
+        return made(ways_in=(way,))
     except WireError:
-        return SharedConfig((READER,), READER, encoder, ("embeddings", way), SIZES, bits=4)
+        return made(ways_in=("embeddings", way))
 
 
 def member(wire: SharedConfig) -> SharedRecipe:
@@ -52,7 +55,6 @@ def member(wire: SharedConfig) -> SharedRecipe:
         objectives=Objectives(again=OFF, kl=OFF) if HEART else Objectives(again=again, piece=20),
         held_out=1,  # nothing is checked while it trains: a check costs as much as some steps
         fitted=16,
-        dtype="bfloat16" if torch.cuda.is_available() else "float32",
     )
 
 
