@@ -35,6 +35,12 @@ def main() -> None:
         # Some messages come from libraries and have many lines; a user's mistake costs one.
         print("latentwire:", " ".join(str(error).split()), file=sys.stderr)
         raise SystemExit(2) from None
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        said = " ".join(str(error).split())
+        print(f"latentwire: {said} Take fewer rows at a time, or bfloat16.", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

@@ -271,3 +271,21 @@ def test_a_frame_is_the_same_every_day():
         "{% endfor %} ->"
     )
     assert lm.text(lm.frame.head) == "Today Date: 26 Jul 2024 "
+
+
+def test_an_answer_begins_behind_the_thought_that_a_template_leaves_out():
+    lm = tiny_lm("qwen3")
+    # As Qwen3's template ends.
+    lm.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %} ->"
+        "{% if enable_thinking is defined and enable_thinking is false %}<think></think>"
+        "{% endif %}{% endif %}"
+    )
+    assert lm.text(lm.frame.tail) == " -><think></think>"
+
+
+def test_a_template_that_says_the_words_twice_is_refused():
+    lm = tiny_lm("llama")
+    lm.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="says a user's words 2 times; expected once"):
+        _ = lm.frame

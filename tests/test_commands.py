@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import safetensors.torch
+import torch
 from tiny import tiny_lm
 
 import latentwire.wire.wire as wire_module
@@ -167,6 +168,17 @@ def test_a_model_that_needs_another_package(tmp_path, monkeypatch, capsys):
     assert err.count("\n") == 1
 
 
+def test_a_gpu_that_is_too_small_is_one_line(wire, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee docs.")
+
+    monkeypatch.setattr(Wire, "encode", full)
+    context = write(tmp_path / "note.txt", "The Elbe rises in the Giant Mountains.")
+    status, _, err = run(monkeypatch, capsys, "ask", "--context", context, "--wire", wire, "Where?")
+    assert status == 2 and err.count("\n") == 1
+    assert err.startswith("latentwire: CUDA out of memory.")
+
+
 def test_training_refuses_another_runs_folder_before_any_compute(tmp_path, monkeypatch, capsys):
     data = write(tmp_path / "d.jsonl", jsonl(ROWS))
     (tmp_path / "run").mkdir()
@@ -211,10 +223,11 @@ def test_a_recipe_that_cannot_be_trained(arguments, message, wire, tmp_path, mon
     assert not (tmp_path / "runs").exists()  # which would refuse the recipe, once mended
 
 
-def test_hub_data_is_read_from_a_folder(tmp_path):
+@pytest.mark.parametrize("as_squad", [True, False])
+def test_hub_data_is_read_from_a_folder(as_squad, tmp_path):
     from latentwire.tasks.qa import load_questions
 
-    rows = [{**r, "answers": {"text": r["answers"], "answer_start": [0]}} for r in ROWS]
+    rows = [{**r, "answers": {"text": r["answers"]} if as_squad else r["answers"]} for r in ROWS]
     (tmp_path / "squad").mkdir()
     write(tmp_path / "squad" / "train.jsonl", jsonl(rows))
     loaded = load_questions(f"hub:{tmp_path / 'squad'}")

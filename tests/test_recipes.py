@@ -10,6 +10,7 @@ import torch
 from tiny import tiny_lm, tokenizer
 from zstandard import compress
 
+from latentwire.evals import harness
 from latentwire.evals.baselines import closed_book, pruned, truncated_bytes, zstd_fitting
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM
@@ -283,3 +284,13 @@ def test_a_wire_of_a_reader_in_bfloat16_is_trained_and_loaded_so(data, tmp_path)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     result = evaluate_wire(wire, data, 8)
     assert result["replay_difference"] == 0
+
+
+def test_questions_are_answered_some_at_a_time_as_they_are_together(lm, data, monkeypatch):
+    passages = by_context(load_questions(data))[:3]
+    rows = {"closed": closed_book(lm)}
+    together = [a for batch in evaluate(lm, None, passages, rows) for a in batch]
+    monkeypatch.setattr(harness, "ROWS", 4)  # of 6, which parts a passage's questions
+    apart = [a for batch in evaluate(lm, None, passages, rows) for a in batch]
+    assert [replace(a, nll=0.0) for a in apart] == [replace(a, nll=0.0) for a in together]
+    assert [a.nll for a in apart] == pytest.approx([a.nll for a in together], abs=1e-4)

@@ -26,8 +26,10 @@ from latentwire.tasks.qa import (
     with_format,
 )
 
-BATCH, GPU_BATCH = 6, 64
-"""Passages that are answered together."""
+BATCH, GPU_BATCH = 6, 32
+"""Passages that are read together."""
+ROWS = 64
+"""Most questions that are answered together: each has a copy of its passage's cache."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,14 @@ def evaluate(
         done = []
         for name, condition in conditions.items():
             prefix = with_format(lm, format_tokens, condition([p.context for p in part]))
-            done += _answers(lm, name, questions, prefix.rows(owner), answer_tokens)
+            for first in range(0, len(questions), ROWS):
+                some = slice(first, first + ROWS)
+                done += _answers(lm, name, questions[some], prefix.rows(owner[some]), answer_tokens)
         yield done
 
 
 def batch_size(lm: FrozenLM) -> int:
-    """Passages that are answered together where the model is."""
+    """Passages that are read together where the model is."""
     return GPU_BATCH if lm.device.type == "cuda" else BATCH
 
 

@@ -182,7 +182,13 @@ class FrozenLM:
             tokenize=False,
             add_generation_prompt=True,
             date_string=DATE,
+            enable_thinking=False,  # of templates that have it, Qwen3's: an answer is what follows
         )
+        if text.count(marker) != 1:
+            raise ValueError(
+                f"{self.name}'s chat template says a user's words {text.count(marker)} times; "
+                "expected once"
+            )
         head, tail = text.split(marker)
         return Frame(self._ids(head), self._ids(tail))
 

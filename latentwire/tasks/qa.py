@@ -83,10 +83,12 @@ def _read_hub(name: str, limit: int | None) -> list[Question]:
         raise DataError(f"hub:{name}: {error}") from None
     if missing:
         raise DataError(f"hub:{name}: no column {sorted(missing)}; expected SQuAD's columns")
+    answers = [r["answers"] for r in rows]
+    listed = [a["text"] if isinstance(a, dict) else a for a in answers]  # SQuAD's, or plain lists
     return [
-        Question(str(r["id"]), r["context"], r["question"], tuple(r["answers"]["text"]))
-        for r in rows
-        if r["answers"]["text"]
+        Question(str(r["id"]), r["context"], r["question"], tuple(texts))
+        for r, texts in zip(rows, listed, strict=True)
+        if texts
     ]
 
 

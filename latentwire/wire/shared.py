@@ -438,11 +438,11 @@ class Reader:
 
 def _config(folder: Path, record: dict) -> SharedConfig:
     try:
-        given = dict(record["config"])
+        given, _, _ = dict(record["config"]), dict(record["sha256"]), dict(record["models"])
         given["sizes"] = EncoderConfig(**given["sizes"])
         given["readers"], given["ways_in"] = tuple(given["readers"]), tuple(given["ways_in"])
         return SharedConfig(**given)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise WireError(
             f"{folder}/config.json lacks a field; expected the one save wrote"
         ) from None
