@@ -23,7 +23,7 @@ from latentwire.lm import (
     seeded_noise,
 )
 from latentwire.lm.cache import attention_mask
-from latentwire.lm.doctor import CHECKS, TEXTS
+from latentwire.lm.doctor import CHECKS, LOGIT_TOLERANCE, TEXTS, examine
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
@@ -289,3 +289,14 @@ def test_a_template_that_says_the_words_twice_is_refused():
     lm.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError, match="says a user's words 2 times; expected once"):
         _ = lm.frame
+
+
+def test_the_doctor_allows_a_model_its_own_rounding_and_no_more(monkeypatch):
+    lm = tiny_lm("llama")
+    lm.model.lm_head.weight.data *= 1e4  # logits of hundreds, and differences with them
+    found = list(examine(lm))
+    assert all(f.passed for f in found)
+    assert max(f.difference for f in found) > LOGIT_TOLERANCE
+    head = FrozenLM.head
+    monkeypatch.setattr(FrozenLM, "head", lambda self, final: head(self, final) * 1.0001)
+    assert any(not f.passed for f in examine(lm))
