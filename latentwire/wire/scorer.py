@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from latentwire.ridge import Ridge
+from latentwire.ridge import Ridge, precise
 
 FLOOR = 1e-4
 """Attention below this counts as none: the log is taken of attention + FLOOR."""
@@ -40,7 +40,7 @@ class RidgeFit:
 
     def add(self, inputs: Float[Tensor, "l t d"], attention: Float[Tensor, "l h t"]) -> None:
         """One context: block inputs, and the attention that each token received per KV head."""
-        self._ridge.add(normed(inputs), (attention.double() + FLOOR).log().transpose(1, 2))
+        self._ridge.add(normed(inputs), (precise(attention) + FLOOR).log().transpose(1, 2))
 
     @torch.no_grad()
     def solve(self, scorer: Scorer, penalty: float = 1e-3) -> None:
