@@ -300,3 +300,20 @@ def test_the_doctor_allows_a_model_its_own_rounding_and_no_more(monkeypatch):
     head = FrozenLM.head
     monkeypatch.setattr(FrozenLM, "head", lambda self, final: head(self, final) * 1.0001)
     assert any(not f.passed for f in examine(lm))
+
+
+def test_noise_is_a_seeds_own_and_drawn_where_the_logits_are(monkeypatch):
+    devices, generator = [], torch.Generator
+
+    def recorded(device=None):
+        devices.append(device)
+        return generator(device or "cpu")
+
+    monkeypatch.setattr(torch, "Generator", recorded)
+    logits = torch.zeros(3, 1001, dtype=torch.bfloat16)
+    together = seeded_noise([5, 6, 5], [0, 2, 1])(3, logits)
+    assert devices == [logits.device] * 3 and together.dtype == torch.float32
+    for row, seed, at in zip(together, (5, 6, 5), (3, 5, 4), strict=True):
+        drawn = torch.rand(1001, generator=generator().manual_seed((seed << 20) + at))
+        assert torch.equal(row, -(-drawn.clamp(1e-20, 1 - 1e-7).log()).log())
+        assert torch.equal(row, seeded_noise([seed])(at, logits[:1])[0])

@@ -81,7 +81,8 @@ class StraightThroughGumbel:
 
 def seeded_noise(seeds: Sequence[int], starts: Sequence[int] | None = None) -> Noise:
     """Gumbel noise that depends on (row's seed, step) alone: a row draws the same noise whether it
-    stands alone or in a batch, and however its steps are computed.
+    stands alone or in a batch, and however its steps are computed. It is drawn where the logits
+    are, so that a CPU and each kind of GPU have noise of their own.
 
     starts: how many steps each row has behind it already, when it goes on from the middle.
     """
@@ -90,12 +91,11 @@ def seeded_noise(seeds: Sequence[int], starts: Sequence[int] | None = None) -> N
     def noise(step: int, logits: Tensor) -> Tensor:
         if len(seeds) != len(logits):
             raise ValueError(f"noise was made for {len(seeds)} rows, the batch has {len(logits)}")
-        draws = []
-        for seed, start in zip(seeds, starts, strict=True):
-            generator = torch.Generator().manual_seed((seed << 20) + start + step)
-            uniform = torch.rand(logits.shape[-1], generator=generator).clamp_(1e-20, 1 - 1e-7)
-            draws.append(-(-uniform.log()).log())
-        return torch.stack(draws).to(logits.device)
+        drawn = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        for row, seed, start in zip(drawn, seeds, starts, strict=True):
+            generator = torch.Generator(logits.device).manual_seed((seed << 20) + start + step)
+            row.uniform_(generator=generator)
+        return drawn.clamp_(1e-20, 1 - 1e-7).log_().neg_().log_().neg_()
 
     return noise
 
