@@ -1,5 +1,6 @@
 """A whole training and a whole evaluation on a tiny model, against values worked out apart."""
 
+import gc
 import json
 import re
 import signal
@@ -16,12 +17,14 @@ from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM
 from latentwire.recipes import evaluation
 from latentwire.recipes import wire as recipes
+from latentwire.recipes.checks import check_latents
 from latentwire.recipes.evaluation import conditions, evaluate_wire
 from latentwire.recipes.wire import WireRecipe, train_wire
 from latentwire.tasks.base import DataError
 from latentwire.tasks.needles import with_needles
 from latentwire.tasks.qa import Passage, Question, by_context, load_questions
 from latentwire.train.loop import LoopConfig
+from latentwire.wire.latents import Latents
 from latentwire.wire.wire import Wire, WireConfig
 
 NAMES = ["Ada", "Emmy", "Sofia", "Mary", "Lise", "Rosa", "Vera", "Inge"]
@@ -294,3 +297,25 @@ def test_questions_are_answered_some_at_a_time_as_they_are_together(lm, data, mo
     apart = [a for batch in evaluate(lm, None, passages, rows) for a in batch]
     assert [replace(a, nll=0.0) for a in apart] == [replace(a, nll=0.0) for a in together]
     assert [a.nll for a in apart] == pytest.approx([a.nll for a in together], abs=1e-4)
+
+
+def test_a_check_measures_the_readers_own_keys_and_keeps_none_of_them(lm):
+    wire = Wire(lm, WireConfig("tiny-llama", ratio=2, window=64, rank=4, format_tokens=3))
+    texts = {name: f"{name} was born then." for name in NAMES}
+    passages = [Passage(t, (Question("q", t, "Who?", (n,)),)) for n, t in texts.items()]
+    lengths = {len(lm.ids(p.context)) for p in passages}
+    forced, whole = recipes._forced(wire), []
+
+    def watched(batch, context):
+        whole.extend(o for o in gc.get_objects() if type(o) is Latents and len(o) in lengths)
+        return forced(batch, context)
+
+    found = check_latents(wire, passages, lambda batch: recipes._read(wire, batch), watched)
+    assert not whole
+    rows = [torch.cat([lm.frame.head, lm.ids(t)])[None] for t in texts.values()]
+    layers = [layer for ids in rows for layer in lm.model(ids, use_cache=True).past_key_values]
+    for kind, place in (("keys", 0), ("values", 1)):
+        own = torch.cat([layer[place][0, :, len(wire.head) :].flatten() for layer in layers])
+        sent = [getattr(z, kind) for z in wire.encode(list(texts.values()))]
+        size = torch.cat([z.flatten() for z in sent]).square().mean().sqrt()
+        assert found[f"scale.{kind}"] == pytest.approx((size / own.square().mean().sqrt()).item())

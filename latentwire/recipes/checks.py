@@ -7,9 +7,12 @@ evaluation. The two must give the same numbers; where they do not, training work
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from latentwire.evals.baselines import Condition
@@ -50,12 +53,14 @@ def check_latents(
     passages, and their size beside the reader's own keys and values."""
     if len(passages) < 2:
         return {}
-    latents: list[Latents] = []
-    texts: list[Latents] = []
-    for batch in _batches(passages):
+
+    def compressed(batch: Sequence[Passage]) -> tuple[list[Latents], list[_Sums]]:
         prompt, states = read(batch)
-        latents += wire.compress(prompt, states)
-        texts += _whole(prompt, states)
+        return wire.compress(prompt, states), [_sums(z) for z in _whole(prompt, states)]
+
+    made = [compressed(batch) for batch in _batches(passages)]
+    latents, texts = [z for row, _ in made for z in row], [z for _, row in made for z in row]
+    sent = [_sums(z) for z in latents]
     own, other = (
         torch.cat(
             [
@@ -70,10 +75,10 @@ def check_latents(
         **_scores(wire, passages, own, conditions(wire, passages)["wire"]),
         "gap": sum(gap) / len(gap),
         "gap_low": bootstrap(gap, _owners(passages))[0],
-        "cosine": pairwise_cosine(_means(latents)),
-        "cosine_text": pairwise_cosine(_means(texts)),
-        "scale.keys": _size([z.keys for z in latents]) / _size([z.keys for z in texts]),
-        "scale.values": _size([z.values for z in latents]) / _size([z.values for z in texts]),
+        "cosine": pairwise_cosine(torch.stack([z.mean for z in sent])),
+        "cosine_text": pairwise_cosine(torch.stack([z.mean for z in texts])),
+        "scale.keys": _size(sent, "keys") / _size(texts, "keys"),
+        "scale.values": _size(sent, "values") / _size(texts, "values"),
     }
 
 
@@ -151,24 +156,33 @@ def _first(wire: Wire, answer: str) -> int | None:
     return int(wire.lm.ids(wire.lm.frame.lead + answer)[0]) if answer else None
 
 
-def _whole(prompt: Prompt, states: States) -> list[Latents]:
-    """The uncompressed keys and values of each row's text."""
-    keys, values = torch.stack(states.prefix.keys), torch.stack(states.prefix.values)
-    lengths = prompt.mask.sum(1).tolist()
-    return [
-        Latents(keys[:, row, :, -n:], values[:, row, :, -n:], n) for row, n in enumerate(lengths)
-    ]
+class _Sums(NamedTuple):
+    """What a check needs of one text's keys and values, which themselves take gigabytes."""
+
+    mean: Float[Tensor, " c"]
+    """Its mean value vectors. Keys are left out, since they turn with their positions."""
+    keys: float
+    """Sum of their squares."""
+    values: float
+    entries: int
 
 
-def _means(rows: Sequence[Latents]) -> Tensor:
-    """[n, c]: each example's mean value vectors. Keys are left out, since they turn with their
-    positions."""
-    return torch.stack([z.values.float().mean(2).flatten() for z in rows])
+def _sums(z: Latents) -> _Sums:
+    keys, values = (kv.float().square().sum().item() for kv in (z.keys, z.values))
+    return _Sums(z.values.float().mean(2).flatten(), keys, values, z.keys.numel())
 
 
-def _size(tensors: Sequence[Tensor]) -> float:
+def _whole(prompt: Prompt, states: States) -> Iterator[Latents]:
+    """The uncompressed keys and values of each row's text, one after another."""
+    for row, n in enumerate(prompt.mask.sum(1).tolist()):
+        kept = (states.prefix.keys, states.prefix.values)
+        keys, values = (torch.stack([layer[row, :, -n:] for layer in kv]) for kv in kept)
+        yield Latents(keys, values, n)
+
+
+def _size(rows: Sequence[_Sums], kind: Literal["keys", "values"]) -> float:
     """Root mean square over everything."""
-    return torch.cat([t.flatten() for t in tensors]).square().mean().sqrt().item()
+    return math.sqrt(sum(getattr(row, kind) for row in rows) / sum(row.entries for row in rows))
 
 
 def _owners(passages: Sequence[Passage]) -> list[str]:
