@@ -2,8 +2,10 @@
 
 import json
 import multiprocessing
+import time
 import warnings
 from dataclasses import replace
+from threading import Thread
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from test_guards import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 
 from latentwire.lm.adapters import lora_config
+from latentwire.lm.frozen import TOKENIZING
 from latentwire.recipes import wire as recipes
 from latentwire.recipes.features import Features
 from latentwire.recipes.wire import train_wire
@@ -125,4 +128,19 @@ def test_ids_are_remembered_and_right(lm, monkeypatch):  # noqa: F811
     for _ in range(3):
         for text, ids in expected.items():
             assert lm.ids(text).tolist() == ids
+    assert len(lm._known) <= 2
+
+
+def test_threads_do_not_step_over_the_most_texts_that_are_remembered(lm, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("latentwire.lm.frozen.REMEMBERED", 2)
+    lm._known.clear()
+    lm.ids("first")
+    threads = [Thread(target=lm.ids, args=(text,)) for text in ("a", "b", "c")]
+    with TOKENIZING:
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)  # until all of them wait for the tokenizer
+    for thread in threads:
+        thread.join()
+    lm.ids("last")
     assert len(lm._known) <= 2

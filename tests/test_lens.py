@@ -202,6 +202,13 @@ def test_first_tokens_and_padding_are_left_out(lens):
     assert few[1:] == draw(texts[1:], 2, seed=3)  # whatever else is drawn
 
 
+def test_of_a_long_document_only_the_window_stays_in_memory():
+    lm, long = tiny_lm("llama"), "a long document " * 50
+    (text,) = tokenized(lm, [long], window=12, skip=4)
+    assert text.ids.untyped_storage().nbytes() == 12 * text.ids.itemsize
+    assert long not in lm._known
+
+
 def test_documents_are_split_and_not_tokens(tmp_path):
     file = tmp_path / "t.txt"
     file.write_text("\n\nOne\nline.\n\n \nTwo.\n\n\n" + "\n\n".join(DOCUMENTS) + "\n\nTwo.\n")

@@ -133,7 +133,8 @@ def split(documents: Sequence[str], held_out: float) -> tuple[list[str], list[st
 def tokenized(lm: FrozenLM, documents: Sequence[str], window: int, skip: int) -> list[Text]:
     """Documents as the LM reads them, cut to `window` tokens; those with no token after the first
     `skip` are left out. Raises LensError where none is left."""
-    rows = [torch.cat([lm.bos, lm.ids(d)])[:window] for d in documents]
+    # Clones, since a view would keep all ids of a document in memory.
+    rows = [torch.cat([lm.bos, lm.ids(d, remember=False)])[:window].clone() for d in documents]
     first = len(lm.bos) + skip
     texts = [Text(i, ids, len(lm.bos), first) for i, ids in enumerate(rows) if len(ids) > first]
     if not texts:

@@ -125,20 +125,24 @@ class FrozenLM:
 
     # -- text to ids ------------------------------------------------------------------------
 
-    def ids(self, text: str) -> Int[Tensor, " n"]:
+    def ids(self, text: str, remember: bool = True) -> Int[Tensor, " n"]:
         """Token ids of a piece of text: no special token is added, and one that the text spells out
         ("<|im_end|>") is words like others. Raises ValueError for half of a surrogate pair, which
         JSON can spell and no encoding can write.
 
         Ids of texts seen before are remembered, since one text is asked for again and again.
+        remember: false for one that is not.
         """
         if (known := self._known.get(text)) is not None:
             return known
         check_unicode(text)
-        if len(self._known) == REMEMBERED:
-            self._known.clear()
         with TOKENIZING:
-            return self._known.setdefault(text, self._ids(text, split_special_tokens=True))
+            made = self._ids(text, split_special_tokens=True)
+            if not remember:
+                return made
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            return self._known.setdefault(text, made)
 
     def offsets(self, text: str) -> Int[Tensor, "n 2"]:
         """The characters that each token of `ids(text)` stands for: where they begin, and where
