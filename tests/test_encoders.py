@@ -1,5 +1,6 @@
 """Encoders and poolings of a shared wire by value, and what their adapters do to a shared LM."""
 
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,24 @@ def test_a_lora_is_float32_on_a_model_in_bfloat16():
     assert {p.dtype for p in wire.encoder.lora.values()} == {torch.float32}
     torch.cat(wire.encode(TEXTS)).sum().backward()
     assert len(wire.encoder.lora) == 3 * 2 * 2  # of three blocks: c_attn and the attention's c_proj
+
+
+def test_wires_that_are_gone_leave_no_adapters_on_the_lm(lm, tmp_path):
+    wire = make_wire(lm, "lora_states")
+    config = replace(wire.config, ways_in=("lora",))
+    wire = trained(SharedWire(config, {lm.name: lm}).eval())
+    own, adapters = torch.cat(wire.encode(TEXTS)), dict(lm.model.peft_config)
+    wire.save(tmp_path)
+    for _ in range(3):
+        loaded = SharedWire.from_pretrained(tmp_path, {lm.name: lm})
+        names = set(lm.model.peft_config) - set(adapters)
+        del loaded
+        gc.collect()
+    assert sorted(name[:-1] for name in names) == ["encoder", "wire"]
+    left = {n for n, _ in lm.model.named_parameters() if "lora_" in n}
+    assert {n.split(".")[-2] for n in left} == set(lm.model.peft_config)
+    assert torch.equal(torch.cat(wire.encode(TEXTS)), own)
+    assert all(p.requires_grad for p in wire.encoder.lora.values())
 
 
 # The sentence encoder

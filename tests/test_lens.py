@@ -1,5 +1,6 @@
 """A lens as a whole: kept and loaded, explaining, intervening, and what it refuses."""
 
+import gc
 import json
 import shutil
 from dataclasses import replace
@@ -76,6 +77,22 @@ def test_a_saved_lens_loads_as_it_was(family, tmp_path):
     texts = [[e.text for e in each.explain(vector, 2)[0]] for each in (again, second)]
     assert texts[0] == texts[1]
     torch.testing.assert_close(again.reconstruct(["sea"]), second.reconstruct(["sea"]))
+
+
+def test_lenses_that_are_gone_leave_no_adapters_on_the_lm(tmp_path):
+    lens = make()
+    lens.save(tmp_path)
+    for _ in range(3):
+        second = Lens.from_pretrained(str(tmp_path), lens.lm)
+        assert set(lens.lm.model.peft_config) == {"lens0", "lens1", *adapters(second)}
+        del second
+        gc.collect()
+    assert adapters(lens) == {"lens0", "lens1"}
+    lens.reconstruct(["sea"])
+
+
+def adapters(lens: Lens) -> set[str | None]:
+    return {part.lm.adapter for part in (lens.decoder, lens.encoder)}
 
 
 @pytest.mark.parametrize("family", list(CONFIGS))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
+from weakref import finalize
 
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from latentwire.lm.families import family_of
 _ON = "_latentwire_adapter"
 """Attribute of a model that names the adapter that is on: switching walks through every module, and
 within a generation nothing has to be switched."""
+_LEFT = "_latentwire_left"
+"""Attribute of a model that lists the adapters whose owners are gone."""
 
 
 def lora_config(config: Any, rank: int, blocks: int, attention_only: bool = False) -> Any:
@@ -50,6 +53,22 @@ def unused_name(model: Any, kind: str) -> str:
     """A name for one more adapter of a model: its kind and a number that none has there."""
     taken = getattr(model, "peft_config", {})
     return next(f"{kind}{i}" for i in count() if f"{kind}{i}" not in taken)
+
+
+def leave_with(owner: object, model: Any, adapter: str) -> None:
+    """Have an adapter taken off its model when its owner is gone: models outlive what is loaded on
+    them. It goes when the next one is added, since an object may be collected at any moment, in the
+    middle of a walk through the model's modules."""
+    if not hasattr(model, _LEFT):
+        setattr(model, _LEFT, [])
+    finalize(owner, getattr(model, _LEFT).append, adapter).atexit = False
+
+
+def remove_left(model: Any) -> None:
+    """Take the adapters off whose owners are gone; none of them may be on."""
+    left: list[str] = getattr(model, _LEFT, [])
+    while left:
+        model.delete_adapter(left.pop())
 
 
 def as_module(model: Any, adapter: str) -> nn.ParameterDict:

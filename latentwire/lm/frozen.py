@@ -28,7 +28,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from latentwire.lm.adapters import adapted, gradients_kept, lora_parameters, switch
+from latentwire.lm.adapters import (
+    adapted,
+    gradients_kept,
+    lora_parameters,
+    remove_left,
+    switch,
+)
 from latentwire.lm.cache import as_cache, attention_mask, grown
 from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
 from latentwire.lm.families import family_of, softcap
@@ -440,6 +446,7 @@ class FrozenLM:
         with gradients_kept(self.model), catch_warnings():
             simplefilter("ignore")  # peft warns that a second adapter makes two
             self.model.add_adapter(config, adapter_name=adapter)
+            remove_left(self.model)
             switch(self.model, None)  # peft leaves a new adapter on
         for parameter in lora_parameters(self.model, adapter).values():
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))

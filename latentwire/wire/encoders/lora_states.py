@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latentwire.lm import FrozenLM
-from latentwire.lm.adapters import as_module, lora_config, unused_name
+from latentwire.lm.adapters import as_module, leave_with, lora_config, unused_name
 from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.encoders.lm_states import LMStates
 
@@ -23,4 +23,5 @@ class LoraStates(LMStates):
         name = unused_name(lm.model, "encoder")
         lora = lora_config(lm.model.config, RANK, len(lm.blocks), attention_only=True)
         self.reading = lm.add_lora(name, lora)
+        leave_with(self, lm.model, name)
         self.lora = as_module(lm.model, name)

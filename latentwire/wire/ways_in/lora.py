@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from latentwire.lm import FrozenLM, KVPrefix
-from latentwire.lm.adapters import as_module, lora_config, unused_name
+from latentwire.lm.adapters import as_module, leave_with, lora_config, unused_name
 from latentwire.wire.ways_in.base import Calibration, Slots
 from latentwire.wire.ways_in.embeddings import Embeddings
 
@@ -30,6 +30,7 @@ class Lora(Embeddings):
         self.adapter = unused_name(lm.model, "wire")
         config = lora_config(lm.model.config, self.RANK, self.BLOCKS)
         lm.add_lora(self.adapter, config)
+        leave_with(self, lm.model, self.adapter)
         self.lora = as_module(lm.model, self.adapter)
 
     def forward(
