@@ -188,8 +188,11 @@ def test_training_refuses_another_runs_folder_before_any_compute(tmp_path, monke
     (tmp_path / "other" / "slots.safetensors").write_bytes(checkpoint)
     monkeypatch.setattr(wire_module, "FrozenLM", None)
     for arguments, message in [
-        (("--out", str(tmp_path / "run")), "holds a run with another config"),
-        (("--out", str(tmp_path / "other")), "is a checkpoint of another recipe"),
+        (("--out", str(tmp_path / "run")), "another config; give another run folder"),
+        (
+            ("--out", str(tmp_path / "other")),
+            "another recipe; remove it, or give another run folder",
+        ),
         (("--gradient-accumulation", "3"), "expected a multiple of 3"),
         (("--trackers", "comet"), "--trackers"),
         (("--out", str(tmp_path / "new")), "2 passages; expected at least 104"),

@@ -17,7 +17,9 @@ def check_training(out: Path, config: str) -> None:
     of one; to be called before any compute."""
     saved = out / "config.json"
     if saved.exists() and saved.read_text() != config:
-        raise ValueError(f"{out} holds a run with another config; give another --out or remove it")
+        raise ValueError(
+            f"{out} holds a run with another config; give another run folder or remove it"
+        )
     check_folder(out, digest(config))
 
 
@@ -28,7 +30,7 @@ def begin_training(out: Path, config: str) -> None:
         write_whole(out / "config.json", config)
     except OSError as error:
         raise ValueError(
-            f"{out} cannot be written ({error.strerror}); give another --out or make room"
+            f"{out} cannot be written ({error.strerror}); give another run folder or make room"
         ) from None
 
 

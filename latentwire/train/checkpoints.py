@@ -149,7 +149,7 @@ def check_run(path: Path, metadata: Mapping[str, str], run: str) -> None:
     """Raises CheckpointError for a checkpoint that another run wrote."""
     if metadata.get("run", run) != run:
         raise CheckpointError(
-            f"{path} is a checkpoint of another recipe; remove it, or give another --out"
+            f"{path} is a checkpoint of another recipe; remove it, or give another run folder"
         )
 
 
