@@ -160,3 +160,23 @@ def test_one_process_shards_nothing(monkeypatch):
     whole = tiny_lm("llama")
     assert parallel.sharded(whole) is whole
     assert type(whole.blocks[0].mlp.up_proj.weight) is torch.nn.Parameter
+
+
+def test_gradients_are_averaged_some_at_a_time(monkeypatch):
+    tensors = [torch.zeros(*shape) for shape in ((3, 2), (4,), (2, 9), (1,), (5, 2))]
+    for i, tensor in enumerate(tensors[1:]):
+        tensor.grad = torch.full_like(tensor, float(i))
+    sizes = []
+
+    def halved(flat, kind):
+        assert kind == "mean"
+        sizes.append(len(flat))
+        return flat / 2
+
+    monkeypatch.setattr(parallel, "world", lambda: 2)
+    monkeypatch.setattr(parallel, "reduce", halved)
+    monkeypatch.setattr(parallel, "BUCKET", 10)
+    parallel.average_gradients(tensors)
+    assert sizes == [10, 18, 1, 10]
+    for tensor, value in zip(tensors, (0, 0, 0.5, 1, 1.5), strict=True):
+        assert torch.equal(tensor.grad, torch.full_like(tensor, value))

@@ -26,6 +26,8 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM
 
+BUCKET = 2**24
+"""Numbers of gradients that are averaged together; a larger tensor is averaged alone."""
 T = TypeVar("T")
 _part: ContextVar[tuple[int, int]] = ContextVar("part", default=(0, 1))
 
@@ -155,12 +157,25 @@ def average_gradients(tensors: Sequence[Tensor]) -> None:
         tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
     if world() == 1:
         return
-    gradients = [t.grad for t in tensors if t.grad is not None]
-    averaged = reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-    assert isinstance(averaged, Tensor)
-    parts = averaged.split([g.numel() for g in gradients])
-    for gradient, own in zip(gradients, parts, strict=True):
-        gradient.copy_(own.view_as(gradient))
+    for bucket in _buckets([t.grad for t in tensors if t.grad is not None]):
+        averaged = reduce(torch.cat([g.flatten() for g in bucket]), "mean")
+        assert isinstance(averaged, Tensor)
+        parts = averaged.split([g.numel() for g in bucket])
+        for gradient, own in zip(bucket, parts, strict=True):
+            gradient.copy_(own.view_as(gradient))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors in order, as many at a time as have at most BUCKET numbers together: all at once
+    would take their memory again, and each alone a message for each of many small ones."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in (*bucket, tensor)) > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 def _state() -> PartialState:
