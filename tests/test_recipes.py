@@ -306,8 +306,13 @@ def test_a_check_measures_the_readers_own_keys_and_keeps_none_of_them(lm):
     lengths = {len(lm.ids(p.context)) for p in passages}
     forced, whole = recipes._forced(wire), []
 
+    def alive() -> list[Latents]:
+        return [o for o in gc.get_objects() if type(o) is Latents and len(o) in lengths]
+
+    before = alive()  # of other tests
+
     def watched(batch, context):
-        whole.extend(o for o in gc.get_objects() if type(o) is Latents and len(o) in lengths)
+        whole.extend(o for o in alive() if all(o is not other for other in before))
         return forced(batch, context)
 
     found = check_latents(wire, passages, lambda batch: recipes._read(wire, batch), watched)
