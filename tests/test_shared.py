@@ -25,6 +25,7 @@ from latentwire.recipes.shared import (
     Stock,
     add_reader,
     check_readers,
+    load_stock,
     train_shared,
     wire_loss,
 )
@@ -431,6 +432,25 @@ def test_data_that_cannot_be_trained_on_is_refused_and_leaves_no_folder(lms, giv
     with pytest.raises(DataError, match=r"answers of at most 12 tokens"):
         train_shared(replace(given, data=(str(data_of(long, tmp_path)),)))
     assert not given.out.exists()
+
+
+def test_what_of_the_data_is_left_out_is_said(lms, given, tmp_path, capsys):
+    kept, row = passages(), passages()[0].questions[0]
+    load_stock(replace(given, data=(str(data_of(kept, tmp_path)),)), lms["tiny-llama"])
+    assert capsys.readouterr().err == ""
+    asked = (*kept[0].questions, replace(row, answers=("long" * 8,)))
+    first = Passage(kept[0].context, tuple(replace(q, context=kept[0].context) for q in asked))
+    long = ["far too long " * 30 + str(i) for i in range(2)]
+    more = [Passage(text, (replace(row, context=text),)) for text in long]
+    text = tmp_path / "t.txt"
+    text.write_text("Short.\n\n\n\nToo.\n\nAs short.\n\n" + "Long enough. " * 10)
+    data = data_of([first, *more, *kept[1:]], tmp_path)
+    stock = load_stock(replace(given, data=(str(data),), text=(text,)), lms["tiny-llama"])
+    assert len(stock.passages) == len(kept) - given.held_out + 1
+    assert " ".join(capsys.readouterr().err.split()) == (
+        "left out: 2 passages of not 5 to 320 tokens, 1 questions with answers of more than 12 "
+        "tokens, 3 paragraphs of at most 100 characters"
+    )
 
 
 def test_training_evaluation_and_one_more_reader(lms, given, tmp_path):

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from latentwire.evals.harness import Answer, evaluate, summarise
@@ -69,6 +70,8 @@ from latentwire.wire.shared import Reader, SharedConfig, SharedWire
 
 LONGEST_ANSWER = 12
 """Tokens; questions with longer answers are not trained on, since a batch is padded to them."""
+SHORTEST_TEXT = 100
+"""Characters; paragraphs of plain text with no more are not trained on."""
 
 
 @dataclass(frozen=True)
@@ -214,19 +217,30 @@ def load_models(names: set[str], dtype: Dtype) -> dict[str, FrozenLM]:
 
 def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
     """Passages of all files, those at the end of the first held out, and texts. Questions with long
-    answers are left out; with FSDP2 passages that then have none are too, since all processes have
-    to run the same passes.
+    answers are left out, and so are passages that are too long or too short, with one line on
+    stderr; with FSDP2 passages that then have no question are too, since all processes have to run
+    the same passes.
 
     Raises DataError for files that cannot be used, or that leave nothing to train on.
     """
     files = [by_context(load_questions(name)) for name in recipe.data]
     held, files[0] = files[0][-recipe.held_out :], files[0][: -recipe.held_out]
     passages = [p for file in files for p in file]
-    passages += [Passage(text, ()) for path in recipe.text for text in _paragraphs(path)]
+    paragraphs = [text for path in recipe.text for text in _paragraphs(path)]
+    passages += [Passage(text, ()) for text in paragraphs if len(text) > SHORTEST_TEXT]
     seen = {p.context for p in held}
-    kept = [p for p in passages if p.context not in seen]
-    kept = [p for p in kept if CUE < len(source.ids(p.context)) <= recipe.longest]
-    kept = [_briefly_answered(p, source) for p in kept]
+    unseen = [p for p in passages if p.context not in seen]
+    fitting = [p for p in unseen if CUE < len(source.ids(p.context)) <= recipe.longest]
+    kept = [_briefly_answered(p, source) for p in fitting]
+    asked, left = (sum(len(p.questions) for p in row) for row in (fitting, kept))
+    short = sum(len(text) <= SHORTEST_TEXT for text in paragraphs)
+    _tell(
+        {
+            f"passages of not {CUE + 1} to {recipe.longest} tokens": len(unseen) - len(fitting),
+            f"questions with answers of more than {LONGEST_ANSWER} tokens": asked - left,
+            f"paragraphs of at most {SHORTEST_TEXT} characters": short,
+        }
+    )
     kept = [p for p in kept if p.questions or not parallel.all_check()]
     if len(kept) < recipe.passages:
         raise DataError(
@@ -449,8 +463,7 @@ def _folder(recipe: SharedRecipe, setting: dict) -> tuple[Path, str]:
 
 
 def _paragraphs(path: Path) -> list[str]:
-    """Blocks of a text file, each cut to about 1,000 characters at a space; what is left with 100
-    or fewer is left out."""
+    """Blocks of a text file, each cut to about 1,000 characters at a space."""
     pieces = []
     for block in read_text(path).split("\n\n"):
         text, start = " ".join(block.split()), 0
@@ -460,7 +473,16 @@ def _paragraphs(path: Path) -> list[str]:
             pieces.append(text[start:end])
             start = end + (text[end] == " ")
         pieces.append(text[start:])
-    return [piece for piece in pieces if len(piece) > 100]
+    return [piece for piece in pieces if piece]
+
+
+def _tell(counts: Mapping[str, int]) -> None:
+    """One line on stderr of what of the data is not trained on, by kind; none where all is."""
+    said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    if said and parallel.rank() == 0:
+        Console(stderr=True).print(
+            f"left out: {said}", style="dim", highlight=False, soft_wrap=True
+        )
 
 
 def _briefly_answered(passage: Passage, source: FrozenLM) -> Passage:
