@@ -448,8 +448,8 @@ def test_what_of_the_data_is_left_out_is_said(lms, given, tmp_path, capsys):
     stock = load_stock(replace(given, data=(str(data),), text=(text,)), lms["tiny-llama"])
     assert len(stock.passages) == len(kept) - given.held_out + 1
     assert " ".join(capsys.readouterr().err.split()) == (
-        "left out: 2 passages of not 5 to 320 tokens, 1 questions with answers of more than 12 "
-        "tokens, 3 paragraphs of at most 100 characters"
+        "left out: passages of not 5 to 320 tokens (2), questions with answers of more than 12 "
+        "tokens (1), paragraphs of at most 100 characters (3)"
     )
 
 

@@ -1,6 +1,7 @@
 """Tiny random models of each family, with a byte-level tokenizer: what the fast tests run on."""
 
 import tempfile
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from string import ascii_lowercase, digits, punctuation
@@ -81,7 +82,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def tiny_lm(family: str, dtype: torch.dtype = torch.float32) -> FrozenLM:
     """A seeded model of one family."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family]).to(dtype)
+    config = deepcopy(CONFIGS[family])  # saving a model writes its type into it
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
     return FrozenLM(model, tokenizer(), f"tiny-{family}")
 
 

@@ -17,12 +17,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -44,7 +44,7 @@ class Features:
         self.folder = folder or (Path(given) if given else cache_folder() / "features")
         self.device = lm.device
         self.read, self.written = 0, 0
-        versions = f"{torch.__version__} {transformers.__version__}"
+        versions = f"{torch.__version__} {version('transformers')}"
         self._of = hashlib.sha256(f"{_code()} {versions} {lm.device.type}".encode())
         # An adapter that is off changes nothing but the names that peft gives to the rest.
         weights = {

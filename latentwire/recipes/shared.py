@@ -478,7 +478,7 @@ def _paragraphs(path: Path) -> list[str]:
 
 def _tell(counts: Mapping[str, int]) -> None:
     """One line on stderr of what of the data is not trained on, by kind; none where all is."""
-    said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    said = ", ".join(f"{kind} ({count:,})" for kind, count in counts.items() if count)
     if said and parallel.rank() == 0:
         Console(stderr=True).print(
             f"left out: {said}", style="dim", highlight=False, soft_wrap=True
