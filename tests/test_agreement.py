@@ -262,26 +262,29 @@ def test_a_mask_takes_no_more_than_its_floats_where_all_layers_see_everything():
     assert largest.bytes == mask.nbytes == 4 * 300 * 300
 
 
-def test_a_frame_is_the_same_every_day():
+@pytest.mark.parametrize(
+    ("template", "head", "tail"),
+    [
+        (  # as Llama 3.2's begins: the same head every day
+            "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+            "{% endif %}Today Date: {{ date_string }}{% for m in messages %} {{ m.content }}"
+            "{% endfor %} ->",
+            "Today Date: 26 Jul 2024 ",
+            " ->",
+        ),
+        (  # as Qwen3's ends: an answer begins behind the thought that is left out
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %} ->"
+            "{% if enable_thinking is defined and enable_thinking is false %}<think></think>"
+            "{% endif %}{% endif %}",
+            "",
+            " -><think></think>",
+        ),
+    ],
+)
+def test_a_frame_has_neither_todays_date_nor_a_thought(template, head, tail):
     lm = tiny_lm("llama")
-    # As Llama 3.2's template begins.
-    lm.tokenizer.chat_template = (
-        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
-        "{% endif %}Today Date: {{ date_string }}{% for m in messages %} {{ m.content }}"
-        "{% endfor %} ->"
-    )
-    assert lm.text(lm.frame.head) == "Today Date: 26 Jul 2024 "
-
-
-def test_an_answer_begins_behind_the_thought_that_a_template_leaves_out():
-    lm = tiny_lm("qwen3")
-    # As Qwen3's template ends.
-    lm.tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %} ->"
-        "{% if enable_thinking is defined and enable_thinking is false %}<think></think>"
-        "{% endif %}{% endif %}"
-    )
-    assert lm.text(lm.frame.tail) == " -><think></think>"
+    lm.tokenizer.chat_template = template
+    assert (lm.text(lm.frame.head), lm.text(lm.frame.tail)) == (head, tail)
 
 
 def test_a_template_that_says_the_words_twice_is_refused():
