@@ -3,8 +3,7 @@
 # and at each ratio on 100 of them.
 #   reproduce/wire-shared/eval.sh squad_dev.jsonl
 # On 2 CPU cores: about three hours. The squad_dev.json beside this file was ended after 156 passages
-# (docs/LOG.md says how); those of 4x and 16x are by two processes, one a reader, 16x's without the joint
-# answer; 2x was not done.
+# (docs/LOG.md says how); the answers of 4x and 16x are by two processes, one a reader; 2x was not done.
 set -euo pipefail
 data=$(realpath "${1:?a JSONL file of SQuAD dev rows}")
 cd "$(dirname "$0")/../.."
