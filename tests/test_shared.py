@@ -383,6 +383,7 @@ def test_save_and_load_and_one_more_reader(lms, tmp_path):
         ({"config": {**record["config"], "trunk_layers": 3}}, "does not fit the weights"),
         ({"config": {}}, "lacks a field"),
         ({"sha256": None}, "lacks a field"),
+        ({"config": {**record["config"], "bits": 0}}, "bits is 0"),
     ]:
         (tmp_path / "again" / "config.json").write_text(json.dumps(record | change))
         with pytest.raises(WireError, match=said):

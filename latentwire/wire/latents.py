@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentwire.lm import KVPrefix
+from latentwire.lm import FrozenLM, KVPrefix, Prompt
 
 
 @dataclass(frozen=True)
@@ -57,3 +57,11 @@ def as_prefix(head: KVPrefix, latents: Sequence[Latents]) -> KVPrefix:
 
 def _padded(slots: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(slots, (0, 0, 0, width - slots.shape[2]))
+
+
+def head_of(lm: FrozenLM) -> KVPrefix:
+    """What every prompt begins with (chat template's head, or BOS), as a cache of one row, in the
+    LM's own float type: a first use may be inside a training step's autocast, and what is kept of
+    it is used outside too."""
+    with torch.no_grad(), torch.autocast(lm.device.type, enabled=False):
+        return lm.prefill(Prompt.from_ids(lm, [lm.frame.head]))

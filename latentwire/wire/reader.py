@@ -8,8 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from latentwire.lm import FrozenLM, KVPrefix, Prompt
+from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.wire.encoders.base import in_blocks, padded, transformer
+from latentwire.wire.latents import head_of
 from latentwire.wire.ways_in import WAYS_IN, Calibration, Slots
 from latentwire.wire.wire import RESERVE, initial_format
 
@@ -41,9 +42,7 @@ class Adapter(nn.Module):
     @cached_property
     def head(self) -> KVPrefix:
         """What every prompt begins with, as a cache of one row."""
-        # A first use may be inside a training step's autocast; what is kept is used outside too.
-        with torch.no_grad(), torch.autocast(self.lm.device.type, enabled=False):
-            return self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
+        return head_of(self.lm)
 
     @property
     def room(self) -> int:

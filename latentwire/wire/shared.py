@@ -442,7 +442,7 @@ def _config(folder: Path, record: dict) -> SharedConfig:
         given["sizes"] = EncoderConfig(**given["sizes"])
         given["readers"], given["ways_in"] = tuple(given["readers"]), tuple(given["ways_in"])
         return SharedConfig(**given)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         raise WireError(
             f"{folder}/config.json lacks a field; expected the one save wrote"
         ) from None

@@ -29,7 +29,7 @@ from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.keep import finder
-from latentwire.wire.latents import Latents, as_prefix
+from latentwire.wire.latents import Latents, as_prefix, head_of
 from latentwire.wire.message import Message, MessageError, check_bits, message_size
 from latentwire.wire.scorer import Scorer
 from latentwire.wire.slots import Slots
@@ -83,9 +83,7 @@ class Wire(nn.Module):
     @cached_property
     def head(self) -> KVPrefix:
         """What every prompt begins with (chat template's head, or BOS), as a cache of one row."""
-        # A first use may be inside a training step's autocast; what is kept is used outside too.
-        with torch.no_grad(), torch.autocast(self.lm.device.type, enabled=False):
-            return self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
+        return head_of(self.lm)
 
     def check_window(self) -> None:
         """Raises WireError where the reader cannot read one whole window and answer."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.positions import sinusoids
 from latentwire.wire.encoders.base import EncoderConfig, WritingEncoder, transformer, writer
+from latentwire.wire.latents import head_of
 from latentwire.wire.scorer import normed
 
 MIXTURES = 4
@@ -44,9 +45,7 @@ class StatesEncoder(WritingEncoder):
     @cached_property
     def head(self) -> KVPrefix:
         """What the LM reads before every window, all adapters off, as a cache of one row."""
-        # A first use may be inside a training step's autocast; what is kept is used outside too.
-        with torch.no_grad(), torch.autocast(self.lm.device.type, enabled=False):
-            return self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
+        return head_of(self.lm)
 
     def units(self, text: str) -> Tensor:
         return self.lm.ids(text)
