@@ -4,26 +4,30 @@ Kinds of input x {one row, ragged batch} x families, on logits, CPU, float32, se
 """
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig
 from tiny import CONFIGS, tiny_lm
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface
 
 from latentwire.lm import (
     FrozenLM,
     Greedy,
+    HeadSlots,
     KVPrefix,
     Patch,
     Prompt,
     Sampled,
     StraightThroughGumbel,
+    gradient_checkpointing,
     pad_right,
     seeded_noise,
 )
 from latentwire.lm.cache import attention_mask
-from latentwire.lm.doctor import CHECKS, LOGIT_TOLERANCE, TEXTS, examine
+from latentwire.lm.doctor import CHECKS, LOGIT_TOLERANCE, TEXTS, examine, make_case
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
@@ -118,6 +122,76 @@ def test_k_samples_of_one_prefill_equal_single_calls(lm):
         alone = lm.decode(Prompt.from_ids(lm, [row]), Sampled(seeded_noise([seed])), 8)
         real = alone.ids.shape[1]
         assert together.ids[k, :real].tolist() == alone.ids[0].tolist()
+
+
+@pytest.fixture
+def dropping(lm):
+    """Hugging Face's attention, written out, where heads do not see the columns that are named:
+    a function of which, [l, b, h, p]."""
+    dropped = []
+
+    def attention(module, query, key, value, mask, scaling=None, **_):
+        group = query.shape[1] // key.shape[1]
+        keys, values = (x.repeat_interleave(group, 1) for x in (key, value))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        weights = query @ keys.transpose(2, 3) * scale + mask
+        hidden = dropped[0][module.layer_idx].repeat_interleave(group, 1)[:, :, None]
+        weights[..., : hidden.shape[-1]].masked_fill_(hidden, -torch.inf)
+        return (weights.softmax(-1) @ values).transpose(1, 2), None
+
+    AttentionInterface.register("dropping", attention)
+    yield lambda which: (dropped.append(which), lm.model.set_attn_implementation("dropping"))
+    lm.model.set_attn_implementation("sdpa")
+
+
+def test_heads_see_their_own_slots_and_no_others(lm, dropping):
+    rows = [torch.cat([lm.bos, lm.ids(text[:20])]) for text in TEXTS[:2]]
+    more = [lm.ids("and then"), lm.ids("so")]
+    whole = lm.prefill(Prompt.from_ids(lm, rows))
+    layers, (heads, width), columns = len(lm.blocks), lm.kv_shape, len(whole)
+    kept = torch.rand(layers, 2, heads, columns, generator=torch.Generator().manual_seed(0)) < 0.3
+    kept[..., -1] = True
+    lengths = kept.sum(-1)
+    assert lengths.unique().numel() > 3
+    slots = [
+        HeadSlots(keys[kept[i]], values[kept[i]], kept[i].nonzero()[:, 2], lengths[i])
+        for i, (keys, values) in enumerate(zip(whole.keys, whole.values, strict=True))
+    ]
+    nothing = torch.zeros(2, heads, 0, width)
+    prefix = KVPrefix(
+        (nothing,) * layers,
+        (nothing,) * layers,
+        torch.zeros(2, 0, dtype=torch.bool),
+        torch.zeros(2, 0, dtype=torch.long),
+        whole.next_position,
+        head_slots=tuple(slots),
+    )
+    prompt = Prompt.from_ids(lm, more, prefix)
+    targets = torch.stack([lm.ids("xyz")] * 2)
+    ours, swapped = lm.head(lm.final(prompt)), prefix.rows(torch.tensor([1, 1, 0]))
+    again = lm.head(lm.final(Prompt.from_ids(lm, [more[1], more[1], more[0]], swapped)))
+    scored = lm.score(prompt, targets)
+    assert prefix.nbytes() == 2 * 4 * width * int(lengths.sum())
+    dropping(~kept)
+    theirs = lm.head(lm.final(Prompt.from_ids(lm, more, whole)))
+    torch.testing.assert_close(ours[prompt.mask], theirs[prompt.mask], atol=1e-4, rtol=0)
+    torch.testing.assert_close(again[:, -2:], theirs[[1, 1, 0], -2:], atol=1e-4, rtol=0)
+    expected = lm.score(Prompt.from_ids(lm, more, whole), targets)
+    torch.testing.assert_close(scored, expected, atol=1e-4, rtol=0)
+
+
+def test_gradient_checkpointing_sees_the_heads_slots(lm):
+    prompt = make_case(lm, "head_slots", True).prompt
+    assert prompt.prefix is not None
+    slots, gradients = prompt.prefix.head_slots, []
+    for on in (False, True):
+        leaves = [replace(s, keys=s.keys.detach().requires_grad_()) for s in slots]
+        given = replace(prompt, prefix=replace(prompt.prefix, head_slots=tuple(leaves)))
+        with gradient_checkpointing(on):
+            lm.final(given).square().sum().backward()
+        gradients.append(torch.stack([s.keys.grad for s in leaves]))
+    assert gradients[0].abs().amax((1, 2)).min() > 0
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
 def test_a_padded_prefix_equals_an_unpadded_one(lm):

@@ -20,29 +20,39 @@ from latentwire.wire.wire import Wire, WireConfig, WireError
 
 GOLDEN = {
     16: (
-        "4c574952020057e15da7000102030405060700112233aabbccdd01000100020003000000070000001007"
-        "74696e792dc3a90000003e004200bc003c00340040004000400000ff7b0000"
+        "4c5749520300e33117fc000102030405060700112233aabbccdd01000200020007000000100774696e79"
+        "2dc3a903000000010000000000020003000600000000bc003e003c0042003400c8003c004000000040ff"
+        "7b0040000000380000"
     ),
     8: (
-        "4c5749520200f463ef9a000102030405060700112233aabbccdd01000100020003000000070000000807"
-        "74696e792dc3a9000000bc00400000062204200000045c0080ff00ff9f00000000ff00"
+        "4c574952030087d5f33d000102030405060700112233aabbccdd01000200020007000000080774696e79"
+        "2dc3a903000000010000000000020003000600000000bc00c8003c004000000038000006220420000000"
+        "000000045c00000000000080ffff9f0000000000ff00000000"
     ),
     6: (
-        "4c57495202006e212401000102030405060700112233aabbccdd01000100020003000000070000000607"
-        "74696e792dc3a9000000bc00400000182a10280000106400f803ff090000f003"
+        "4c5749520300551ee2b7000102030405060700112233aabbccdd01000200020007000000060774696e79"
+        "2dc3a903000000010000000000020003000600000000bc00c8003c0040000000380000182a1028000000"
+        "0000001064000000000000feff09000000fc000000"
     ),
     4: (
-        "4c57495202008d1948ac000102030405060700112233aabbccdd01000100020003000000070000000407"
-        "74696e792dc3a9000000bc00400000663244300000446c800f9f00000f"
+        "4c57495203000c9bccb7000102030405060700112233aabbccdd01000200020007000000040774696e79"
+        "2dc3a903000000010000000000020003000600000000bc00c8003c004000000038000066324430000000"
+        "000000446c0000000000f89f0000f00000"
     ),
 }
 """What SMALL travels as."""
 
 
 def latents(layers=1, heads=1, slots=3, width=2, span=7) -> Latents:
+    """Heads with `slots` and with fewer, in turn, anywhere in the span."""
     generator = torch.Generator().manual_seed(0)
-    keys, values = torch.randn(2, layers, heads, slots, width, generator=generator)
-    return Latents(keys * 5 + 3, values, span)
+    lengths = slots - torch.arange(layers * heads).view(layers, heads) % min(slots, 3)
+    keys, values = torch.randn(2, int(lengths.sum()), width, generator=generator)
+    places = [
+        torch.randint(span, (n,), generator=generator).sort().values
+        for n in lengths.flatten().tolist()
+    ]
+    return Latents(keys * 5 + 3, values, torch.cat(places), lengths, span)
 
 
 SMALL = Message(
@@ -50,27 +60,39 @@ SMALL = Message(
     "tiny-é",
     "00112233aabbccdd",
     Latents(
-        torch.tensor([[[[0.0, -1.0], [1.5, 1.0], [3.0, 0.25]]]]),
-        torch.tensor([[[[2.0, 0.0], [2.0, 70000.0], [2.0, 1e-9]]]]),
+        torch.tensor([[0.0, -1.0], [1.5, 1.0], [3.0, 0.25], [-8.0, 1.0]]),
+        torch.tensor([[2.0, 0.0], [2.0, 70000.0], [2.0, 1e-9], [0.5, 0.0]]),
+        torch.tensor([0, 2, 5, 6]),
+        torch.tensor([[3, 1]]),
         span=7,
     ),
 )
 
 
 def read_as_documented(data: bytes) -> tuple[dict, np.ndarray, np.ndarray]:
-    """A reader written from docs/wire-format.md alone: header, keys and values [L, H, M, E]."""
+    """A reader written from docs/wire-format.md alone: header, keys and values [S, E]."""
     magic, version, checksum = struct.unpack_from("<4sHI", data, 0)
-    assert magic == b"LWIR" and version == 2 and checksum == zlib.crc32(data[10:])
+    assert magic == b"LWIR" and version == 3 and checksum == zlib.crc32(data[10:])
     wire_id, fingerprint = data[10:18], data[18:26]
-    layers, heads, width, slots, span, bits, n = struct.unpack_from("<HHHIIBB", data, 26)
-    name, at = data[42 : 42 + n].decode("utf-8"), 42 + n
-    count = 2 * layers * heads * width * slots
+    layers, heads, width, span, bits, n = struct.unpack_from("<HHHIBB", data, 26)
+    name, at = data[38 : 38 + n].decode("utf-8"), 38 + n
+    lengths = struct.unpack_from(f"<{layers * heads}I", data, at)
+    slots, at = sum(lengths), at + 4 * layers * heads
+    gaps, at = struct.unpack_from(f"<{slots}H", data, at), at + 2 * slots
+    places, groups, group_of = [], 0, []
+    for length in lengths:
+        position = 0
+        for i in range(length):
+            position += gaps[len(places)]
+            places.append(position)
+            group_of.append(groups + i // 64)
+        groups += -(-length // 64)
+    count = 2 * slots * width
     if bits == 16:
         x = np.array(struct.unpack_from(f"<{count}e", data, at), dtype=np.float32)
         assert len(data) == at + 2 * count
     else:
-        groups = -(-slots // 64)
-        scales = 2 * layers * heads * width * groups
+        scales = 2 * groups * width
         lowest = struct.unpack_from(f"<{scales}e", data, at)
         step = struct.unpack_from(f"<{scales}e", data, at + 2 * scales)
         stream = int.from_bytes(data[at + 4 * scales :], "little")
@@ -78,11 +100,13 @@ def read_as_documented(data: bytes) -> tuple[dict, np.ndarray, np.ndarray]:
         x = np.empty(count, dtype=np.float32)
         for i in range(count):
             code = (stream >> (i * bits)) & (2**bits - 1)
-            group = (i // slots) * groups + (i % slots) // 64
-            x[i] = np.float32(lowest[group]) + np.float32(code) * np.float32(step[group])
-    both = x.reshape(2, layers, heads, width, slots).transpose(0, 1, 2, 4, 3)
+            half, slot, channel = i // (slots * width), i // width % slots, i % width
+            scale = (half * groups + group_of[slot]) * width + channel
+            x[i] = np.float32(lowest[scale]) + np.float32(code) * np.float32(step[scale])
+    both = x.reshape(2, slots, width)
     header = {"wire_id": wire_id, "fingerprint": fingerprint, "name": name, "span": span}
-    return {**header, "bits": bits}, both[0], both[1]
+    header |= {"bits": bits, "lengths": lengths, "positions": places}
+    return header, both[0], both[1]
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -103,10 +127,14 @@ def test_a_reader_of_the_document_reads_the_same(bits, slots):
         "name": "tiny",
         "span": 999,
         "bits": bits,
+        "lengths": tuple(sent.latents.lengths.flatten().tolist()),
+        "positions": sent.latents.positions.tolist(),
     }
     read = Message.from_bytes(data)
     assert (read.wire_id, read.reader, read.fingerprint) == (b"wire-id.", "tiny", sent.fingerprint)
     assert read.bits == bits and read.latents.span == 999
+    assert torch.equal(read.latents.lengths, sent.latents.lengths)
+    assert torch.equal(read.latents.positions, sent.latents.positions)
     np.testing.assert_array_equal(read.latents.keys.numpy(), keys)
     np.testing.assert_array_equal(read.latents.values.numpy(), values)
 
@@ -116,25 +144,28 @@ def test_a_reader_of_the_document_reads_the_same(bits, slots):
 def test_no_value_is_off_by_more_than_half_a_step(bits, scale):
     sent = latents(2, 2, 100, 8)
     x = torch.stack([sent.keys, sent.values]) * scale
-    shape = tuple(sent.keys.shape)
-    codes = pack(*x, bits)
-    assert len(codes) == packed_size(shape, bits)
-    error = (torch.stack(unpack(codes, shape, bits)) - x).abs()
+    lengths = sent.lengths.numpy()
+    codes = pack(*x, lengths, bits)
+    assert len(codes) == packed_size(lengths, 8, bits)
+    error = (torch.stack(unpack(codes, lengths, 8, bits)) - x).abs()
     # A half float has 11 binary digits and nothing below 2**-24, which 255 steps add up to 2**-16.
     rounding = x.abs().amax() * 2**-10 + 2**-16
-    spread = 0.0 if bits == 16 else (x.amax(3) - x.amin(3)).amax() / (2**bits - 1) / 2
+    spread = 0.0 if bits == 16 else (x.amax(1) - x.amin(1)).amax() / (2**bits - 1) / 2
     assert error.max() <= spread + rounding
 
 
 def test_what_no_half_float_holds_is_the_largest_one_and_equal_values_stay_equal():
     for bits in BITS:
         read = Message.from_bytes(replace(SMALL, bits=bits).to_bytes()).latents
-        assert read.values[..., 0].tolist() == [[[2.0, 2.0, 2.0]]]
-        assert read.values[0, 0, 1, 1] == pytest.approx(65504, rel=2**-10)
+        assert read.values[:3, 0].tolist() == [2.0, 2.0, 2.0]
+        assert read.values[1, 1] == pytest.approx(65504, rel=2**-10)
     with pytest.raises(MessageError, match="not finite; they cannot be sent"):
         replace(
-            SMALL, latents=replace(SMALL.latents, keys=torch.full((1, 1, 3, 2), torch.nan))
+            SMALL, latents=replace(SMALL.latents, keys=torch.full((4, 2), torch.nan))
         ).to_bytes()
+    far = replace(SMALL.latents, positions=torch.tensor([0, 2, 65_538, 6]), span=70_000)
+    with pytest.raises(MessageError, match="65536 positions apart; expected at most 65535"):
+        replace(SMALL, latents=far).to_bytes()
 
 
 def sealed(data: bytes) -> bytes:
@@ -153,17 +184,20 @@ def edited(offset: int, form: str, value: int) -> bytes:
     [
         (b"", "not a wire message: 0 bytes"),
         (b"PK\x03\x04" + bytes(60), "not a wire message: 64 bytes"),
-        (SMALL.to_bytes()[:41], "its header alone has 42"),
-        (SMALL.to_bytes()[:-1], "message has 72 bytes; its header says 73"),
-        (SMALL.to_bytes() + b"\0", "message has 74 bytes; its header says 73"),
+        (SMALL.to_bytes()[:37], "its header alone has 38"),
+        (SMALL.to_bytes()[:50], "its table of heads ends at 53"),
+        (SMALL.to_bytes()[:-1], "message has 92 bytes; its header says 93"),
+        (SMALL.to_bytes() + b"\0", "message has 94 bytes; its header says 93"),
         (SMALL.to_bytes()[:-1] + b"\1", "altered on the way: its checksum differs"),
-        (edited(4, "<H", 3), "version 3; this release reads version 2: update latentwire"),
-        (edited(4, "<H", 1), "version 1; this release reads version 2: send the text again"),
+        (edited(4, "<H", 4), "version 4; this release reads version 3: update latentwire"),
+        (edited(4, "<H", 2), "version 2; this release reads version 3: send the text again"),
+        (edited(30, "<H", 0), "holds no latents"),
         (edited(32, "<I", 0), "holds no latents"),
-        (edited(36, "<I", 0), "holds no latents"),
-        (edited(40, "<B", 5), "no codec has 5 bits; expected one of 16, 8, 6, 4"),
-        (edited(42, "<B", 255), "name in the message is not UTF-8"),
-        (edited(49, "<H", 0x7C00), "not finite"),
+        (edited(36, "<B", 5), "no codec has 5 bits; expected one of 16, 8, 6, 4"),
+        (edited(38, "<B", 255), "name in the message is not UTF-8"),
+        (edited(49, "<I", 0), "has a head without latents"),
+        (edited(53, "<H", 7), "a latent at position 12 of 7"),
+        (edited(61, "<H", 0x7C00), "not finite"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(data, said):
@@ -183,8 +217,8 @@ def mutated(data: bytes, random: np.random.Generator) -> bytes:
             changed += random.bytes(int(random.integers(1, 9)))
         elif kind == 2 and changed:
             changed[place] ^= 1 << int(random.integers(8))
-        elif kind == 3 and len(changed) >= 42:
-            form, offset = [("<H", 26), ("<H", 28), ("<H", 30), ("<I", 32), ("<I", 36), ("<B", 40)][
+        elif kind == 3 and len(changed) >= 53:
+            form, offset = [("<H", 26), ("<H", 28), ("<H", 30), ("<I", 32), ("<B", 36), ("<I", 45)][
                 int(random.integers(6))
             ]
             most = 256 ** struct.calcsize(form) - 1
@@ -205,9 +239,11 @@ def test_ten_thousand_mutated_messages_are_read_rightly_or_refused():
             assert "\n" not in str(error)
         else:
             read += 1
-            layers, heads, width, slots, span = struct.unpack_from("<HHHII", data, 26)
-            assert got.keys.shape == got.values.shape == (layers, heads, slots, width)
-            assert got.span == span and torch.isfinite(got.keys).all()
+            layers, heads, width, span = struct.unpack_from("<HHHI", data, 26)
+            assert got.lengths.shape == (layers, heads) and got.lengths.min() >= 1
+            assert got.keys.shape == got.values.shape == (got.lengths.sum(), width)
+            assert len(got.positions) == len(got.keys) and got.positions.min() >= 0
+            assert got.span == span > got.positions.max() and torch.isfinite(got.keys).all()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert read > 500  # else only the header's checks were tried
@@ -236,11 +272,13 @@ def test_a_wires_messages_are_as_long_as_it_says_and_are_read(family):
     for bits in BITS:
         message = wire.send([text], bits)[0]
         data = message.to_bytes()
-        assert len(data) == wire.message_bytes(wire.latents(text), bits)
+        assert wire.cost(text, bits) == (len(sent), len(data)) == (wire.latents(text), len(data))
         assert (message.fingerprint, message.reader) == (lm.fingerprint, lm.name)
         prefix = wire.receive([Message.from_bytes(data)])
-        got = torch.stack(prefix.keys)[:, 0, :, len(wire.head) :]
+        got = torch.cat([slots.keys for slots in prefix.head_slots])
         torch.testing.assert_close(got, sent.keys, atol=8 * 2.0**-bits + 1e-3, rtol=0)
+        places = torch.cat([slots.positions for slots in prefix.head_slots])
+        assert torch.equal(places, sent.positions + len(wire.head))
     with pytest.raises(MessageError, match="no codec has 5 bits"):
         wire.send([text], 5)
 
@@ -260,8 +298,9 @@ def test_a_message_for_another_is_refused():
     with pytest.raises(MessageError, match="no messages; expected at least one"):
         wire.receive([])
     with pytest.raises(MessageError, match="at least one latent"):
-        none = message.latents.keys[:, :, :0]
-        replace(message, latents=Latents(none, none, 1))
+        none = message.latents.keys[:0]
+        where = torch.zeros(0, dtype=torch.long)
+        replace(message, latents=Latents(none, none, where, message.latents.lengths * 0, 1))
     with pytest.raises(MessageError, match="name has 300 bytes; expected at most 255"):
         replace(message, reader="x" * 300).to_bytes()
     with pytest.warns(UserWarning, match="made with another copy of tiny-llama"):
@@ -279,7 +318,7 @@ def test_a_hundred_thousand_characters():
     lm = FrozenLM(AutoModelForCausalLM.from_config(config), tokenizer(), "tiny-long")
     wire = make_wire(lm, window=512)
     data = wire.send([text], 4)[0].to_bytes()
-    assert len(data) == wire.message_bytes(25_000, 4)
+    assert wire.cost(text, 4) == (25_000, len(data))
     message = Message.from_bytes(data)
     assert len(message.latents) == 25_000 >= message.latents.span / 4
     prefix = wire.receive([message])

@@ -11,7 +11,7 @@ from tiny import CONFIGS, tiny_lm
 from latentwire.lm import FrozenLM, Prompt
 from latentwire.wire.load import load_wire
 from latentwire.wire.scorer import FLOOR, RidgeFit, Scorer, normed
-from latentwire.wire.slots import _kept_and_segment
+from latentwire.wire.slots import chosen, kept_and_segment
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
 TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]
@@ -37,7 +37,7 @@ def test_a_wire_at_another_ratio_is_that_wire_with_more_or_fewer_slots(lm):
         other = make_wire(lm, ratio=ratio)
         other.load_state_dict(wire.state_dict())
         ours, theirs = wire.at(ratio).encode(TEXTS), other.encode(TEXTS)
-        assert [len(z) for z in ours] == [wire.at(ratio).count(len(lm.ids(t))) for t in TEXTS]
+        assert [len(z) for z in ours] == [math.ceil(len(lm.ids(t)) / ratio) for t in TEXTS]
         for a, b in zip(ours, theirs, strict=True):
             assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
         assert wire.at(ratio).id == wire.id
@@ -55,21 +55,37 @@ def test_untrained_wire_at_ratio_one_equals_text(lm):
         torch.testing.assert_close(read[row, -len(rest) :], theirs, atol=1e-4, rtol=0)
 
 
-def test_slots_hold_the_best_scored_tokens_of_each_head(lm):
+def test_slots_are_what_the_reader_has_for_the_best_scored_tokens_of_all_heads(lm):
     wire = make_wire(lm, trained=False)
     ids = lm.ids("abcdefghijklmnopqrstuvwxyz")  # no token twice, so that no scores are tied
     prompt, states = wire.read([ids], [len(wire.head)])
     latents = wire.compress(prompt, states)[0]
     scores = wire.scorer(states.inputs)[:, 0]
-    for layer in range(scores.shape[0]):
-        for head in range(scores.shape[1]):
-            order = sorted(range(len(ids)), key=lambda t: -scores[layer, head, t].item())
-            kept = sorted(order[: math.ceil(len(ids) / 4)])
-            columns = [len(wire.head) + t for t in kept]
-            expected = states.prefix.keys[layer][0, head, columns]
-            torch.testing.assert_close(latents.keys[layer, head], expected)
-            expected = states.prefix.values[layer][0, head, columns]
-            torch.testing.assert_close(latents.values[layer, head], expected)
+    layers, heads, tokens = scores.shape
+    places = [(x, y, t) for x in range(layers) for y in range(heads) for t in range(tokens)]
+    places.sort(key=lambda place: -scores[place].item())
+    best = [next(p for p in places if p[:2] == (x, y)) for x in range(layers) for y in range(heads)]
+    others = [p for p in places if p not in best]
+    total = layers * heads * math.ceil(tokens / 4)
+    kept = sorted(best + others[: total - len(best)])
+    assert latents.lengths.sum() == len(latents.keys) == total and len(latents) == 7
+    assert latents.lengths.unique().numel() > 1
+    ends = latents.lengths.flatten().cumsum(0).tolist()
+    owners = [(x, y) for x in range(layers) for y in range(heads)]
+    assert [owners[sum(e <= i for e in ends)] for i in range(total)] == [p[:2] for p in kept]
+    for i, (layer, head, token) in enumerate(kept):
+        assert latents.positions[i] == token
+        column = len(wire.head) + token
+        torch.testing.assert_close(latents.keys[i], states.prefix.keys[layer][0, head, column])
+        torch.testing.assert_close(latents.values[i], states.prefix.values[layer][0, head, column])
+
+
+def test_every_head_keeps_a_token_and_all_raw_ones():
+    scores = torch.tensor([[[9.0, 8.0, 7.0, 6.0], [0.0, 3.0, 2.0, 1.0]]])
+    none, raw = torch.zeros(4, dtype=torch.bool), torch.tensor([False, False, False, True])
+    assert chosen(scores, none, 2).int().tolist() == [[[1, 1, 1, 0], [0, 1, 0, 0]]]
+    assert chosen(scores, raw, 2).int().tolist() == [[[1, 1, 0, 1], [0, 0, 0, 1]]]
+    assert chosen(scores, raw, 1).int().tolist() == [[[0, 0, 0, 1], [0, 0, 0, 1]]]
 
 
 @torch.no_grad()
@@ -82,11 +98,13 @@ def test_what_is_kept_as_text_is_in_every_head_what_the_reader_has_for_it(lm):
     def raw_slots(latents) -> list[int]:
         """Per layer and head, how many of those four are slots."""
         counts = []
-        for layer, (keys, values) in enumerate(zip(own.keys, own.values, strict=True)):
-            ours = torch.cat([latents.keys[layer], latents.values[layer]], -1)
-            theirs = torch.cat([keys[0, :, columns], values[0, :, columns]], -1)
-            near = (ours[:, :, None] - theirs[:, None]).abs().amax(-1) < 1e-4
-            counts += near.any(1).sum(1).tolist()
+        ours = torch.cat([latents.keys, latents.values], -1).split(
+            latents.lengths.flatten().tolist()
+        )
+        theirs = [torch.cat([k[0], v[0]], -1) for k, v in zip(own.keys, own.values, strict=True)]
+        for slots, full in zip(ours, torch.cat(theirs), strict=True):
+            near = (slots[:, None] - full[None, columns]).abs().amax(-1) < 1e-4
+            counts.append(int(near.any(0).sum()))
         return counts
 
     plain, mixed = wire.encode([text])[0], wire.keeping("numbers").encode([text])[0]
@@ -96,7 +114,7 @@ def test_what_is_kept_as_text_is_in_every_head_what_the_reader_has_for_it(lm):
     again = wire.keeping("numbers").keeping(None).encode([text])[0]
     assert torch.equal(again.keys, plain.keys) and wire.keeping("numbers").id == wire.id
     message = wire.keeping("numbers").send([text])[0]
-    assert len(wire.receive([message])) == len(lm.frame.head) + 13
+    assert [z.lengths.sum() for z in wire.open([message])] == [13 * heads]
 
 
 def test_a_window_holds_all_that_is_kept_as_text(lm):
@@ -115,11 +133,12 @@ def test_a_window_holds_all_that_is_kept_as_text(lm):
 
 
 def test_segments_are_means_up_to_each_kept_token():
-    inputs = torch.randn(1, 6, 3, generator=torch.Generator().manual_seed(0))
-    states, means = _kept_and_segment(inputs, torch.tensor([[[1, 3]]]))
-    torch.testing.assert_close(states[0, 0], inputs[0, [1, 3]])
-    expected = torch.stack([inputs[0, 0:2].mean(0), inputs[0, 2:6].mean(0)])
-    torch.testing.assert_close(means[0, 0], expected)
+    states = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    head, token = torch.tensor([0, 0, 1]), torch.tensor([1, 3, 4])
+    own, means = kept_and_segment(states, head, token).split(3, 1)
+    torch.testing.assert_close(own, states[[1, 3, 4]])
+    expected = torch.stack([states[0:2].mean(0), states[2:6].mean(0), states.mean(0)])
+    torch.testing.assert_close(means, expected)
 
 
 def test_a_batch_is_encoded_as_its_rows_are(lm):
@@ -137,8 +156,22 @@ def test_a_long_text_is_compressed_window_by_window(lm):
     tokens = len(lm.ids(text))
     latents = wire.encode([text])[0]
     windows = [16] * (tokens // 16) + [tokens % 16] * bool(tokens % 16)
-    assert len(latents) == wire.count(tokens) == sum(math.ceil(w / 4) for w in windows)
+    starts = [len(wire.head) + 16 * i for i in range(len(windows))]
+    assert len(latents) == sum(math.ceil(w / 4) for w in windows)
     assert latents.span == tokens
+    pieces = [
+        wire.read([ids], [at]) for ids, at in zip(lm.ids(text).split(16), starts, strict=True)
+    ]
+    apart = [wire.compress(*piece)[0] for piece in pieces]
+    assert torch.equal(latents.lengths, sum(z.lengths for z in apart))
+    for i in range(latents.lengths.numel()):  # a head's slots, window after window
+        head = [z.keys.split(z.lengths.flatten().tolist())[i] for z in apart]
+        ours = latents.keys.split(latents.lengths.flatten().tolist())[i]
+        torch.testing.assert_close(ours, torch.cat(head), atol=1e-4, rtol=1e-4)
+        places = latents.positions.split(latents.lengths.flatten().tolist())[i]
+        theirs = [z.positions.split(z.lengths.flatten().tolist())[i] for z in apart]
+        shifted = [p + at - len(wire.head) for p, at in zip(theirs, starts, strict=True)]
+        assert torch.equal(places, torch.cat(shifted))
 
 
 def test_a_text_past_the_readers_window_overlaps_its_positions(lm):
@@ -146,6 +179,10 @@ def test_a_text_past_the_readers_window_overlaps_its_positions(lm):
     room = lm.window - len(wire.head) - 256
     latents = wire.encode(["x" * (2 * room)])[0]
     assert latents.span <= room and len(latents) == math.ceil(2 * room / 4)
+    heads = latents.positions.split(latents.lengths.flatten().tolist())
+    assert (
+        all((head.diff() >= 0).all() for head in heads) and latents.positions.max() < latents.span
+    )
     with pytest.raises(WireError, match=f"{5 * room} tokens; at most {4 * room} fit"):
         wire.encode(["x" * (5 * room)])
     with pytest.raises(WireError, match="context 1 is empty"):

@@ -12,7 +12,17 @@ from latentwire.lm.picks import (
     seed_of,
     seeded_noise,
 )
-from latentwire.lm.prompt import Frame, KVPrefix, Memory, Patch, Prompt, Segment, Span, pad_right
+from latentwire.lm.prompt import (
+    Frame,
+    HeadSlots,
+    KVPrefix,
+    Memory,
+    Patch,
+    Prompt,
+    Segment,
+    Span,
+    pad_right,
+)
 
 __all__ = [
     "Choice",
@@ -21,6 +31,7 @@ __all__ = [
     "Frame",
     "FrozenLM",
     "Greedy",
+    "HeadSlots",
     "KVPrefix",
     "Memory",
     "Patch",

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from latentwire.lm.families import sliding_windows
-from latentwire.lm.prompt import KVPrefix, Prompt
+from latentwire.lm.prompt import HeadSlots, KVPrefix, Prompt
 
 
 class Room:
@@ -31,11 +31,17 @@ class Room:
 
 class GrowingLayer(DynamicLayer):
     """Grows in place where no gradient is wanted, by concatenation where one is. One pass goes over
-    it, but twice with gradient checkpointing, so it always grows from what it began with."""
+    it, but twice with gradient checkpointing, so it always grows from what it began with. slots:
+    what attention sees before all that; padded for as long as one layer runs, and never kept so."""
 
-    def __init__(self, began: tuple[Tensor, Tensor] | None = None, kept: bool = True):
+    def __init__(
+        self,
+        began: tuple[Tensor, Tensor] | None = None,
+        kept: bool = True,
+        slots: HeadSlots | None = None,
+    ):
         super().__init__()
-        self.began, self.kept, self.grown = began, kept, False
+        self.began, self.kept, self.grown, self.slots = began, kept, False, slots
         self.rooms: tuple[Room, Room] | None = None
         if began is not None:
             self.lazy_initialization(*began)
@@ -57,6 +63,9 @@ class GrowingLayer(DynamicLayer):
         if self.kept and not self.grown:
             self.keys, self.values, self.grown = keys, values, True
             self.is_initialized = True
+        if self.slots is not None:
+            keys = torch.cat([self.slots.padded(self.slots.keys), keys], 2)
+            values = torch.cat([self.slots.padded(self.slots.values), values], 2)
         return keys, values
 
 
@@ -76,9 +85,11 @@ def as_cache(prefix: KVPrefix | None, kept: bool) -> Any:
     cache = DynamicCache()
     cache.layer_class_to_replicate = GrowingLayer
     if prefix is not None:
-        rooms = prefix.rooms or (None,) * len(prefix.keys)
-        for keys, values, room in zip(prefix.keys, prefix.values, rooms, strict=True):
-            layer = GrowingLayer((keys, values), kept)
+        none = (None,) * len(prefix.keys)
+        rooms, slots = prefix.rooms or none, prefix.head_slots or none
+        layers = zip(prefix.keys, prefix.values, rooms, slots, strict=True)
+        for keys, values, room, of_heads in layers:
+            layer = GrowingLayer((keys, values), kept, of_heads)
             layer.rooms = room
             cache.layers.append(layer)
     return cache
@@ -86,15 +97,15 @@ def as_cache(prefix: KVPrefix | None, kept: bool) -> Any:
 
 def grown(cache: Any, prompt: Prompt) -> KVPrefix:
     """The cache after a pass over `prompt`, as a value."""
-    mask, positions, memories = prompt.mask, prompt.positions, ()
+    mask, positions, memories, slots = prompt.mask, prompt.positions, (), ()
     if prompt.prefix is not None:
         mask = torch.cat([prompt.prefix.mask, mask], 1)
         positions = torch.cat([prompt.prefix.positions, positions], 1)
-        memories = prompt.prefix.memories
+        memories, slots = prompt.prefix.memories, prompt.prefix.head_slots
     keys = tuple(layer.keys for layer in cache.layers)
     values = tuple(layer.values for layer in cache.layers)
     rooms = tuple(layer.rooms for layer in cache.layers)
-    return KVPrefix(keys, values, mask, positions, prompt.next_position, memories, rooms)
+    return KVPrefix(keys, values, mask, positions, prompt.next_position, memories, slots, rooms)
 
 
 def attention_mask(prompt: Prompt, config: Any) -> Tensor | dict[str, Tensor]:
@@ -122,3 +133,21 @@ def attention_mask(prompt: Prompt, config: Any) -> Tensor | dict[str, Tensor]:
     if windows is None:
         return additive(None)
     return {layer_type: additive(window) for layer_type, window in windows.items()}
+
+
+def head_mask(prompt: Prompt, config: Any, layer: int, mask: Tensor) -> Tensor:
+    """A layer's additive mask [b, q, t, r + p + t] over what its prefix holds for each head and
+    then what `mask` [b, 1, t, p + t] is of. q: query heads."""
+    assert prompt.prefix is not None
+    slots = prompt.prefix.head_slots[layer]
+    seen = slots.mask[:, :, None]
+    windows = sliding_windows(config)
+    if windows is not None and (window := windows[config.layer_types[layer]]) is not None:
+        distance = prompt.positions[:, None, :, None] - slots.padded(slots.positions)[:, :, None]
+        seen = seen & (distance < window)
+    rows, heads, t = *slots.lengths.shape, mask.shape[2]
+    first = mask.new_zeros(rows, heads, t, seen.shape[-1])
+    first = first.masked_fill(~seen, torch.finfo(mask.dtype).min)
+    queries = config.num_attention_heads
+    first = first.repeat_interleave(queries // heads, 1)
+    return torch.cat([first, mask.expand(-1, queries, -1, -1)], -1)

@@ -34,10 +34,11 @@ def gradient_checkpointing(on: bool = True) -> Iterator[None]:
 def recomputed(
     blocks: Iterable[Any], setting: Callable[[], AbstractContextManager]
 ) -> Iterator[None]:
-    """Inside, blocks keep only their inputs where `gradient_checkpointing` asks for that. setting:
-    the context that they ran in and must run in again."""
+    """Inside, blocks run in `setting`, and keep only their inputs where `gradient_checkpointing`
+    asks for that: they run in it again then."""
     if not (_wanted.get() and torch.is_grad_enabled()):
-        yield
+        with setting():
+            yield
         return
 
     def run(forward, *args, **kwargs):

@@ -8,18 +8,18 @@ kind of input and whether the batch is ragged, and returns the largest differenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from latentwire.lm.frozen import Caching, FrozenLM
 from latentwire.lm.picks import Greedy, Pick, Sampled, StraightThroughGumbel, seeded_noise
-from latentwire.lm.prompt import Patch, Prompt
+from latentwire.lm.prompt import HeadSlots, KVPrefix, Patch, Prompt
 
-KINDS = ("ids", "embeds", "prefix", "patch_one", "patch_all")
+KINDS = ("ids", "embeds", "prefix", "head_slots", "patch_one", "patch_all")
 TEXTS = (
     "The Danube rises in the Black Forest and ends in the Black Sea.",
     "Seventeen ships left the harbour at dawn, and by evening only nine of them had come back.",
@@ -61,7 +61,8 @@ class Case:
 
 
 def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
-    """An input of one kind: ids, embeds, prefix (the first three tokens prefilled), patch_one or
+    """An input of one kind: ids, embeds, prefix (the first three tokens prefilled), head_slots (all
+    but the first of them, and one more in each further row, as slots of the heads), patch_one or
     patch_all (random vectors at two positions of one or every layer, as large as the states that
     are usual there: beside states of size 200 a vector of size 1 only magnifies rounding)."""
     texts = TEXTS if ragged else TEXTS[:1]
@@ -73,6 +74,11 @@ def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
     if kind == "prefix":
         prefix = lm.prefill(Prompt.from_ids(lm, [r[:3] for r in rows]))
         return Case(Prompt.from_ids(lm, [r[3:] for r in rows], prefix), embeds, none)
+    if kind == "head_slots":
+        ends = range(3, 3 + len(rows))
+        rest = [row[end:] for row, end in zip(rows, ends, strict=True)]
+        begun = [row[:end] for row, end in zip(rows, ends, strict=True)]
+        return Case(Prompt.from_ids(lm, rest, _in_head_slots(lm, begun)), embeds, none)
     if kind == "embeds":
         scale = embeds[0].std()
         noisy = [e + 0.1 * scale * _noise(e.shape, i).to(e) for i, e in enumerate(embeds)]
@@ -91,6 +97,26 @@ def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
         for row, vector in zip(per_row, vectors, strict=True):
             row.append((layer, [1, 2], vector))
     return Case(Prompt.from_ids(lm, rows, patches=patches), embeds, per_row)
+
+
+def _in_head_slots(lm: FrozenLM, rows: Sequence[Tensor]) -> KVPrefix:
+    """Rows of ids as a cache whose slots, but for the first, are each head's own."""
+    caches = [lm.prefill(Prompt.from_ids(lm, [row])) for row in rows]
+    heads = lm.kv_shape[0]
+    places = [torch.arange(1, len(row), device=lm.device).repeat(heads) for row in rows]
+    counts = torch.tensor([[len(row) - 1] * heads for row in rows], device=lm.device)
+
+    def flat(layer: int, kind: str) -> Tensor:
+        return torch.cat([getattr(c, kind)[layer][0, :, 1:].flatten(0, 1) for c in caches])
+
+    return replace(
+        lm.prefill(Prompt.from_ids(lm, [row[:1] for row in rows])),
+        next_position=torch.tensor([len(row) for row in rows], device=lm.device),
+        head_slots=tuple(
+            HeadSlots(flat(layer, "keys"), flat(layer, "values"), torch.cat(places), counts)
+            for layer in range(len(lm.blocks))
+        ),
+    )
 
 
 def logits_equal_hugging_face(lm: FrozenLM, kind: str, ragged: bool) -> float:
@@ -186,7 +212,7 @@ def hidden_equals_hugging_face(lm: FrozenLM, kind: str, ragged: bool) -> float:
 Check = Callable[[FrozenLM, str, bool], float]
 CHECKS: dict[str, tuple[Check, tuple[str, ...], float]] = {
     "logits = Hugging Face": (logits_equal_hugging_face, KINDS, LOGIT_TOLERANCE),
-    "hidden = Hugging Face": (hidden_equals_hugging_face, KINDS[:3], LOGIT_TOLERANCE),
+    "hidden = Hugging Face": (hidden_equals_hugging_face, KINDS[:4], LOGIT_TOLERANCE),
     "prefill + rest = full pass": (prefill_equals_full_pass, KINDS, LOGIT_TOLERANCE),
     "row in batch = row alone": (batch_equals_rows, KINDS, LOGIT_TOLERANCE),
     "score = decode": (score_equals_decode, KINDS, LOGIT_TOLERANCE),

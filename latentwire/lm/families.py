@@ -30,6 +30,8 @@ class Family:
         *("gate_proj", "up_proj", "down_proj"),
     )
     """Names of the linear maps of a block."""
+    attends: str = "self_attn"
+    """Attribute of a block that holds its attention."""
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Those of them that belong to its attention."""
     transposed: bool = False
@@ -49,6 +51,7 @@ FAMILIES = {
         "transformer",
         "h",
         norm="ln_f",
+        attends="attn",
         linear=("c_attn", "c_proj", "c_fc"),
         attention=("attn.c_attn", "attn.c_proj"),
         transposed=True,

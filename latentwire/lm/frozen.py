@@ -11,10 +11,10 @@ exists once, in `predicting`; logits are computed only for the states whose pred
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -35,10 +35,10 @@ from latentwire.lm.adapters import (
     remove_left,
     switch,
 )
-from latentwire.lm.cache import as_cache, attention_mask, grown
+from latentwire.lm.cache import as_cache, attention_mask, grown, head_mask
 from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
 from latentwire.lm.families import family_of, softcap
-from latentwire.lm.hooks import Reached, attending, hooked, replacing, tensor_of
+from latentwire.lm.hooks import Reached, attending, hooked, masked, replacing, tensor_of
 from latentwire.lm.outputs import Decoded, Scored, States
 from latentwire.lm.picks import Pick
 from latentwire.lm.prompt import Frame, KVPrefix, Prompt
@@ -106,6 +106,10 @@ class FrozenLM:
     @property
     def blocks(self) -> Any:
         return getattr(self.body, self._family.blocks)
+
+    @property
+    def _attentions(self) -> list[Any]:
+        return [getattr(block, self._family.attends) for block in self.blocks]
 
     @property
     def width(self) -> int:
@@ -279,9 +283,8 @@ class FrozenLM:
         def keep(_module, _args, output):
             maps.append(output[1])
 
-        attention = "attn" if hasattr(self.blocks[0], "attn") else "self_attn"
         try:
-            with hooked([(getattr(b, attention), keep) for b in self.blocks]):
+            with hooked([(attention, keep) for attention in self._attentions]):
                 self._forward(prompt)
         finally:
             self.model.set_attn_implementation(before)
@@ -381,7 +384,7 @@ class FrozenLM:
             raise ValueError(f"{short} is {min(int(most.min()), samples)}; expected at least 1")
         self._check_window(int((prompt.next_position + most).max()))
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
-        with self._adapted():
+        with adapted(self.model, self.adapter):
             return self._decode(prompt, pick, most, stops, stop_strings, caching, samples)
 
     def _decode(
@@ -471,8 +474,8 @@ class FrozenLM:
         self._check_window(int(prompt.positions.max()) + 1)
         cached = keep_cache or prompt.prefix is not None
         cache = as_cache(prompt.prefix, keep_cache) if cached else None
-        hooked_blocks = hooked([*self._hooks(prompt), *hooks])
-        with hooked_blocks, self._adapted(), recomputed(self.blocks, self._adapted):
+        setting = partial(self._setting, prompt)
+        with hooked([*self._hooks(prompt), *hooks]), recomputed(self.blocks, setting):
             output = self.body(
                 inputs_embeds=prompt.embeds,
                 attention_mask=attention_mask(prompt, self.model.config),
@@ -499,8 +502,16 @@ class FrozenLM:
 
         return checkpoint(last, prompt.embeds, use_reentrant=False), None  # pyright: ignore
 
-    def _adapted(self) -> AbstractContextManager[None]:
-        return adapted(self.model, self.adapter)
+    @contextmanager
+    def _setting(self, prompt: Prompt) -> Iterator[None]:
+        """What blocks run in."""
+        with adapted(self.model, self.adapter):
+            if prompt.prefix is None or not prompt.prefix.head_slots:
+                yield
+                return
+            change = partial(head_mask, prompt, self.model.config)
+            with masked(self._attentions, change):
+                yield
 
     def _hooks(self, prompt: Prompt) -> list[tuple[Any, Any]]:
         """What changes block outputs: memories first, since a patch says what an output is."""

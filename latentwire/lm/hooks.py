@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,27 @@ def attending(memory: Memory):
 
 def _with(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+@contextmanager
+def masked(modules: Sequence[Any], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    """Attention modules, one a layer, that are given `change(layer, mask)` for their mask."""
+
+    def changing(layer: int):
+        def change_mask(_module, args, kwargs):
+            return args, {**kwargs, "attention_mask": change(layer, kwargs["attention_mask"])}
+
+        return change_mask
+
+    handles = [
+        module.register_forward_pre_hook(changing(layer), with_kwargs=True)
+        for layer, module in enumerate(modules)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

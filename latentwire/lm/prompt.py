@@ -69,13 +69,45 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class HeadSlots:
+    """Keys and values of one layer of which each KV head has as many as `lengths` [b, h] says, one
+    head after another, without padding; keys are already rotated to `positions`."""
+
+    keys: Float[Tensor, "n e"]
+    values: Float[Tensor, "n e"]
+    positions: Int[Tensor, " n"]
+    lengths: Int[Tensor, "b h"]
+
+    def rows(self, index: Int[Tensor, " m"]) -> HeadSlots:
+        """Of the rows that `index` names, in its order."""
+        first = self.lengths.flatten().cumsum(0).view_as(self.lengths) - self.lengths
+        lengths = self.lengths[index]
+        column = torch.arange(int(lengths.max()), device=lengths.device)
+        which = (first[index][..., None] + column)[column < lengths[..., None]]
+        return HeadSlots(self.keys[which], self.values[which], self.positions[which], lengths)
+
+    def padded(self, flat: Tensor) -> Tensor:
+        """keys, values or positions [n, ...] as [b, h, r, ...], padded on the right with 0 to the
+        longest head of all."""
+        mask = self.mask
+        return flat.new_zeros(*mask.shape, *flat.shape[1:]).index_put((mask,), flat)
+
+    @property
+    def mask(self) -> Bool[Tensor, "b h r"]:
+        """True where `padded` has a slot."""
+        column = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        return column < self.lengths[..., None]
+
+
+@dataclass(frozen=True)
 class KVPrefix:
     """Keys and values that precede a prompt's embeds: a cache, as a value.
 
     keys, values: one [b, h, p, e] per layer; keys are already rotated to their positions.
     mask [b, p]: True where a slot may be seen. positions [b, p]: the position each slot stands at
     (used by windowed attention only). next_position [b]: where the row goes on. memories: what
-    acts on all that follows.
+    acts on all that follows. head_slots: of each layer, or none at all, what each head sees beside
+    that.
     """
 
     keys: tuple[Tensor, ...]
@@ -84,10 +116,12 @@ class KVPrefix:
     positions: Int[Tensor, "b p"]
     next_position: Int[Tensor, " b"]
     memories: tuple[Memory, ...] = ()
+    head_slots: tuple[HeadSlots, ...] = ()
     rooms: tuple[Any, ...] | None = field(default=None, repr=False)
     """Where keys and values may grow in place (lm/cache.py); the value does not depend on it."""
 
     def __len__(self) -> int:
+        """Slots that all heads have."""
         return self.mask.shape[1]
 
     def rows(self, index: Int[Tensor, " n"]) -> KVPrefix:
@@ -99,6 +133,7 @@ class KVPrefix:
             self.positions[index],
             self.next_position[index],
             tuple(memory.rows(index) for memory in self.memories),
+            tuple(slots.rows(index) for slots in self.head_slots),
         )
 
     def repeat(self, times: int) -> KVPrefix:
@@ -109,7 +144,7 @@ class KVPrefix:
     def nbytes(self) -> int:
         """Bytes of all keys and values, padding and memories included."""
         held = [*self.keys, *self.values]
-        held += [t for memory in self.memories for t in (memory.keys, memory.values)]
+        held += [t for part in (*self.memories, *self.head_slots) for t in (part.keys, part.values)]
         return sum(t.numel() * t.element_size() for t in held)
 
 

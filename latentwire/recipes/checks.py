@@ -169,7 +169,9 @@ class _Sums(NamedTuple):
 
 def _sums(z: Latents) -> _Sums:
     keys, values = (kv.float().square().sum().item() for kv in (z.keys, z.values))
-    return _Sums(z.values.float().mean(2).flatten(), keys, values, z.keys.numel())
+    heads = z.values.float().split(z.lengths.flatten().tolist())
+    means = torch.cat([slots.mean(0) for slots in heads])
+    return _Sums(means, keys, values, z.keys.numel())
 
 
 def _whole(prompt: Prompt, states: States) -> Iterator[Latents]:
@@ -177,7 +179,9 @@ def _whole(prompt: Prompt, states: States) -> Iterator[Latents]:
     for row, n in enumerate(prompt.mask.sum(1).tolist()):
         kept = (states.prefix.keys, states.prefix.values)
         keys, values = (torch.stack([layer[row, :, -n:] for layer in kv]) for kv in kept)
-        yield Latents(keys, values, n)
+        lengths = torch.full(keys.shape[:2], n, device=keys.device)
+        places = torch.arange(n, device=keys.device).repeat(lengths.numel())
+        yield Latents(keys.flatten(0, 2), values.flatten(0, 2), places, lengths, n)
 
 
 def _size(rows: Sequence[_Sums], kind: Literal["keys", "values"]) -> float:

@@ -6,7 +6,10 @@ Three stages, each resumable, each on top of the one before:
    is as strong as it can be and the wire never gets credit for form;
 2. scorer: which tokens each head needs, in closed form from attention;
 3. slots: the residual, by distillation from the same reader with the full text in front of it (KL
-   over the answer's positions) plus answer cross-entropy.
+   over the answer's positions) plus answer cross-entropy, at several ratios in turn.
+
+Where a recipe is `begun` with a wire, that one's weights stand in for stages 1 and 2, and stage 3
+goes on from its residual.
 
     latentwire train smollm2-4x --data squad_train.jsonl --out runs/smollm2-4x
 """
@@ -66,6 +69,10 @@ class WireRecipe:
     """A JSONL file with rows {"id", "context", "question", "answers"}, or hub:NAME."""
     out: Path | None = None
     """Run folder; a folder that holds this run already is gone on with."""
+    begun: str | None = None
+    """A trained wire of the same reader and sizes to go on from, by folder, hub id or name."""
+    ratios: tuple[int, ...] = (4, 8, 16)
+    """Tokens in per latent out in stage 3, one of them a step, in turn."""
     format: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=150, lr=3e-3, save_every=20)
     )
@@ -87,6 +94,8 @@ class WireRecipe:
         for name in ("scorer_passages", "passages", "questions", "held_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not self.ratios or min(self.ratios) < 1:
+            raise ValueError(f"ratios are {self.ratios}; expected at least one, none below 1")
 
 
 def smollm2_4x() -> WireRecipe:
@@ -96,7 +105,7 @@ def smollm2_4x() -> WireRecipe:
 
 def smollm2_2x() -> WireRecipe:
     """smollm2-135m reads half of the tokens."""
-    return WireRecipe("smollm2-2x", WireConfig(reader="smollm2-135m", ratio=2))
+    return WireRecipe("smollm2-2x", WireConfig(reader="smollm2-135m", ratio=2), ratios=(2,))
 
 
 def gemma3_4x() -> WireRecipe:
@@ -127,18 +136,31 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     features = None if parallel.all_check() else Features(lm)
     wire = Wire(parallel.sharded(lm), recipe.wire)
     wire.check_window()
+    if recipe.begun is not None:
+        _begin(wire, recipe.begun, lm)
     if first:
         begin_training(out, config)
     checked = _checked(wire, passages[kept:], recipe, session)
     parts = in_parts(passages[:kept], recipe.questions)
-    train_format(wire, parts, recipe, out, checked, session)
-    fit_scorer(wire, passages[: min(kept, recipe.scorer_passages)], out, features)
+    if recipe.begun is None:
+        train_format(wire, parts, recipe, out, checked, session)
+        fit_scorer(wire, passages[: min(kept, recipe.scorer_passages)], out, features)
     train_slots(wire, parts, recipe, out, checked, session, features)
     if first:
         wire.save(out / "wire")
     if first and features is not None:
         Console(stderr=True).print(str(features), style="dim", highlight=False, soft_wrap=True)
     return out
+
+
+def _begin(wire: Wire, name: str, lm: FrozenLM) -> None:
+    """Take the weights of another wire. Raises WireError for one of another reader or size."""
+    known = Wire.from_pretrained(name, lm)
+    for size in ("reader", "rank", "format_tokens"):
+        theirs, ours = getattr(known.config, size), getattr(wire.config, size)
+        if theirs != ours:
+            raise WireError(f"begun is {name}, whose {size} is {theirs}; expected {ours}")
+    wire.load_state_dict(known.state_dict())
 
 
 def add_text_reader(wire: Wire | TextWire, recipe: WireRecipe) -> Path:
@@ -224,7 +246,8 @@ def train_slots(
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         coming(step)
         batch = batch_of(wire.lm, passages, recipe, step)
-        parts = slots_losses(wire, batch, features=features)
+        at = wire.at(recipe.ratios[step % len(recipe.ratios)])
+        parts = slots_losses(at, batch, features=features)
         return torch.stack(list(parts.values())).sum(), {**parts, **batch.figures}
 
     def probe() -> dict[str, float]:

@@ -6,57 +6,77 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, KVPrefix, Prompt
+from latentwire.lm import FrozenLM, HeadSlots, KVPrefix, Prompt
 
 
 @dataclass(frozen=True)
 class Latents:
-    """One compressed context: keys and values [l, h, m, e], keys rotated to their positions, and
-    the span, the number of positions that the context takes up."""
+    """One compressed context: keys and values [n, e] of all layers' KV heads, one head after
+    another, and of each slot the position in the context that it stands at, ascending in a head.
 
-    keys: Float[Tensor, "l h m e"]
-    values: Float[Tensor, "l h m e"]
+    keys are rotated to where the slots stand in the reader, lengths [l, h] are slots of each head,
+    and span is the number of positions that the context takes up.
+    """
+
+    keys: Float[Tensor, "n e"]
+    values: Float[Tensor, "n e"]
+    positions: Int[Tensor, " n"]
+    lengths: Int[Tensor, "l h"]
     span: int
 
     def __len__(self) -> int:
-        return self.keys.shape[2]
+        """Slots of a head, on average, rounded up."""
+        return -(-len(self.keys) // self.lengths.numel())
 
     def zeros(self) -> Latents:
         """The same slots with nothing in them: a control."""
         return replace(self, keys=torch.zeros_like(self.keys), values=torch.zeros_like(self.values))
 
+    @classmethod
+    def joined(cls, windows: Sequence[Latents], starts: Sequence[int], span: int) -> Latents:
+        """Windows of one text, which begin at these positions of its span, as its latents."""
+        lengths = torch.stack([z.lengths for z in windows])
+        heads = torch.arange(lengths[0].numel(), device=lengths.device).repeat(len(windows))
+        head = heads.repeat_interleave(lengths.flatten())
+        places = torch.cat([z.positions + at for z, at in zip(windows, starts, strict=True)])
+        order = (head * (span + 1) + places).argsort(stable=True)
+        return cls(
+            torch.cat([z.keys for z in windows])[order],
+            torch.cat([z.values for z in windows])[order],
+            places[order],
+            lengths.sum(0),
+            span,
+        )
+
 
 def as_prefix(head: KVPrefix, latents: Sequence[Latents]) -> KVPrefix:
     """The head's cache (one row), then each context's latents: one row of prefix per context."""
-    width = max(len(z) for z in latents)
-    rows = len(latents)
+    rows = torch.arange(1, device=head.mask.device).expand(len(latents))
     start = int(head.next_position[0])
-
-    def joined(per_head: tuple[Tensor, ...], pick: str) -> tuple[Tensor, ...]:
-        stacked = torch.stack([_padded(getattr(z, pick), width) for z in latents], 1)
-        return tuple(
-            torch.cat([h.expand(rows, -1, -1, -1), z.to(h)], 2)
-            for h, z in zip(per_head, stacked, strict=True)
-        )
-
-    count = torch.tensor([len(z) for z in latents], device=head.mask.device)[:, None]
     span = torch.tensor([z.span for z in latents], device=head.mask.device)
-    slot = torch.arange(width, device=head.mask.device)[None]
-    centre = start + ((slot + 0.5) * span[:, None] / count).long()
-    return KVPrefix(
-        joined(head.keys, "keys"),
-        joined(head.values, "values"),
-        torch.cat([head.mask.expand(rows, -1), slot < count], 1),
-        torch.cat([head.positions.expand(rows, -1), torch.where(slot < count, centre, 0)], 1),
-        start + span,
+    return replace(
+        head.rows(rows),
+        next_position=start + span,
+        head_slots=tuple(
+            _slots(latents, layer, keys, start) for layer, keys in enumerate(head.keys)
+        ),
     )
 
 
-def _padded(slots: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(slots, (0, 0, 0, width - slots.shape[2]))
+def _slots(latents: Sequence[Latents], layer: int, like: Tensor, start: int) -> HeadSlots:
+    """One layer's slots of each context."""
+    ends = [int(z.lengths[: layer + 1].sum()) for z in latents]
+    begins = [end - int(z.lengths[layer].sum()) for end, z in zip(ends, latents, strict=True)]
+    places = list(zip(latents, begins, ends, strict=True))
+    return HeadSlots(
+        torch.cat([z.keys[begin:end] for z, begin, end in places]).to(like),
+        torch.cat([z.values[begin:end] for z, begin, end in places]).to(like),
+        torch.cat([z.positions[begin:end] for z, begin, end in places]).to(like.device) + start,
+        torch.stack([z.lengths[layer] for z in latents]).to(like.device),
+    )
 
 
 def head_of(lm: FrozenLM) -> KVPrefix:

@@ -1,7 +1,8 @@
 """A wire message: latents as bytes. `len(message.to_bytes())` is the only byte count we report.
 
-A header of fixed fields, the reader's name, then the packed codes of `codec.py`; a checksum covers
-all of it. docs/wire-format.md gives every byte, for readers in other languages.
+A header of fixed fields, the reader's name, how many slots each head has and where they stand, then
+the packed codes of `codec.py`; a checksum covers all of it. docs/wire-format.md gives every byte,
+for readers in other languages.
 
     data = wire.send([text], bits=8)[0].to_bytes()
     wire.receive([Message.from_bytes(data)])
@@ -9,22 +10,24 @@ all of it. docs/wire-format.md gives every byte, for readers in other languages.
 
 from __future__ import annotations
 
-import math
 import struct
 import zlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from latentwire.wire.codec import BITS, Shape, pack, packed_size, unpack
+from latentwire.wire.codec import BITS, pack, packed_size, unpack
 from latentwire.wire.latents import Latents
 
-MAGIC, VERSION = b"LWIR", 2
+MAGIC, VERSION = b"LWIR", 3
 _BEGIN = struct.Struct("<4sHI")
 """Magic, version, CRC-32 of every byte that follows."""
-_HEADER = struct.Struct("<8s8sHHHIIBB")
-"""Wire id, reader's fingerprint, layers, KV heads, head width, slots, span, bits, name's length."""
+_HEADER = struct.Struct("<8s8sHHHIBB")
+"""Wire id, reader's fingerprint, layers, KV heads, head width, span, bits, name's length."""
 _NAME = _BEGIN.size + _HEADER.size
+GAP = 65_535
+"""Most positions between two slots of one head, or before its first."""
 
 
 class MessageError(ValueError):
@@ -56,24 +59,27 @@ class Message:
 
     def to_bytes(self) -> bytes:
         """The message as it travels. Raises MessageError for latents that are not finite."""
-        keys, values, name = self.latents.keys, self.latents.values, self.reader.encode()
-        if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
+        z, name = self.latents, self.reader.encode()
+        if not (torch.isfinite(z.keys).all() and torch.isfinite(z.values).all()):
             raise MessageError("latents hold values that are not finite; they cannot be sent")
         if len(name) > 255:
             raise MessageError(f"the reader's name has {len(name)} bytes; expected at most 255")
-        layers, heads, slots, width = keys.shape
+        lengths = z.lengths.cpu().numpy()
+        gaps = np.diff(z.positions.cpu().numpy(), prepend=0)
+        gaps[_first(lengths)] = z.positions.cpu().numpy()[_first(lengths)]
+        if gaps.max() > GAP:
+            raise MessageError(f"slots stand {gaps.max()} positions apart; expected at most {GAP}")
         rest = _HEADER.pack(
             self.wire_id,
             bytes.fromhex(self.fingerprint),
-            layers,
-            heads,
-            width,
-            slots,
-            self.latents.span,
+            *lengths.shape,
+            z.keys.shape[1],
+            z.span,
             self.bits,
             len(name),
         )
-        rest += name + pack(keys, values, self.bits)
+        rest += name + lengths.astype("<u4").tobytes() + gaps.astype("<u2").tobytes()
+        rest += pack(z.keys, z.values, lengths, self.bits)
         return _BEGIN.pack(MAGIC, VERSION, zlib.crc32(rest)) + rest
 
     @classmethod
@@ -97,33 +103,51 @@ class Message:
             raise MessageError(f"message has {len(data)} bytes; its header alone has {_NAME}")
         checksum = _BEGIN.unpack_from(data)[2]
         fields = _HEADER.unpack_from(data, _BEGIN.size)
-        wire_id, fingerprint, layers, heads, width, slots, span, bits, name_length = fields
+        wire_id, fingerprint, layers, heads, width, span, bits, name_length = fields
         check_bits(bits)
-        shape, start = (layers, heads, slots, width), _NAME + name_length
-        if math.prod(shape) == 0 or span == 0:
+        start = _NAME + name_length
+        table = start + 4 * layers * heads
+        if layers * heads * width == 0 or span == 0:
             raise MessageError("message holds no latents; expected at least one")
-        if len(data) != start + packed_size(shape, bits):
-            raise MessageError(
-                f"message has {len(data)} bytes; its header says {start + packed_size(shape, bits)}"
-            )
+        if len(data) < table:
+            raise MessageError(f"message has {len(data)} bytes; its table of heads ends at {table}")
+        lengths = np.frombuffer(data, "<u4", layers * heads, start).reshape(layers, heads)
+        if lengths.min() == 0:
+            raise MessageError("message has a head without latents; expected at least one in each")
+        slots = int(lengths.sum(dtype=np.uint64))
+        if len(data) != (size := table + 2 * slots + packed_size(lengths, width, bits)):
+            raise MessageError(f"message has {len(data)} bytes; its header says {size}")
         if zlib.crc32(memoryview(data)[_BEGIN.size :]) != checksum:
             raise MessageError("message was altered on the way: its checksum differs")
         try:
             reader = data[_NAME:start].decode()
         except UnicodeDecodeError:
             raise MessageError("the reader's name in the message is not UTF-8") from None
-        keys, values = unpack(memoryview(data)[start:], shape, bits)
+        codes = table + 2 * slots
+        positions = _positions(np.frombuffer(data, "<u2", slots, table), lengths)
+        if positions.max() >= span:
+            raise MessageError(f"message has a latent at position {positions.max()} of {span}")
+        keys, values = unpack(memoryview(data)[codes:], lengths, width, bits)
         if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
             raise MessageError("message holds values that are not finite; expected finite ones")
-        return cls(wire_id, reader, fingerprint.hex(), Latents(keys, values, span), bits)
+        counts = torch.from_numpy(lengths.astype(np.int64))
+        latents = Latents(keys, values, torch.from_numpy(positions), counts, span)
+        return cls(wire_id, reader, fingerprint.hex(), latents, bits)
+
+
+def _first(lengths: np.ndarray) -> np.ndarray:
+    """The first slot of each head."""
+    return lengths.flatten().cumsum() - lengths.flatten()
+
+
+def _positions(gaps: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Positions of slots from how far each stands from the one before it in its head."""
+    sums = gaps.cumsum(dtype=np.int64)
+    before = (sums - gaps)[_first(lengths)]
+    return sums - before.repeat(lengths.flatten())
 
 
 def check_bits(bits: int) -> None:
     """Raises MessageError for bits that no codec has."""
     if bits not in BITS:
         raise MessageError(f"no codec has {bits} bits; expected one of {', '.join(map(str, BITS))}")
-
-
-def message_size(reader: str, shape: Shape, bits: int) -> int:
-    """Bytes of a message with keys and values of this shape each."""
-    return _NAME + len(reader.encode()) + packed_size(shape, bits)

@@ -1,7 +1,9 @@
-"""A context's keys and values, cut to the slots that each head needs most.
+"""A context's keys and values, cut to the slots that the reader's heads need most.
 
-For every layer and KV head the tokens with the highest scores are kept, at their own positions.
-What is dropped is not lost: each slot stands for the tokens since the slot before it, and a learned
+All heads of all layers compete for one number of slots, since a few of them look far back and most
+do not: those with the highest scores are kept, at their own positions, at least one in each head
+(AdaKV, Feng et al. 2024, arXiv 2407.11550; KVzip, Kim et al. 2025, arXiv 2505.23416). What is
+dropped is not lost: each slot stands for the tokens since the slot before it, and a learned
 low-rank residual, zero at the start, moves its key and value by what those tokens hold. So step 0
 is a cache with tokens left out, which the reader already understands, and training fills the gaps.
 
@@ -41,47 +43,56 @@ class Slots(nn.Module):
         raw: Bool[Tensor, " t"],
         count: int,
     ) -> Latents:
-        """The `count` best tokens of each head as slots, in the order of the text. The raw ones,
-        at most `count`, come before all others, with the keys and values that the reader itself
-        has for them: they stand for themselves alone, and tokens that were dropped just before one
-        are not made up for."""
-        kept = scores.masked_fill(raw, torch.inf).topk(count, -1).indices.sort(-1).values
-        features = torch.cat(_kept_and_segment(normed(inputs), kept), -1)
-        hidden = torch.nn.functional.gelu(torch.einsum("lhmx,lxr->lhmr", features, self.down))
-        delta_k, delta_v = torch.einsum("lhmr,lhrc->lhmc", hidden, self.up).chunk(2, -1)
-        k, v = _take(keys.float(), kept), _take(values.float(), kept)
-        turned = positions[kept]
-        moved = [
-            rotate(lm.model, layer, d[None], p[None])[0]
-            for layer, (d, p) in enumerate(zip(delta_k, turned, strict=True))
-        ]
-        # Deltas are in units of the head's own keys and values, whose sizes differ by layer.
-        changed = ~raw[kept][..., None]
-        k = k + torch.stack(moved) * _rms(k) * changed
-        v = v + delta_v * _rms(v) * changed
-        return Latents(k, v, span=len(positions))
+        """The tokens to keep as slots, `count` a head on average. The raw ones, at most `count`,
+        come before all others, with the keys and values that the reader itself has for them: they
+        stand for themselves alone, and tokens that were dropped just before one are not made up
+        for."""
+        kept = chosen(scores, raw, count)
+        layers = []
+        for layer, mask in enumerate(kept):
+            head, token = mask.nonzero(as_tuple=True)  # in the order of the text, head by head
+            features = kept_and_segment(normed(inputs[layer]), head, token)
+            hidden = torch.nn.functional.gelu(features @ self.down[layer])
+            lengths = mask.sum(-1)
+            by_head = zip(hidden.split(lengths.tolist()), self.up[layer], strict=True)
+            moves = torch.cat([rows @ up for rows, up in by_head])
+            delta_k, delta_v = (moves * ~raw[token][:, None]).chunk(2, -1)
+            turned = rotate(lm.model, layer, delta_k[None, None], positions[token][None, None])
+            # Deltas are in units of the head's own keys and values, whose sizes differ by layer.
+            k, v = keys[layer, head, token].float(), values[layer, head, token].float()
+            k = k + turned[0, 0] * _rms(k, lengths)
+            v = v + delta_v * _rms(v, lengths)
+            layers.append((k, v, token))
+        k, v, token = (torch.cat(parts) for parts in zip(*layers, strict=True))
+        return Latents(k, v, token, kept.sum(-1), span=len(positions))
 
 
-def _kept_and_segment(
-    inputs: Float[Tensor, "l t d"], kept: Int[Tensor, "l h m"]
-) -> tuple[Float[Tensor, "l h m d"], Float[Tensor, "l h m d"]]:
-    """States of the kept tokens, and the mean state of the tokens after the slot before, up to and
-    including the kept one; the last segment runs to the end of the text."""
-    layers, t, d = inputs.shape
-    heads = kept.shape[1]
-    ends = kept + 1
-    ends[..., -1] = t
-    starts = torch.cat([torch.zeros_like(ends[..., :1]), kept[..., :-1] + 1], -1)
-    sums = torch.nn.functional.pad(inputs.cumsum(1), (0, 0, 1, 0))
-    per_head = sums[:, None].expand(layers, heads, t + 1, d)
-    total = _take(per_head, ends) - _take(per_head, starts)
-    states = _take(inputs[:, None].expand(layers, heads, t, d), kept)
-    return states, total / (ends - starts)[..., None]
+def chosen(
+    scores: Float[Tensor, "l h t"], raw: Bool[Tensor, " t"], count: int
+) -> Bool[Tensor, "l h t"]:
+    """The raw tokens of every head, and of all heads' others those with the highest scores,
+    `count` a head on average and at least one in each."""
+    scores = scores.masked_fill(raw, torch.inf)
+    best = scores.max(-1, keepdim=True)
+    scores = scores.scatter(-1, best.indices, torch.inf)
+    kept = torch.zeros_like(scores, dtype=torch.bool).flatten()
+    kept[scores.flatten().topk(count * scores[..., 0].numel()).indices] = True
+    return kept.view_as(scores)
 
 
-def _take(source: Float[Tensor, "l h t c"], index: Int[Tensor, "l h m"]) -> Tensor:
-    return source.gather(2, index[..., None].expand(*index.shape, source.shape[-1]))
+def kept_and_segment(
+    states: Float[Tensor, "t d"], head: Int[Tensor, " n"], token: Int[Tensor, " n"]
+) -> Float[Tensor, "n two_d"]:
+    """For each kept token of each head, in order, its state, and beside it the mean state of the
+    tokens after the one kept before, up to and including it; the last one's run to the end."""
+    last = torch.cat([head[1:] != head[:-1], head.new_ones(1, dtype=torch.bool)])
+    ends = torch.where(last, len(states), token + 1)
+    starts = torch.where(last.roll(1), 0, token.roll(1) + 1)
+    sums = torch.nn.functional.pad(states.cumsum(0), (0, 0, 1, 0))
+    return torch.cat([states[token], (sums[ends] - sums[starts]) / (ends - starts)[:, None]], -1)
 
 
-def _rms(x: Float[Tensor, "l h m e"]) -> Float[Tensor, "l h 1 1"]:
-    return x.square().mean((-2, -1), keepdim=True).sqrt()
+def _rms(x: Float[Tensor, "n e"], lengths: Int[Tensor, " h"]) -> Float[Tensor, "n 1"]:
+    """Root mean square over all slots of a slot's head."""
+    means = torch.stack([rows.square().mean() for rows in x.split(lengths.tolist())])
+    return means.sqrt().repeat_interleave(lengths)[:, None]

@@ -30,7 +30,7 @@ from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.keep import finder
 from latentwire.wire.latents import Latents, as_prefix, head_of
-from latentwire.wire.message import Message, MessageError, check_bits, message_size
+from latentwire.wire.message import Message, MessageError, check_bits
 from latentwire.wire.scorer import Scorer
 from latentwire.wire.slots import Slots
 
@@ -38,6 +38,8 @@ FORMAT_VERSION = 1
 WEIGHTS = "wire.safetensors"
 BITS = 16
 """Bits of a message's codes, unless told otherwise."""
+REMEMBERED = 4096
+"""Texts whose messages' sizes are kept."""
 RESERVE = 256
 """Positions kept free after a context for format tokens, question and answer."""
 
@@ -78,6 +80,7 @@ class Wire(nn.Module):
         self.format = nn.Parameter(initial_format(lm, config.format_tokens).float())
         self.keep: str | None = None  # no part of what is trained and saved
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
+        self._costs: dict[tuple, tuple[int, int]] = {}
         self.to(lm.device)
 
     @cached_property
@@ -144,19 +147,15 @@ class Wire(nn.Module):
         return self._count(self._raw(text))
 
     def cost(self, text: str, bits: int = BITS) -> tuple[int, int]:
-        """Latents and bytes of the message of a text."""
-        latents = self.latents(text)
-        return latents, self.message_bytes(latents, bits)
-
-    def count(self, tokens: int) -> int:
-        """Latents that a context of so many tokens becomes, none of them kept as text."""
-        return self._count(torch.zeros(tokens, dtype=torch.bool))
-
-    def message_bytes(self, latents: int, bits: int = BITS) -> int:
-        """Bytes of a message of so many latents, in codes of so many bits."""
-        keys = self.head.keys[0]
-        shape = (len(self.head.keys), keys.shape[1], latents, keys.shape[3])
-        return message_size(self.config.reader, shape, bits)
+        """Latents and bytes of the message of a text, which is made for it; the last ones are
+        remembered."""
+        asked = (self.id, self.ratio, self.keep, text, bits)
+        if (known := self._costs.get(asked)) is None:
+            if len(self._costs) >= REMEMBERED:
+                self._costs.clear()
+            known = self.latents(text), len(self.send([text], bits)[0].to_bytes())
+            self._costs[asked] = known
+        return known
 
     def encode(self, contexts: Sequence[str], batch: int = 8) -> list[Latents]:
         """One Latents per text; `batch` windows run through the LM at a time.
@@ -167,7 +166,7 @@ class Wire(nn.Module):
         """
         ids = [self.lm.ids(c) for c in contexts]
         jobs: list[tuple[int, Tensor, Tensor, int]] = []
-        spans = []
+        layouts = []
         for row, tokens in enumerate(ids):
             if len(tokens) == 0:
                 raise WireError(f"context {row} is empty; expected at least one token")
@@ -176,14 +175,14 @@ class Wire(nn.Module):
             starts, span = self._layout(raw)
             windows = zip(*(x.split(self.config.window) for x in (tokens, raw)), strict=True)
             jobs += [(row, *w, start) for w, start in zip(windows, starts, strict=True)]
-            spans.append(span)
+            layouts.append(([start - len(self.head) for start in starts], span))
         made: list[list[Latents]] = [[] for _ in contexts]
         for first in range(0, len(jobs), batch):
             part = jobs[first : first + batch]
             rows, pieces, raw, starts = zip(*part, strict=True)
             for row, z in zip(rows, self.compress(*self.read(pieces, starts), raw), strict=True):
                 made[row].append(z)
-        return [_joined(zs, span) for zs, span in zip(made, spans, strict=True)]
+        return [Latents.joined(zs, *layout) for zs, layout in zip(made, layouts, strict=True)]
 
     @property
     def id(self) -> bytes:
@@ -224,14 +223,14 @@ class Wire(nn.Module):
                     "expect somewhat lower scores",
                     stacklevel=2,
                 )
-            layers, heads, _, width = message.latents.keys.shape
-            if (layers, heads, width) != (len(self.head.keys), *self.head.keys[0].shape[1::2]):
+            z = message.latents
+            if (*z.lengths.shape, z.keys.shape[1]) != (len(self.lm.blocks), *self.lm.kv_shape):
                 raise MessageError("the message was altered: its shape is not this wire's")
             room = self.lm.window - len(self.head)
-            if max(message.latents.span, len(message.latents)) > room:
+            if max(z.span, len(z)) > room:
                 raise MessageError(
-                    f"message takes up {message.latents.span} positions with "
-                    f"{len(message.latents)} latents; {self.lm.name} has room for {room}"
+                    f"message takes up {z.span} positions with {len(z)} latents; "
+                    f"{self.lm.name} has room for {room}"
                 )
         return [m.latents for m in messages]
 
@@ -330,7 +329,7 @@ class Wire(nn.Module):
         head, tokens, latents = len(self.head), len(raw), self._count(raw)
         windows = raw.split(self.config.window)
         room = self.lm.window - head - RESERVE
-        if room < self.count(tokens) or room < len(windows[0]):
+        if room < self._count(torch.zeros_like(raw)) or room < len(windows[0]):
             most = room * self.config.ratio
             raise WireError(
                 f"context has {tokens} tokens; at most {most} fit {self.lm.name} at "
@@ -345,7 +344,8 @@ class Wire(nn.Module):
         if tokens > room:
             stride = (room - self.config.window) / (len(windows) - 1)
         starts = [head + int(i * stride) for i in range(len(windows))]
-        return starts, starts[-1] + len(windows[-1]) - head
+        ends = [start + len(window) for start, window in zip(starts, windows, strict=True)]
+        return starts, max(ends) - head  # the last window may be short, and end before another
 
     def read(self, pieces: Sequence[Tensor], starts: Sequence[int]) -> tuple[Prompt, States]:
         """The LM's one pass over windows of ids, each after the head and from its own position."""
@@ -377,11 +377,6 @@ class Wire(nn.Module):
             )
             for row, of in enumerate(raw)
         ]
-
-
-def _joined(windows: Sequence[Latents], span: int) -> Latents:
-    keys = torch.cat([z.keys for z in windows], 2)
-    return Latents(keys, torch.cat([z.values for z in windows], 2), span)
 
 
 def check_kept(lm: FrozenLM, row: int, text: str, ids: Tensor) -> None:
