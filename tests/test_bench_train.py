@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 from test_guards import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 
@@ -17,7 +18,7 @@ from latentwire.wire.wire import Wire, WireConfig
 LAYERS, WIDTH, HEADS, KV_HEADS, HEAD, INNER, RANK, VOCABULARY = 3, 32, 4, 2, 8, 48, 128, 260
 
 
-def block(rows: int, tokens: int, before: int) -> int:
+def block(rows: int, tokens: int, before: float) -> float:
     """Operations of all blocks of the tiny Llama over `tokens` a row, after `before`."""
     maps = 2 * WIDTH * HEADS * HEAD + 2 * WIDTH * KV_HEADS * HEAD + 3 * WIDTH * INNER
     attention = HEADS * (before + tokens) * 2 * HEAD
@@ -31,6 +32,11 @@ def test_operations_are_those_counted_by_hand(lm, quick):  # noqa: F811
     assert list(flops) == list(PARTS) and flops["data"] == 0 < flops["backward"]
     head, texts = len(lm.frame.head), [len(lm.ids(p.context)) for p in passages]
     slots = [-(-n // 4) for n in texts]
+    wire = Wire(lm, WireConfig(lm.name))
+    torch.nn.init.normal_(wire.scorer.weight, generator=torch.Generator().manual_seed(0))
+    lengths = torch.stack([z.lengths for z in wire.encode([p.context for p in passages])])
+    assert lengths.sum((1, 2)).tolist() == [LAYERS * KV_HEADS * n for n in slots]
+    seen = lengths.amax((0, 2)).sum().item() / LAYERS  # the longest head of a layer is all heads'
     scored = 2 * LAYERS * 2 * max(texts) * WIDTH * KV_HEADS
     moved = sum(2 * LAYERS * KV_HEADS * n * RANK * (2 * WIDTH + 2 * HEAD) for n in slots)
     encoder = block(2, max(texts), head) + scored + moved
@@ -39,7 +45,7 @@ def test_operations_are_those_counted_by_hand(lm, quick):  # noqa: F811
     asked = [len(question_ids(lm, q.question)) for p in passages for q in p.questions]
     rows, answer = len(asked), batch.targets.shape[1]
     reader = 2 * 2 * rows * answer * WIDTH * VOCABULARY
-    for context in (head + max(texts), head + max(slots)):
+    for context in (head + max(texts), head + seen):
         reader += block(2, 16, context) + block(rows, max(asked) + answer - 1, context + 16)
     assert flops["reader forward"] == pytest.approx(reader, rel=0.01)
     # Frozen weights get no gradients: what a gradient costs is near what its forward pass did.

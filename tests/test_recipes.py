@@ -57,6 +57,7 @@ def recipe(data, out) -> WireRecipe:
         WireConfig("tiny-llama", ratio=2, window=64, rank=4, format_tokens=3),
         data=data,
         out=out,
+        ratios=(2,),
         format=LoopConfig(steps=3, lr=0.01, warmup=1, save_every=1),
         scorer_passages=4,
         slots=LoopConfig(steps=25, lr=0.02, warmup=2, save_every=5),

@@ -44,6 +44,8 @@ def bench_train(
     "over_matmuls" the time of a step in multiples of the time inside its matmuls, "busy" the part
     of the time in which our threads had a core: beside other jobs "share" cannot be above it."""
     wire = Wire(lm, WireConfig(lm.name))
+    seeded = torch.Generator(lm.device).manual_seed(0)  # or all slots would be the first layer's
+    torch.nn.init.normal_(wire.scorer.weight, generator=seeded)
     recipe = WireRecipe("bench", wire.config, passages=rows)
     run = _steps(wire, passages, recipe, session)
     batch = run(nullcontext)  # what is made on first use is made before the clock starts
