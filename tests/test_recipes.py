@@ -25,7 +25,7 @@ from latentwire.tasks.needles import with_needles
 from latentwire.tasks.qa import Passage, Question, by_context, load_questions
 from latentwire.train.loop import LoopConfig
 from latentwire.wire.latents import Latents
-from latentwire.wire.wire import Wire, WireConfig
+from latentwire.wire.wire import Wire, WireConfig, WireError
 
 NAMES = ["Ada", "Emmy", "Sofia", "Mary", "Lise", "Rosa", "Vera", "Inge"]
 
@@ -265,10 +265,44 @@ def test_an_interrupted_evaluation_goes_on(lm, data, tmp_path, monkeypatch):
         evaluate_wire(wire, data, limit=4, out=tmp_path / "b")
 
 
+def test_a_recipe_goes_on_from_a_wire_at_several_ratios_in_turn(lm, data, tmp_path, monkeypatch):
+    begun = train_wire(recipe(data, tmp_path / "first")) / "wire"
+    first, seen, losses = Wire.from_pretrained(begun), [], recipes.slots_losses
+
+    def recorded(wire, batch, **options):
+        parts = losses(wire, batch, **options)
+        seen.append((wire.config.ratio, wire.slots.up.detach().clone(), parts["ce"].item()))
+        return parts
+
+    monkeypatch.setattr(recipes, "slots_losses", recorded)
+    asked = replace(
+        recipe(data, tmp_path / "second"),
+        begun=str(begun),
+        ratios=(2, 5),
+        slots=LoopConfig(steps=4, lr=0.02, warmup=1),
+    )
+    second = Wire.from_pretrained(train_wire(asked) / "wire")
+    log = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").open()]
+    assert [row["stage"] for row in log] == ["slots"] * 4
+    assert [row["ce"] for row in log] == pytest.approx([ce for _, _, ce in seen], abs=1e-5)
+    assert [ratio for ratio, _, _ in seen] == [2, 5, 2, 5]
+    assert torch.equal(seen[0][1], first.slots.up) and second.config.ratio == 2
+    assert torch.equal(second.format, first.format)
+    assert torch.equal(second.scorer.weight, first.scorer.weight)
+    assert not torch.equal(second.slots.up, first.slots.up)
+    larger = replace(asked, out=tmp_path / "third", wire=replace(asked.wire, rank=8))
+    with pytest.raises(WireError, match="whose rank is 4; expected 8"):
+        train_wire(larger)
+    assert not (tmp_path / "third").exists()
+
+
 def test_contradictions_are_refused_at_once():
     fine = recipe("x", None)
     with pytest.raises(ValueError, match="questions is 0"):
         replace(fine, questions=0)
+    for ratios in ((), (4, 0)):
+        with pytest.raises(ValueError, match="expected at least one, none below 1"):
+            replace(fine, ratios=ratios)
     with pytest.raises(ValueError, match="save_every is 0"):
         replace(fine.format, save_every=0)
 
