@@ -1,6 +1,7 @@
 """What a user types, mistakes first: each is one line on stderr and exit status 2."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -330,11 +331,28 @@ def test_a_reader_is_added_from_the_command_line(shared, tmp_path, monkeypatch, 
     added = SharedWire.from_pretrained(tmp_path / "run" / "wire")
     assert added.config.readers == ("tiny-llama", "tiny-gemma3", "tiny-qwen3")
     assert added.id == SharedWire.from_pretrained(shared).id and "added:" in out
+    said = " ".join(out.split())
+    for name in ("tiny-llama, there before", "tiny-gemma3, there before", "tiny-qwen3, added"):
+        assert re.search(rf"- {name}: -?\d\.\d\d \(.* on 24 passages held out", said), said
+    assert "trained jointly" not in out
     status, _, err = run(
         monkeypatch, capsys, "add-reader", shared, "tiny-llama", "--data", data,
         "--run", str(tmp_path / "no"),
     )  # fmt: skip
     assert status == 2 and err == "latentwire: tiny-llama reads this wire already\n"
+    status, _, err = run(
+        monkeypatch, capsys, "add-reader", shared, "tiny-qwen3", "--data", data,
+        "--run", str(tmp_path / "no"), "--joint", shared,
+    )  # fmt: skip
+    assert status == 2 and "is not read by tiny-qwen3; expected a wire trained with it" in err
+    assert not (tmp_path / "no").exists()
+    joint = str(tmp_path / "run" / "wire")  # the same wire, so nothing is lost
+    status, out, err = run(
+        monkeypatch, capsys, "add-reader", shared, "tiny-qwen3", "--data", data,
+        "--run", str(tmp_path / "run"), "--steps", "1", "--format-steps", "1", "--joint", joint,
+    )  # fmt: skip
+    assert status == 0, err
+    assert "lost by being added instead: 0.00 (0.00 to 0.00)" in " ".join(out.split())
 
 
 def test_a_wire_of_one_reader_gets_another(shared, tmp_path, monkeypatch, capsys):

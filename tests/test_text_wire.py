@@ -8,9 +8,9 @@ from tiny import tiny_lm
 
 from latentwire.evals.harness import Answer, evaluate
 from latentwire.evals.metrics import f1
-from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.recipes.evaluation import conditions, costs
-from latentwire.recipes.readers import evaluate_readers, joint
+from latentwire.recipes.readers import evaluate_readers, joint, losses
 from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt, with_format
 from latentwire.wire.load import load_wire
 from latentwire.wire.message import MessageError
@@ -197,3 +197,28 @@ def test_together_readers_choose_by_the_sum_of_their_mean_log_probabilities(lms)
     assert (scores["n"], scores["agreement"], scores["oracle_f1"]) == (2, 0.0, 1.0)
     said[1] = said[0]
     assert joint(wire.readers, passages, said)["agreement"] == 1.0
+
+
+def test_what_latents_lose_is_the_difference_of_hugging_faces_own_scores(lms):
+    wire = make_wire(lms, ratio=2)
+    passages = [Passage(t, (Question("q", t, "Who built it?", ("John",)),)) for t in TEXTS]
+
+    def score(reader, prefix, answer):
+        lm = reader.lm
+        asked = torch.cat([lm.ids("\n\nWho built it?"), lm.frame.tail])
+        rest = torch.cat([reader.format, lm.embed(torch.cat([asked, answer]))])
+        logits = lm.head(lm.final(Prompt.of(lm, [[rest]], prefix)))[0, -len(answer) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, answer[:, None]).sum()
+
+    for name, answers in losses(wire.readers, passages).items():
+        reader = next(r for r in wire.readers if r.reader == name)
+        lm = reader.lm
+        answer = torch.cat([lm.ids(f"{lm.frame.lead}John"), torch.tensor(lm.stop_ids[:1])])
+        found = {a.context: a for a in answers}
+        for text in TEXTS:
+            head = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(text)])]))
+            latents = reader.receive(through_bytes(wire, [text]))
+            with torch.no_grad():
+                lost = score(reader, head, answer) - score(reader, latents, answer)
+            assert found[text].nll == pytest.approx(lost.item(), abs=1e-4)
+            assert found[text].tokens == len(answer)

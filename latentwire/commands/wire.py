@@ -147,8 +147,10 @@ def add_reader(
     run: Path | None = None,
     steps: int | None = None,
     format_steps: int | None = None,
+    joint: str | None = None,
 ) -> None:
-    """Train one more reader of a wire; the readers that it has stay as they are.
+    """Train one more reader of a wire; the readers that it has stay as they are. Says what each
+    loses by latents in place of the text, on passages held out.
 
     Args:
         wire: A wire's folder or hub id, or a shipped one, default or shared. A wire of one reader
@@ -160,15 +162,22 @@ def add_reader(
             in it.
         steps: Steps of the adapter; as many as in training a wire of this kind if not given.
         format_steps: Steps of the format tokens before it, likewise.
+        joint: A wire that was trained with this reader from the beginning; what was lost by adding
+            it instead is said too.
     """
     from dataclasses import replace
 
     from latentwire.recipes import shared
+    from latentwire.recipes.readers import held_out, lost
     from latentwire.recipes.wire import WireRecipe, add_text_reader
+    from latentwire.wire.folder import WireError
     from latentwire.wire.load import load_wire
     from latentwire.wire.shared import SharedWire
 
     name, loaded = f"added-{Path(model).name}", load_wire(wire)
+    beside = [] if joint is None else load_wire(joint).readers
+    if joint is not None and model not in [reader.reader for reader in beside]:
+        raise WireError(f"{joint} is not read by {model}; expected a wire trained with it")
 
     def shortened(recipe: Any, **counts: int | None) -> Any:
         given = {part: n for part, n in counts.items() if n is not None}
@@ -184,3 +193,6 @@ def add_reader(
         recipe = WireRecipe(name, config, data=data, out=run)
         folder = add_text_reader(loaded, shortened(recipe, slots=steps, format=format_steps))
     print(f"added: {folder}")
+    readers = load_wire(folder).readers
+    for line in lost(readers, model, held_out(data, readers), beside):
+        out.print(f"- {line}", markup=False, highlight=False)

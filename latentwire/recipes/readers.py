@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from latentwire.evals.harness import Answer, batch_size
-from latentwire.evals.metrics import bootstrap, exact_match, f1, normalise
+from latentwire.evals.harness import Answer, batch_size, evaluate
+from latentwire.evals.metrics import bootstrap, exact_match, f1, normalise, ratio
 from latentwire.files import write_whole
 from latentwire.lm import pad_right
 from latentwire.recipes.evaluation import (
@@ -25,9 +26,14 @@ from latentwire.recipes.evaluation import (
     evaluate_reader,
     load_passages,
 )
-from latentwire.tasks.qa import Passage, answer_ids, passages_prompt
+from latentwire.tasks.qa import Passage, answer_ids, by_context, load_questions, passages_prompt
 from latentwire.wire.shared import SharedWire
 from latentwire.wire.text_wire import TextWire
+
+HELD = 24
+"""Passages that a reader that was added is compared on."""
+LONGEST = 512
+"""Most tokens of one."""
 
 
 def evaluate_readers(
@@ -88,6 +94,64 @@ def joint(
         low, high = bootstrap(values, contexts)
         result |= {name: sum(values) / len(values), f"{name}_low": low, f"{name}_high": high}
     return result
+
+
+def held_out(data: str, readers: Sequence[Reader]) -> list[Passage]:
+    """The last HELD passages of `data`, which no training sees, but for such as are long."""
+    last = by_context(load_questions(data))[-HELD:]
+    return [p for p in last if max(len(r.lm.ids(p.context)) for r in readers) <= LONGEST]
+
+
+@torch.no_grad()
+def losses(readers: Sequence[Reader], passages: Sequence[Passage]) -> dict[str, list[Answer]]:
+    """What each reader, by name, loses by latents in place of the text: an Answer for each
+    question, with the difference in nats as its `nll`."""
+    made = {}
+    for reader in readers:
+        rows = conditions(reader, passages)
+        both = {name: rows[name] for name in ("text", "wire")}
+        answers = list(chain.from_iterable(evaluate(reader.lm, reader.format, passages, both, 1)))
+        text, wire = ([a for a in answers if a.condition == name] for name in both)
+        made[reader.reader] = [
+            replace(a, nll=a.nll - b.nll)
+            for a, b in zip(_in_order(wire), _in_order(text), strict=True)
+        ]
+    return made
+
+
+def lost(
+    readers: Sequence[Reader],
+    added: str,
+    passages: Sequence[Passage],
+    joint: Sequence[Reader] = (),
+) -> list[str]:
+    """In words, what the reader that was added loses by latents beside those that the wire was
+    trained with, and beside itself among the readers of a wire that was trained with it, `joint`;
+    in nats per answer token with 95% intervals over passages.
+    """
+
+    def mean(answers: Sequence[Answer]) -> str:
+        differences, tokens = [a.nll for a in answers], [float(a.tokens) for a in answers]
+        value, low, high = ratio(differences, tokens, [a.context for a in answers])
+        return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+    found = losses(readers, passages)
+    said = [
+        f"{name}, {'added' if name == added else 'there before'}: {mean(answers)} nats per answer "
+        f"token lost to its full text, on {len(passages)} passages held out"
+        for name, answers in found.items()
+    ]
+    if joint:
+        theirs = losses([r for r in joint if r.reader == added], passages)[added]
+        apart = [replace(a, nll=a.nll - b.nll) for a, b in zip(found[added], theirs, strict=True)]
+        said.append(
+            f"{added}, trained jointly: {mean(theirs)}; lost by being added instead: {mean(apart)}"
+        )
+    return said
+
+
+def _in_order(answers: Sequence[Answer]) -> list[Answer]:
+    return sorted(answers, key=lambda a: (a.context, a.id))
 
 
 def _scores(

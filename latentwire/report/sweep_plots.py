@@ -74,7 +74,7 @@ def cost_plot(rows: Sequence[tuple[int, Scored]], unit: Unit) -> str:
         axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high < 200 * low else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("positions that the reader attends to" if unit == "tokens" else "bytes")
+        axes.set_xlabel("positions a head attends to, on average" if unit == "tokens" else "bytes")
         axes.set_title(f"F1, %, against {unit}", loc="left", fontsize=9, weight="bold")
         narrow = {"fontsize": 7, "columnspacing": 1.0, "handlelength": 1.5, "handletextpad": 0.5}
         figure.legend(loc="outside lower center", ncols=2, frameon=False, **narrow)

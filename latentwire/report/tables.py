@@ -159,7 +159,7 @@ def size_rows(results: dict[str, Any]) -> list[list[str]]:
     only known as a ratio."""
     get = results.get
     measured = [
-        ("positions that the reader attends to", get("tokens_in"), get("latents_out"), ",.1f"),
+        ("positions a head attends to, on average", get("tokens_in"), get("latents_out"), ",.1f"),
         ("bytes sent", get("text_bytes"), get("message_bytes"), ",.0f"),
         ("the same, text after zstd -19", get("zstd_bytes"), get("message_bytes"), ",.0f"),
     ]
