@@ -13,7 +13,7 @@ from test_guards import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 
 from latentwire.lm.adapters import lora_config
-from latentwire.lm.frozen import TOKENIZING
+from latentwire.lm.words import TOKENIZING
 from latentwire.recipes import wire as recipes
 from latentwire.recipes.features import Features
 from latentwire.recipes.wire import train_wire
@@ -124,7 +124,7 @@ def forbidden_without_gradient(right):
 
 def test_ids_are_remembered_and_right(lm, monkeypatch):  # noqa: F811
     expected = {t: lm.tokenizer(t, add_special_tokens=False).input_ids for t in ("a", "bc", "a é")}
-    monkeypatch.setattr("latentwire.lm.frozen.REMEMBERED", 2)
+    monkeypatch.setattr("latentwire.lm.words.REMEMBERED", 2)
     for _ in range(3):
         for text, ids in expected.items():
             assert lm.ids(text).tolist() == ids
@@ -132,7 +132,7 @@ def test_ids_are_remembered_and_right(lm, monkeypatch):  # noqa: F811
 
 
 def test_threads_do_not_step_over_the_most_texts_that_are_remembered(lm, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("latentwire.lm.frozen.REMEMBERED", 2)
+    monkeypatch.setattr("latentwire.lm.words.REMEMBERED", 2)
     lm._known.clear()
     lm.ids("first")
     threads = [Thread(target=lm.ids, args=(text,)) for text in ("a", "b", "c")]

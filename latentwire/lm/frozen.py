@@ -10,23 +10,18 @@ exists once, in `predicting`; logits are computed only for the states whose pred
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property, partial
-from pathlib import Path
-from threading import Lock
+from functools import partial
 from typing import Any, Literal
 from warnings import catch_warnings, simplefilter
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoModelForCausalLM
 
 from latentwire.lm.adapters import (
     adapted,
@@ -39,24 +34,19 @@ from latentwire.lm.cache import as_cache, attention_mask, grown, head_mask
 from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
 from latentwire.lm.families import family_of, softcap
 from latentwire.lm.hooks import Reached, attending, hooked, masked, replacing, tensor_of
+from latentwire.lm.loading import check_setting, fingerprint_of, load_model
 from latentwire.lm.outputs import Decoded, Scored, States
 from latentwire.lm.picks import Pick
-from latentwire.lm.prompt import Frame, KVPrefix, Prompt
-from latentwire.lm.zoo import ZooError, locate
+from latentwire.lm.prompt import KVPrefix, Prompt
+from latentwire.lm.words import Words
+from latentwire.lm.zoo import locate
 
 Caching = Literal["kv", "none", "checkpoint"]
 Dtype = Literal["float32", "bfloat16"]
 """Of the weights of a frozen LM, in recipes and saved configs."""
-REMEMBERED = 50_000
-"""Texts whose ids are kept."""
-DATE = "26 Jul 2024"
-"""What Llama's chat templates say is today, if they cannot tell: slots must be read tomorrow behind
-the head that they were made behind today."""
-TOKENIZING = Lock()
-"""A tokenizer is one for all threads, and changes while it works."""
 
 
-class FrozenLM:
+class FrozenLM(Words):
     """A causal LM whose weights never change and never get gradients.
 
     Gradients flow through it to whatever made the prompt. A view made by `with_adapter` runs the
@@ -68,13 +58,13 @@ class FrozenLM:
     or tuning it. Taken while they are whole, since a training may share them out."""
 
     def __init__(self, model: Any, tokenizer: Any, name: str, adapter: str | None = None):
-        self.model, self.tokenizer, self.name, self.adapter = model, tokenizer, name, adapter
+        super().__init__(model, tokenizer, name)
+        self.adapter = adapter
         self._family = family_of(model.config)
-        self._known: dict[str, Tensor] = {}
-        _check_setting(model, name)
+        check_setting(model, name)
         if adapter is None:
             model.eval().requires_grad_(False)
-        self.fingerprint = _fingerprint(self)
+        self.fingerprint = fingerprint_of(model.get_input_embeddings().weight, self.blocks)
 
     @classmethod
     def from_pretrained(
@@ -89,10 +79,6 @@ class FrozenLM:
         return cls(model.to(device), tokenizer, name)
 
     # -- what the model is ------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,88 +118,6 @@ class FrozenLM:
         """Family and sizes: what two copies of one model share."""
         config = self.model.config
         return f"{config.model_type}-{len(self.blocks)}x{self.width}-v{config.vocab_size}"
-
-    # -- text to ids ------------------------------------------------------------------------
-
-    def ids(self, text: str, remember: bool = True) -> Int[Tensor, " n"]:
-        """Token ids of a piece of text: no special token is added, and one that the text spells out
-        ("<|im_end|>") is words like others. Raises ValueError for half of a surrogate pair, which
-        JSON can spell and no encoding can write.
-
-        Ids of texts seen before are remembered, since one text is asked for again and again.
-        remember: false for one that is not.
-        """
-        if (known := self._known.get(text)) is not None:
-            return known
-        check_unicode(text)
-        with TOKENIZING:
-            made = self._ids(text, split_special_tokens=True)
-            if not remember:
-                return made
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            return self._known.setdefault(text, made)
-
-    def offsets(self, text: str) -> Int[Tensor, "n 2"]:
-        """The characters that each token of `ids(text)` stands for: where they begin, and where
-        they end. Raises ValueError where the tokenizer is not a fast one, which alone knows."""
-        if not self.tokenizer.is_fast:
-            raise ValueError(f"{self.name}'s tokenizer gives no offsets; expected a fast one")
-        with TOKENIZING:
-            offsets = self.tokenizer(
-                text,
-                add_special_tokens=False,
-                verbose=False,
-                split_special_tokens=True,
-                return_offsets_mapping=True,
-            ).offset_mapping
-        return torch.tensor(offsets, dtype=torch.long, device=self.device).view(-1, 2)
-
-    def text(self, ids: Int[Tensor, " n"]) -> str:
-        """The text of token ids, special tokens left out."""
-        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-
-    @cached_property
-    def bos(self) -> Int[Tensor, " n"]:
-        """What the tokenizer puts before a text: one BOS id, or nothing."""
-        with_special = self.tokenizer("a").input_ids
-        begins = with_special[:1] == [self.tokenizer.bos_token_id]
-        return torch.tensor(with_special[:1] if begins else [], dtype=torch.long).to(self.device)
-
-    @cached_property
-    def frame(self) -> Frame:
-        """The ids around a user's words: of the chat template, or for a base model BOS before
-        (whatever its tokenizer does, since a first token takes the attention that is left over)
-        and an "Answer:" cue after."""
-        tokenizer = self.tokenizer
-        if tokenizer.chat_template is None:
-            first = tokenizer.bos_token_id
-            head = torch.tensor([tokenizer.eos_token_id if first is None else first])
-            return Frame(head.to(self.device), self.ids("\nAnswer:"), lead=" ")
-        marker = "\u241fuser\u241f"
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": marker}],
-            tokenize=False,
-            add_generation_prompt=True,
-            date_string=DATE,
-            enable_thinking=False,  # of templates that have it, Qwen3's: an answer is what follows
-        )
-        if text.count(marker) != 1:
-            raise ValueError(
-                f"{self.name}'s chat template says a user's words {text.count(marker)} times; "
-                "expected once"
-            )
-        head, tail = text.split(marker)
-        return Frame(self._ids(head), self._ids(tail))
-
-    @cached_property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an answer; the first is the one that is trained and scored as EOS."""
-        generation = self.model.generation_config
-        eos = generation.eos_token_id if generation else None
-        listed = eos if isinstance(eos, list) else [eos]
-        ids = [self.tokenizer.eos_token_id, *listed]
-        return tuple(dict.fromkeys(i for i in ids if i is not None))
 
     # -- the model as functions ---------------------------------------------------------------
 
@@ -462,10 +366,6 @@ class FrozenLM:
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _ids(self, text: str, **options: bool) -> Int[Tensor, " n"]:
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False, **options).input_ids
-        return torch.tensor(ids, dtype=torch.long, device=self.device)
-
     def _forward(
         self, prompt: Prompt, keep_cache: bool = False, hooks: Sequence[tuple[Any, Any]] = ()
     ) -> tuple[Tensor, KVPrefix | None]:
@@ -531,62 +431,6 @@ class FrozenLM:
             raise ValueError(
                 f"input takes {used} positions; {self.name} has a window of {self.window}"
             )
-
-    def _texts(self, ids: Tensor, mask: Tensor, stops: Sequence[int]) -> list[str]:
-        kept = [
-            [i for i, real in zip(row, reals, strict=True) if real and i not in stops]
-            for row, reals in zip(ids.tolist(), mask.tolist(), strict=True)
-        ]
-        return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
-
-
-def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder. kind: one of transformers' auto classes; said: what that is,
-    in words. Raises ZooError for a folder that holds none."""
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # loading takes a second, and its bar hides our output
-    try:
-        return kind.from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ZooError(f"{folder} cannot be loaded as {said}: {error}") from error
-    finally:
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _fingerprint(lm: FrozenLM) -> str:
-    """Of the first embeddings, and the first row of each of the blocks' matrices: models that were
-    tuned from one original often share their embeddings."""
-    matrices = (p for n, p in lm.blocks.named_parameters() if p.dim() > 1 and "lora_" not in n)
-    rows = [lm.model.get_input_embeddings().weight[:64], *(matrix[0] for matrix in matrices)]
-    some = torch.cat([row.detach().flatten().to("cpu", torch.bfloat16) for row in rows])
-    return hashlib.sha256(some.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
-
-
-def _check_setting(model: Any, name: str) -> None:
-    """Raises ValueError for attention that ignores our masks, or weights in several places."""
-    if (attention := model.config._attn_implementation) not in ("eager", "sdpa"):
-        raise ValueError(
-            f"{name} runs {attention}, which does not take the masks of a prompt; load it with "
-            "attn_implementation='sdpa' or 'eager'"
-        )
-    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
-    if len(places) > 1:
-        raise ValueError(
-            f"{name} is spread over {', '.join(sorted(places))}; expected one device: load it with "
-            "device_map={'': 0}, in fewer bits where it is too large"
-        )
-
-
-def check_unicode(text: str) -> None:
-    """Raises ValueError for half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"text has {text[error.start]!a} at character {error.start}, half of a surrogate "
-            "pair; expected Unicode text"
-        ) from None
 
 
 def _after(fed: Prompt, prefix: KVPrefix) -> Prompt:

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AutoModel
 
-from latentwire.lm.frozen import check_unicode, load_model
+from latentwire.lm.loading import load_model
 from latentwire.lm.prompt import pad_right
+from latentwire.lm.words import check_unicode
 from latentwire.lm.zoo import ZooError, locate
 
 

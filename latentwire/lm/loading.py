@@ -1,0 +1,53 @@
+"""A model and its tokenizer from a folder, and what is asked of them before they are used."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from latentwire.lm.zoo import ZooError
+
+
+def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder. kind: one of transformers' auto classes; said: what that is,
+    in words. Raises ZooError for a folder that holds none."""
+    bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # loading takes a second, and its bar hides our output
+    try:
+        return kind.from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ZooError(f"{folder} cannot be loaded as {said}: {error}") from error
+    finally:
+        if bar:
+            logging.enable_progress_bar()
+
+
+def fingerprint_of(embeddings: Tensor, blocks: Any) -> str:
+    """Of the first embeddings, and the first row of each of the blocks' matrices: models that were
+    tuned from one original often share their embeddings."""
+    matrices = (p for n, p in blocks.named_parameters() if p.dim() > 1 and "lora_" not in n)
+    rows = [embeddings[:64], *(matrix[0] for matrix in matrices)]
+    some = torch.cat([row.detach().flatten().to("cpu", torch.bfloat16) for row in rows])
+    return hashlib.sha256(some.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
+
+def check_setting(model: Any, name: str) -> None:
+    """Raises ValueError for attention that ignores our masks, or weights in several places."""
+    if (attention := model.config._attn_implementation) not in ("eager", "sdpa"):
+        raise ValueError(
+            f"{name} runs {attention}, which does not take the masks of a prompt; load it with "
+            "attn_implementation='sdpa' or 'eager'"
+        )
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if len(places) > 1:
+        raise ValueError(
+            f"{name} is spread over {', '.join(sorted(places))}; expected one device: load it with "
+            "device_map={'': 0}, in fewer bits where it is too large"
+        )
