@@ -261,7 +261,10 @@ def test_reading_takes_memory_in_proportion_to_the_message(bits):
 
 
 def make_wire(lm: FrozenLM, **config) -> Wire:
-    return Wire(lm, WireConfig(lm.name, **{"window": 64, "rank": 4, "format_tokens": 3} | config))
+    config = {"window": 64, "rank": 4, "format_tokens": 3} | config
+    wire = Wire(lm, WireConfig(lm.name, **config))
+    torch.nn.init.normal_(wire.scorer.weight, generator=torch.Generator().manual_seed(1))
+    return wire
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -295,6 +298,18 @@ def test_a_message_for_another_is_refused():
         wire.receive([replace(message, latents=latents())])
     with pytest.raises(MessageError, match="takes up 4294967295 positions with 3 latents"):
         wire.receive([replace(message, latents=replace(message.latents, span=2**32 - 1))])
+    most = 4 * (lm.window - len(wire.head))
+    lengths, n = message.latents.lengths.clone(), int(message.latents.lengths.sum())
+    lengths[0, 0] += most
+    forged = Latents(
+        torch.zeros(n + most, 8), torch.zeros(n + most, 8),
+        torch.zeros(n + most, dtype=torch.long), lengths, 1,
+    )  # fmt: skip
+    data = replace(message, latents=forged, bits=4).to_bytes()
+    with pytest.raises(MessageError, match=f"slots; at 4x a text has at most {most} tokens"):
+        wire.receive([Message.from_bytes(data)])
+    with pytest.raises(WireError, match="window is 40000; expected at most 32767"):
+        make_wire(lm, window=40_000)
     with pytest.raises(MessageError, match="no messages; expected at least one"):
         wire.receive([])
     with pytest.raises(MessageError, match="at least one latent"):

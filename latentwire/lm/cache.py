@@ -32,7 +32,8 @@ class Room:
 class GrowingLayer(DynamicLayer):
     """Grows in place where no gradient is wanted, by concatenation where one is. One pass goes over
     it, but twice with gradient checkpointing, so it always grows from what it began with. slots:
-    what attention sees before all that; padded for as long as one layer runs, and never kept so."""
+    what attention sees before all that; padded for as long as one layer runs, or for as long as
+    its gradient is waited for."""
 
     def __init__(
         self,
@@ -143,7 +144,8 @@ def head_mask(prompt: Prompt, config: Any, layer: int, mask: Tensor) -> Tensor:
     seen = slots.mask[:, :, None]
     windows = sliding_windows(config)
     if windows is not None and (window := windows[config.layer_types[layer]]) is not None:
-        distance = prompt.positions[:, None, :, None] - slots.padded(slots.positions)[:, :, None]
+        places = slots.padded(slots.positions).int()[:, :, None]
+        distance = prompt.positions.int()[:, None, :, None] - places
         seen = seen & (distance < window)
     rows, heads, t = *slots.lengths.shape, mask.shape[2]
     first = mask.new_zeros(rows, heads, t, seen.shape[-1])

@@ -179,7 +179,8 @@ class FrozenLM(Words):
         return States(torch.stack(inputs), final, prefix)
 
     def attentions(self, prompt: Prompt) -> list[Float[Tensor, "b h t k"]]:
-        """Attention probabilities of every layer, over the prefix's slots and then the embeds."""
+        """Attention probabilities of every layer, over the prefix's slots and then the embeds;
+        those of single heads come first, padded to the longest of the layer."""
         before = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")
         maps: list[Tensor] = []

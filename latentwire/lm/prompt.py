@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -82,21 +83,29 @@ class HeadSlots:
         """Of the rows that `index` names, in its order."""
         first = self.lengths.flatten().cumsum(0).view_as(self.lengths) - self.lengths
         lengths = self.lengths[index]
-        column = torch.arange(int(lengths.max()), device=lengths.device)
+        column = torch.arange(_longest(lengths), device=lengths.device)
         which = (first[index][..., None] + column)[column < lengths[..., None]]
         return HeadSlots(self.keys[which], self.values[which], self.positions[which], lengths)
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "b h r"]:
+        """True where `padded` has a slot."""
+        column = torch.arange(_longest(self.lengths), device=self.lengths.device)
+        return column < self.lengths[..., None]
 
     def padded(self, flat: Tensor) -> Tensor:
         """keys, values or positions [n, ...] as [b, h, r, ...], padded on the right with 0 to the
         longest head of all."""
-        mask = self.mask
-        return flat.new_zeros(*mask.shape, *flat.shape[1:]).index_put((mask,), flat)
+        wide = flat.new_zeros(self.mask.numel(), *flat.shape[1:])
+        return wide.index_copy(0, self._places, flat).view(*self.mask.shape, *flat.shape[1:])
 
-    @property
-    def mask(self) -> Bool[Tensor, "b h r"]:
-        """True where `padded` has a slot."""
-        column = torch.arange(int(self.lengths.max()), device=self.lengths.device)
-        return column < self.lengths[..., None]
+    @cached_property
+    def _places(self) -> Int[Tensor, " n"]:
+        return self.mask.flatten().nonzero()[:, 0]
+
+
+def _longest(lengths: Int[Tensor, "b h"]) -> int:
+    return int(lengths.max()) if lengths.numel() else 0
 
 
 @dataclass(frozen=True)

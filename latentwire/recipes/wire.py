@@ -48,10 +48,10 @@ from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
 from latentwire.train.loop import LoopConfig, Session, train
 from latentwire.train.losses import answer_loss, distillation
-from latentwire.wire.folder import WireError
+from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.scorer import RidgeFit
 from latentwire.wire.text_wire import TextWire
-from latentwire.wire.wire import Wire, WireConfig
+from latentwire.wire.wire import Wire, WireConfig, read_config
 
 ASKED = 32
 """Most questions of a passage that the scorer looks at in one pass."""
@@ -71,8 +71,8 @@ class WireRecipe:
     """Run folder; a folder that holds this run already is gone on with."""
     begun: str | None = None
     """A trained wire of the same reader and sizes to go on from, by folder, hub id or name."""
-    ratios: tuple[int, ...] = (4, 8, 16)
-    """Tokens in per latent out in stage 3, one of them a step, in turn."""
+    ratios: tuple[int, ...] = ()
+    """Tokens in per latent out in stage 3, one of them a step, in turn; the wire's own if none."""
     format: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=150, lr=3e-3, save_every=20)
     )
@@ -94,23 +94,24 @@ class WireRecipe:
         for name in ("scorer_passages", "passages", "questions", "held_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not self.ratios or min(self.ratios) < 1:
-            raise ValueError(f"ratios are {self.ratios}; expected at least one, none below 1")
+        if min(self.ratios, default=1) < 1:
+            raise ValueError(f"ratios are {self.ratios}; expected none below 1")
 
 
 def smollm2_4x() -> WireRecipe:
-    """smollm2-135m reads a quarter of the tokens: the shipped wire."""
-    return WireRecipe("smollm2-4x", WireConfig(reader="smollm2-135m", ratio=4))
+    """smollm2-135m reads a quarter of the tokens, or fewer: the shipped wire."""
+    wire = WireConfig(reader="smollm2-135m", ratio=4)
+    return WireRecipe("smollm2-4x", wire, ratios=(4, 8, 16))
 
 
 def smollm2_2x() -> WireRecipe:
     """smollm2-135m reads half of the tokens."""
-    return WireRecipe("smollm2-2x", WireConfig(reader="smollm2-135m", ratio=2), ratios=(2,))
+    return WireRecipe("smollm2-2x", WireConfig(reader="smollm2-135m", ratio=2))
 
 
 def gemma3_4x() -> WireRecipe:
-    """gemma3-270m reads a quarter of the tokens."""
-    return WireRecipe("gemma3-4x", WireConfig(reader="gemma3-270m", ratio=4))
+    """gemma3-270m reads a quarter of the tokens, or fewer."""
+    return WireRecipe("gemma3-4x", WireConfig(reader="gemma3-270m", ratio=4), ratios=(4, 8, 16))
 
 
 RECIPES = {"smollm2-4x": smollm2_4x, "smollm2-2x": smollm2_2x, "gemma3-4x": gemma3_4x}
@@ -125,7 +126,9 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     parallel.join()
     parallel.check_rows(recipe.passages, session.gradient_accumulation)
     out = recipe.out or Path("runs") / recipe.name
-    config = json.dumps({**asdict(recipe), "out": None}, indent=1)
+    # Of the wire to begin with its weights count, which a path does not tell.
+    begun = None if recipe.begun is None else read_config(folder_of(recipe.begun))["sha256"]
+    config = json.dumps({**asdict(recipe), "out": None, "begun": begun}, indent=1)
     check_training(out, config)
     least = recipe.held_out + recipe.passages
     passages = by_context(load_questions(recipe.data, least=least))
@@ -246,13 +249,14 @@ def train_slots(
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         coming(step)
         batch = batch_of(wire.lm, passages, recipe, step)
-        at = wire.at(recipe.ratios[step % len(recipe.ratios)])
+        at = wire.at(ratios[step % len(ratios)])
         parts = slots_losses(at, batch, features=features)
         return torch.stack(list(parts.values())).sum(), {**parts, **batch.figures}
 
     def probe() -> dict[str, float]:
         return check_latents(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
 
+    ratios = recipe.ratios or (wire.ratio,)
     wire.format.requires_grad_(False)
     parameters = dict(wire.slots.named_parameters())
     with _ready(wire.lm, passages, recipe) as coming:

@@ -57,26 +57,23 @@ def as_prefix(head: KVPrefix, latents: Sequence[Latents]) -> KVPrefix:
     rows = torch.arange(1, device=head.mask.device).expand(len(latents))
     start = int(head.next_position[0])
     span = torch.tensor([z.span for z in latents], device=head.mask.device)
-    return replace(
-        head.rows(rows),
-        next_position=start + span,
-        head_slots=tuple(
-            _slots(latents, layer, keys, start) for layer, keys in enumerate(head.keys)
-        ),
-    )
-
-
-def _slots(latents: Sequence[Latents], layer: int, like: Tensor, start: int) -> HeadSlots:
-    """One layer's slots of each context."""
-    ends = [int(z.lengths[: layer + 1].sum()) for z in latents]
-    begins = [end - int(z.lengths[layer].sum()) for end, z in zip(ends, latents, strict=True)]
-    places = list(zip(latents, begins, ends, strict=True))
-    return HeadSlots(
-        torch.cat([z.keys[begin:end] for z, begin, end in places]).to(like),
-        torch.cat([z.values[begin:end] for z, begin, end in places]).to(like),
-        torch.cat([z.positions[begin:end] for z, begin, end in places]).to(like.device) + start,
-        torch.stack([z.lengths[layer] for z in latents]).to(like.device),
-    )
+    totals = [z.lengths.sum(-1).tolist() for z in latents]
+    by_layer = [
+        zip(*(x.split(n) for x in (z.keys, z.values, z.positions)), z.lengths, strict=True)
+        for z, n in zip(latents, totals, strict=True)
+    ]
+    slots = []
+    for like, *row in zip(head.keys, *by_layer, strict=True):
+        keys, values, positions, lengths = zip(*row, strict=True)
+        slots.append(
+            HeadSlots(
+                torch.cat(keys).to(like),
+                torch.cat(values).to(like),
+                torch.cat(positions).to(like.device) + start,
+                torch.stack(lengths).to(like.device),
+            )
+        )
+    return replace(head.rows(rows), next_position=start + span, head_slots=tuple(slots))
 
 
 def head_of(lm: FrozenLM) -> KVPrefix:

@@ -48,23 +48,23 @@ class Slots(nn.Module):
         stand for themselves alone, and tokens that were dropped just before one are not made up
         for."""
         kept = chosen(scores, raw, count)
-        layers = []
-        for layer, mask in enumerate(kept):
+        lengths, layers = kept.sum(-1), []
+        # unbind, since the gradient of each parameter[layer] would be as large as the parameter
+        parts = zip(kept, self.down.unbind(), self.up.unbind(), lengths, strict=True)
+        for layer, (mask, down, up, each) in enumerate(parts):
             head, token = mask.nonzero(as_tuple=True)  # in the order of the text, head by head
             features = kept_and_segment(normed(inputs[layer]), head, token)
-            hidden = torch.nn.functional.gelu(features @ self.down[layer])
-            lengths = mask.sum(-1)
-            by_head = zip(hidden.split(lengths.tolist()), self.up[layer], strict=True)
-            moves = torch.cat([rows @ up for rows, up in by_head])
+            hidden = torch.nn.functional.gelu(features @ down).split(each.tolist())
+            moves = torch.cat([rows @ own for rows, own in zip(hidden, up.unbind(), strict=True)])
             delta_k, delta_v = (moves * ~raw[token][:, None]).chunk(2, -1)
             turned = rotate(lm.model, layer, delta_k[None, None], positions[token][None, None])
             # Deltas are in units of the head's own keys and values, whose sizes differ by layer.
             k, v = keys[layer, head, token].float(), values[layer, head, token].float()
-            k = k + turned[0, 0] * _rms(k, lengths)
-            v = v + delta_v * _rms(v, lengths)
+            k = k + turned[0, 0] * _rms(k, head, each)
+            v = v + delta_v * _rms(v, head, each)
             layers.append((k, v, token))
         k, v, token = (torch.cat(parts) for parts in zip(*layers, strict=True))
-        return Latents(k, v, token, kept.sum(-1), span=len(positions))
+        return Latents(k, v, token, lengths, span=len(positions))
 
 
 def chosen(
@@ -92,7 +92,9 @@ def kept_and_segment(
     return torch.cat([states[token], (sums[ends] - sums[starts]) / (ends - starts)[:, None]], -1)
 
 
-def _rms(x: Float[Tensor, "n e"], lengths: Int[Tensor, " h"]) -> Float[Tensor, "n 1"]:
+def _rms(
+    x: Float[Tensor, "n e"], head: Int[Tensor, " n"], lengths: Int[Tensor, " h"]
+) -> Float[Tensor, "n 1"]:
     """Root mean square over all slots of a slot's head."""
-    means = torch.stack([rows.square().mean() for rows in x.split(lengths.tolist())])
-    return means.sqrt().repeat_interleave(lengths)[:, None]
+    sums = x.new_zeros(len(lengths)).index_add(0, head, x.square().mean(-1))
+    return (sums / lengths).sqrt()[head, None]

@@ -30,7 +30,7 @@ from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.keep import finder
 from latentwire.wire.latents import Latents, as_prefix, head_of
-from latentwire.wire.message import Message, MessageError, check_bits
+from latentwire.wire.message import GAP, Message, MessageError, check_bits
 from latentwire.wire.scorer import Scorer
 from latentwire.wire.slots import Slots
 
@@ -66,6 +66,8 @@ class WireConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
+        if self.window > GAP // 2:  # a head may have one slot in each of two windows
+            raise WireError(f"window is {self.window}; expected at most {GAP // 2}")
 
 
 class Wire(nn.Module):
@@ -231,6 +233,11 @@ class Wire(nn.Module):
                 raise MessageError(
                     f"message takes up {z.span} positions with {len(z)} latents; "
                     f"{self.lm.name} has room for {room}"
+                )
+            if (most := int(z.lengths.max())) > room * self.ratio:
+                raise MessageError(
+                    f"message has a head with {most} slots; at {self.ratio}x a text has at most "
+                    f"{room * self.ratio} tokens"
                 )
         return [m.latents for m in messages]
 
