@@ -37,23 +37,29 @@ def test_the_shipped_wire_reads_paragraphs_it_has_never_seen(wire):
     passages = by_context(load_questions(ALMANAC, 30))
     names = ("text", "wire", "closed_book", "foreign_latents")
     rows = {k: v for k, v in conditions(wire, passages).items() if k in names}
+    rows["wire at 16x"] = conditions(wire.at(16), passages)["wire"]
     answers = [a for batch in evaluate(wire.lm, wire.format, passages, rows) for a in batch]
-    scores = {k: summarise([a for a in answers if a.condition == k]) for k in names}
+    scores = {k: summarise([a for a in answers if a.condition == k]) for k in rows}
     assert scores["wire"]["f1"] > scores["closed_book"]["f1_high"]
+    assert scores["wire"]["nll"] < scores["wire at 16x"]["nll"] < scores["closed_book"]["nll"] - 0.3
     assert scores["wire"]["f1"] > scores["foreign_latents"]["f1_high"]
-    assert scores["wire"]["nll"] < scores["closed_book"]["nll"] - 0.3
     assert scores["text"]["f1"] > 0.3
 
 
-def test_numbers_that_are_kept_as_text_are_copied(wire):
-    made = with_needles(by_context(load_questions(ALMANAC, 15)), "number")
-    copied = []
-    for one in (wire, wire.keeping("numbers")):
+def test_numbers_are_copied_from_latents_and_where_there_are_few_from_what_is_kept_as_text(wire):
+    made = with_needles(by_context(load_questions(ALMANAC, 20)), "number")
+    copied = {}
+    for name, one in {
+        "4x": wire,
+        "32x": wire.at(32),
+        "32x, numbers": wire.at(32).keeping("numbers"),
+    }.items():
         messages = one.send([p.context for p in made])
         prefix = with_format(one.lm, one.format, one.receive(messages))
         said = answers(one.lm, [p.questions[0].question for p in made], prefix)
-        copied.append(sum(a == p.questions[0].answers[0] for a, p in zip(said, made, strict=True)))
-    assert copied[1] > copied[0]
+        right = [a == p.questions[0].answers[0] for a, p in zip(said, made, strict=True)]
+        copied[name] = sum(right)
+    assert len(made) == 4 and copied["4x"] == copied["32x, numbers"] == 4 > copied["32x"]
 
 
 SAID = "The lighthouse was finished in 1759 by John Smeaton. 灯台 😀"
