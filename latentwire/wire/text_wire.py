@@ -55,13 +55,18 @@ class TextWire:
     def at(self, ratio: int) -> TextWire:
         """The same wire with other numbers of latents than its own ratio gives; messages are the
         same."""
-        return TextWire(self.code.lm, [reader.wire.at(ratio) for reader in self.readers])
+        return self._read_by([reader.wire.at(ratio) for reader in self.readers])
 
     def keeping(self, rule: str | None) -> TextWire:
         """The same wire, whose readers keep spans of each text as text in their latents, as
         Wire.keeping says; messages are the same, and none says what its reader keeps."""
-        wires = [reader.wire.keeping(rule) for reader in self.readers]
-        return TextWire(self.code.lm, wires)
+        return self._read_by([reader.wire.keeping(rule) for reader in self.readers])
+
+    def _read_by(self, wires: Sequence[Wire]) -> TextWire:
+        """The same messages, those that were decoded already among them, for other wires."""
+        other = TextWire(self.code.lm, wires)
+        other.message_bytes, other._read = self.message_bytes, self._read
+        return other
 
     def send(self, texts: Sequence[str]) -> list[TextMessage]:
         """Texts as messages, the same for every reader. Raises WireError for an empty text, or one
