@@ -79,6 +79,7 @@ def test_accelerate_launch_gives_the_losses_of_one_process(machines, lm, quick, 
     lm.model.save_pretrained(reader)
     lm.tokenizer.save_pretrained(reader)
     options = ["--data", quick.data, "--wire.reader", str(reader), "--seed", str(quick.seed)]
+    options += ["--ratios", str(quick.wire.ratio)]
     for part in ("wire", "format", "slots"):
         for name, value in vars(getattr(quick, part)).items():
             if name != "reader":

@@ -306,6 +306,8 @@ def test_contradictions_are_refused_at_once():
         replace(fine, questions=0)
     with pytest.raises(ValueError, match=r"ratios are \(4, 0\); expected none below 1"):
         replace(fine, ratios=(4, 0))
+    with pytest.raises(ValueError, match=r"ratios are \(4, 8\); expected the wire's own, 2, among"):
+        replace(fine, ratios=(4, 8))
     with pytest.raises(ValueError, match="save_every is 0"):
         replace(fine.format, save_every=0)
 

@@ -96,6 +96,10 @@ class WireRecipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if min(self.ratios, default=1) < 1:
             raise ValueError(f"ratios are {self.ratios}; expected none below 1")
+        if self.ratios and self.wire.ratio not in self.ratios:
+            raise ValueError(
+                f"ratios are {self.ratios}; expected the wire's own, {self.wire.ratio}, among them"
+            )
 
 
 def smollm2_4x() -> WireRecipe:
