@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's tables of F1: the shipped shared wire at 4x with all rows, and at 2x, 8x and 16x, on the
+# The README's tables of F1: the shipped shared wire at 4x with all rows, and at 8x and 16x, on the
 # first 100 questions of SQuAD dev. Its first reader is the wire `default`.
 #   reproduce/wire-shared/eval.sh squad_dev.jsonl
 # On 2 CPU cores: about an hour.

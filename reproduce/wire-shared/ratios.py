@@ -1,9 +1,9 @@
-"""Both readers of the shipped shared wire at 2x, 8x and 16x, through the bytes of its messages,
+"""Both readers of the shipped shared wire at 8x and 16x, through the bytes of its messages,
 beside full text, as many tokens of it, and another passage's latents.
 
     .venv/bin/python reproduce/wire-shared/ratios.py squad_dev.jsonl
 
-The first 100 questions of SQuAD v1.1 dev; ratios.json beside this file is what it gave. Some 30
+The first 100 questions of SQuAD v1.1 dev; ratios.json beside this file is what it gave. Some 25
 minutes of CPU time on one thread. eval.sh has 4x, with all rows of an evaluation.
 """
 
@@ -28,7 +28,7 @@ def main(data: str) -> None:
     shared = TextWire.from_pretrained("shared")
     passages = by_context(load_questions(data, QUESTIONS))
     results, text = {"data": Path(data).name, "n": QUESTIONS, "passages": len(passages)}, {}
-    for ratio in (16, 8, 2):
+    for ratio in (16, 8):
         for reader in shared.at(ratio).readers:
             rows, name = conditions(reader, passages), reader.reader
             asked = ["wire", "truncated_tokens", "foreign_latents"]
