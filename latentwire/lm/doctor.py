@@ -62,9 +62,10 @@ class Case:
 
 def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
     """An input of one kind: ids, embeds, prefix (the first three tokens prefilled), head_slots (all
-    but the first of them, and one more in each further row, as slots of the heads), patch_one or
-    patch_all (random vectors at two positions of one or every layer, as large as the states that
-    are usual there: beside states of size 200 a vector of size 1 only magnifies rounding)."""
+    but the first of them, and one more in each row above the last, as slots of the heads),
+    patch_one or patch_all (random vectors at two positions of one or every layer, as large as the
+    states that are usual there: beside states of size 200 a vector of size 1 only magnifies
+    rounding)."""
     texts = TEXTS if ragged else TEXTS[:1]
     rows = [torch.cat([lm.bos, lm.ids(text)]) for text in texts]
     embeds = [lm.embed(row) for row in rows]
@@ -75,7 +76,7 @@ def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
         prefix = lm.prefill(Prompt.from_ids(lm, [r[:3] for r in rows]))
         return Case(Prompt.from_ids(lm, [r[3:] for r in rows], prefix), embeds, none)
     if kind == "head_slots":
-        ends = range(3, 3 + len(rows))
+        ends = range(2 + len(rows), 2, -1)
         rest = [row[end:] for row, end in zip(rows, ends, strict=True)]
         begun = [row[:end] for row, end in zip(rows, ends, strict=True)]
         return Case(Prompt.from_ids(lm, rest, _in_head_slots(lm, begun)), embeds, none)
