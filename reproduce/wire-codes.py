@@ -79,7 +79,7 @@ def recipe_of(given: argparse.Namespace) -> SharedRecipe:
         out=given.out,
         passages=given.passages,
         fitted=given.fitted,
-        format=LoopConfig(given.format_steps, 3e-3, warmup=10),
+        format=LoopConfig(given.format_steps, 0.025, warmup=10),
     )
 
 

@@ -278,6 +278,7 @@ def test_a_recipe_goes_on_from_a_wire_at_several_ratios_in_turn(lm, data, tmp_pa
         recipe(data, tmp_path / "second"),
         begun=str(begun),
         ratios=(2, 5),
+        format=LoopConfig(steps=0, lr=0.01),
         slots=LoopConfig(steps=4, lr=0.02, warmup=1),
     )
     second = Wire.from_pretrained(train_wire(asked) / "wire")
@@ -298,6 +299,24 @@ def test_a_recipe_goes_on_from_a_wire_at_several_ratios_in_turn(lm, data, tmp_pa
     with pytest.raises(WireError, match="whose rank is 4; expected 8"):
         train_wire(larger)
     assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_format_tokens_move_in_units_of_the_readers_embeddings(family, data, tmp_path, monkeypatch):
+    lm = tiny_lm(family)
+    monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda *_: lm))
+    one = replace(recipe(data, tmp_path / "a"), format=LoopConfig(steps=1, lr=0.01, warmup=1))
+    begun = train_wire(one) / "wire"
+    more = replace(one, out=tmp_path / "b", begun=str(begun))
+    again = Wire.from_pretrained(train_wire(more) / "wire")
+    words = "\n\nAnswer the question with a short span copied from the text, nothing else."
+    table, moved = lm.model.get_input_embeddings(), Wire.from_pretrained(begun).format
+    start = table(lm.ids(words))[:16]  # gemma3's table scales them
+    # Adam's first step moves each number by the learning rate, whatever its gradient.
+    expected = torch.full_like(moved, 0.01 * start.square().mean().sqrt())
+    rounding = 0.01 * start.std()  # wires are saved in bfloat16
+    torch.testing.assert_close((moved - start[:3]).abs(), expected, atol=rounding, rtol=0)
+    assert (again.format - moved).abs().mean() > 0.5 * expected.mean()
 
 
 def test_contradictions_are_refused_at_once():

@@ -63,10 +63,12 @@ from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
 from latentwire.train.loop import LoopConfig, Session, train
 from latentwire.train.losses import token_loss
+from latentwire.train.step import part_of
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.folder import WireError
 from latentwire.wire.load import load_wire
 from latentwire.wire.shared import Reader, SharedConfig, SharedWire
+from latentwire.wire.wire import format_rate
 
 LONGEST_ANSWER = 12
 """Tokens; questions with longer answers are not trained on, since a batch is padded to them."""
@@ -89,9 +91,9 @@ class SharedRecipe:
     out: Path | None = None
     """Run folder; a folder that holds this run already is gone on with."""
     format: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=300, lr=3e-3, save_every=50)
+        default_factory=lambda: LoopConfig(steps=300, lr=0.025, save_every=50)
     )
-    """Stage 1."""
+    """Stage 1; the rate is in multiples of the size of each reader's embeddings."""
     begun: str | None = None
     """A wire of the same readers, a folder or a shipped one's name, whose format tokens are taken
     over in place of stage 1."""
@@ -337,8 +339,13 @@ def train_formats(
         return torch.stack([torch.as_tensor(p) for p in parts.values()]).mean(), parts
 
     formats = {f"{r.reader}.format": r.format.requires_grad_(True) for r in readers}
+    units = {part_of(f"{r.reader}.format"): format_rate(r.lm) for r in readers}
+
+    def rate(part: str, _: int) -> float:
+        return units[part]
+
     with _ready(asking, recipe, source, readers) as coming:
-        train("format", formats, loss, recipe.format, out, session=session)
+        train("format", formats, loss, recipe.format, out, rate, session=session)
     for tensor in formats.values():
         tensor.requires_grad_(False)
 

@@ -8,8 +8,8 @@ Three stages, each resumable, each on top of the one before:
 3. slots: the residual, by distillation from the same reader with the full text in front of it (KL
    over the answer's positions) plus answer cross-entropy, at several ratios in turn.
 
-Where a recipe is `begun` with a wire, that one's weights stand in for stages 1 and 2, and stage 3
-goes on from its residual.
+Where a recipe is `begun` with a wire, stages 1 and 3 go on from that one's weights, and its scorer
+stands in for stage 2. A stage of 0 steps is left out.
 
     latentwire train smollm2-4x --data squad_train.jsonl --out runs/smollm2-4x
 """
@@ -51,7 +51,7 @@ from latentwire.train.losses import answer_loss, distillation
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.scorer import RidgeFit
 from latentwire.wire.text_wire import TextWire
-from latentwire.wire.wire import Wire, WireConfig, read_config
+from latentwire.wire.wire import Wire, WireConfig, format_rate, read_config
 
 ASKED = 32
 """Most questions of a passage that the scorer looks at in one pass."""
@@ -74,9 +74,9 @@ class WireRecipe:
     ratios: tuple[int, ...] = ()
     """Tokens in per latent out in stage 3, one of them a step, in turn; the wire's own if none."""
     format: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=150, lr=3e-3, save_every=20)
+        default_factory=lambda: LoopConfig(steps=450, lr=0.025, save_every=20)
     )
-    """Stage 1."""
+    """Stage 1; the rate is in multiples of the size of the reader's embeddings."""
     scorer_passages: int = 200
     """Passages that the scorer is fitted on (stage 2)."""
     slots: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500, lr=1e-3, save_every=20))
@@ -149,8 +149,8 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
         begin_training(out, config)
     checked = _checked(wire, passages[kept:], recipe, session)
     parts = in_parts(passages[:kept], recipe.questions)
+    train_format(wire, parts, recipe, out, checked, session)
     if recipe.begun is None:
-        train_format(wire, parts, recipe, out, checked, session)
         fit_scorer(wire, passages[: min(kept, recipe.scorer_passages)], out, features)
     train_slots(wire, parts, recipe, out, checked, session, features)
     if first:
@@ -205,9 +205,11 @@ def train_format(
     def probe() -> dict[str, float]:
         return check_text(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
 
-    parameters = {"format": wire.format}
+    parameters, unit = {"format": wire.format}, format_rate(wire.lm)
     with _ready(wire.lm, passages, recipe) as coming:
-        train("format", parameters, loss, recipe.format, out, probe=probe, session=session)
+        train(
+            "format", parameters, loss, recipe.format, out, lambda *_: unit, probe, session=session
+        )
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ class LoopConfig:
     """How long and how fast one stage of a recipe trains."""
 
     steps: int
-    """Optimizer steps."""
+    """Optimizer steps; 0 leaves the stage out."""
     lr: float
     """Peak learning rate of AdamW, without weight decay."""
     warmup: int = 20
@@ -25,9 +25,9 @@ class LoopConfig:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name, least in (("steps", 0), ("save_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
