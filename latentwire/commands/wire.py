@@ -29,7 +29,7 @@ def ask(
             reader, or shared, whose two readers answer from the same bytes.
         full_text: Also show what the same reader answers with the whole text in front of it.
         ratio: Tokens in per latent out, where it is to be another than the wire's own.
-        keep: What of the text to keep as text among the latents: numbers, names, or what a regular
+        keep: What of the text to keep as text beside the latents: numbers, names, or what a regular
             expression finds.
     """
     from latentwire.evals import baselines
@@ -83,7 +83,7 @@ def evaluate(
         bits: Bits of one code of a message of a wire of one reader: 16 (if not given), 8, 6 or
             4.
         ratio: Tokens in per latent out, where it is to be another than the wire's own.
-        keep: What of a text to keep as text among the latents: numbers, names, or what a regular
+        keep: What of a text to keep as text beside the latents: numbers, names, or what a regular
             expression finds.
         needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the
             questions of the data.

@@ -28,6 +28,7 @@ from latentwire.recipes.evaluation import (
 )
 from latentwire.tasks.qa import Passage, answer_ids, by_context, load_questions, passages_prompt
 from latentwire.wire.shared import SharedWire
+from latentwire.wire.text_code import BATCH
 from latentwire.wire.text_wire import TextWire
 
 HELD = 24
@@ -47,6 +48,9 @@ def evaluate_readers(
     """Every reader of a wire, scored as evaluate_wire does, each with a run folder of its own in
     `out`, and what they answer together: {"readers": {name: result}, "joint": scores, ...}."""
     results, said = {}, []
+    passages, _ = load_passages(data, limit, needles)
+    if isinstance(wire, TextWire) and bits is None:
+        decode_ahead(wire, passages)
     for i, reader in enumerate(wire.readers):
         folder = None if out is None else out / f"reader-{i}"
         asked = (data, limit, folder, bits, needles)
@@ -54,11 +58,19 @@ def evaluate_readers(
         said.append([a for a in answers if a.condition == "wire"])
     together = {"kind": "readers", "readers": results}
     if len(said) > 1:
-        passages, _ = load_passages(data, limit, needles)
         together["joint"] = joint(wire.readers, passages, said, bits)
     if out is not None:
         write_whole(out / "results.json", json.dumps(together, indent=1))
     return together
+
+
+def decode_ahead(wire: TextWire, passages: Sequence[Passage]) -> None:
+    """Have the messages of all passages decoded, which the wire remembers: text is decoded a token
+    at a time, and a hundred messages together take little longer than an evaluation's batch."""
+    messages = sorted(wire.send([p.context for p in passages]), key=lambda m: m.tokens)
+    console = Console(stderr=True)
+    for start in track(range(0, len(messages), BATCH), description="decoding", console=console):
+        wire.texts(messages[start : start + BATCH])
 
 
 @torch.no_grad()

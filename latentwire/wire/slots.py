@@ -7,8 +7,7 @@ dropped is not lost: each slot stands for the tokens since the slot before it, a
 low-rank residual, zero at the start, moves its key and value by what those tokens hold. So step 0
 is a cache with tokens left out, which the reader already understands, and training fills the gaps.
 
-Tokens may be named that every head keeps, whatever their scores; the residual leaves these as they
-are.
+Tokens may be named that every head keeps beside these, whatever their scores.
 """
 
 from __future__ import annotations
@@ -43,20 +42,21 @@ class Slots(nn.Module):
         raw: Bool[Tensor, " t"],
         count: int,
     ) -> Latents:
-        """The tokens to keep as slots, `count` a head on average. The raw ones, at most `count`,
-        come before all others, with the keys and values that the reader itself has for them: they
-        stand for themselves alone, and tokens that were dropped just before one are not made up
-        for."""
-        kept = chosen(scores, raw, count)
+        """The tokens to keep as slots: `count` a head on average by their scores, and beside them
+        the raw ones in every head. Where a head would not have kept a raw one by itself, it has the
+        key and value that the reader itself has for it."""
+        own = chosen(scores, torch.zeros_like(raw), count)
+        kept = chosen(scores, raw, min(count + int(raw.sum()), len(raw)))
+        moved = own | ~raw
         lengths, layers = kept.sum(-1), []
         # unbind, since the gradient of each parameter[layer] would be as large as the parameter
-        parts = zip(kept, self.down.unbind(), self.up.unbind(), lengths, strict=True)
-        for layer, (mask, down, up, each) in enumerate(parts):
+        parts = zip(kept, moved, self.down.unbind(), self.up.unbind(), lengths, strict=True)
+        for layer, (mask, by, down, up, each) in enumerate(parts):
             head, token = mask.nonzero(as_tuple=True)  # in the order of the text, head by head
             features = kept_and_segment(normed(inputs[layer]), head, token)
             hidden = torch.nn.functional.gelu(features @ down).split(each.tolist())
             moves = torch.cat([rows @ own for rows, own in zip(hidden, up.unbind(), strict=True)])
-            delta_k, delta_v = (moves * ~raw[token][:, None]).chunk(2, -1)
+            delta_k, delta_v = (moves * by[head, token][:, None]).chunk(2, -1)
             turned = rotate(lm.model, layer, delta_k[None, None], positions[token][None, None])
             # Deltas are in units of the head's own keys and values, whose sizes differ by layer.
             k, v = keys[layer, head, token].float(), values[layer, head, token].float()

@@ -102,6 +102,8 @@ class TextCode:
         for row, (tokens, data) in enumerate(coded):
             read = self._symbols(tokens, data)
             windows += [(row, read[i : i + WINDOW]) for i in range(0, tokens, WINDOW)]
+        # Those of a batch wait for its longest; the short end of a text stays behind the rest.
+        windows.sort(key=lambda window: -len(window[1]))
         ids: list[list[Tensor]] = [[] for _ in coded]
         for start in range(0, len(windows), BATCH):
             rows, said = zip(*windows[start : start + BATCH], strict=True)

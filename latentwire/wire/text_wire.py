@@ -33,7 +33,7 @@ from latentwire.wire.wire import Wire, WireConfig, read_config
 
 KIND, FORMAT_VERSION = "text wire", 1
 REMEMBERED = 4096
-"""Messages whose texts, and texts whose messages' sizes, are kept."""
+"""Messages whose texts, and texts whose messages, are kept."""
 TOKENS = 4
 """Most tokens of the source per token of a reader; a text that has more cannot fit, and need not be
 decoded to say so."""
@@ -49,7 +49,7 @@ class TextWire:
             raise WireError(f"readers are {names}; expected at least one, none of them twice")
         self.code = TextCode(source)
         self.readers = [TextReader(self, wire) for wire in wires]
-        self.message_bytes = lru_cache(maxsize=REMEMBERED)(self._message_bytes)
+        self.message = lru_cache(maxsize=REMEMBERED)(self._message)
         self._read: dict[TextMessage, str] = {}
 
     def at(self, ratio: int) -> TextWire:
@@ -63,15 +63,15 @@ class TextWire:
         return self._read_by([reader.wire.keeping(rule) for reader in self.readers])
 
     def _read_by(self, wires: Sequence[Wire]) -> TextWire:
-        """The same messages, those that were decoded already among them, for other wires."""
+        """The same messages, with what is remembered of them, for other wires."""
         other = TextWire(self.code.lm, wires)
-        other.message_bytes, other._read = self.message_bytes, self._read
+        other.message, other._read = self.message, self._read
         return other
 
     def send(self, texts: Sequence[str]) -> list[TextMessage]:
         """Texts as messages, the same for every reader. Raises WireError for an empty text, or one
         that the source's tokenizer does not give back to the letter."""
-        return [self._message(text) for text in texts]
+        return [self.message(text) for text in texts]
 
     def texts(self, messages: Sequence[TextMessage]) -> list[str]:
         """What the messages say, to the letter; the last REMEMBERED of them are decoded once,
@@ -98,10 +98,6 @@ class TextWire:
             known[message] = text
         self._read |= known
         return [known[message] for message in messages]
-
-    def _message_bytes(self, text: str) -> int:
-        """Bytes of the message of a text."""
-        return HEADER_BYTES + len(self._message(text).code)
 
     def _message(self, text: str) -> TextMessage:
         tokens, code = self.code.encode(text)
@@ -210,7 +206,7 @@ class TextReader:
     def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
         """Latents that the reader makes of a text, and bytes of its message."""
         self.check_bits(bits)
-        return self.latents(text), self.shared.message_bytes(text)
+        return self.latents(text), HEADER_BYTES + len(self.shared.message(text).code)
 
     def send(self, texts: Sequence[str], bits: int | None = None) -> list[TextMessage]:
         """Texts as messages, the same for every reader."""
