@@ -213,7 +213,7 @@ def test_what_cannot_be_coded_says_why(llama, monkeypatch):
         wire_of(llama).send(["\ud800"])
     monkeypatch.setattr(llama.tokenizer, "decode", lambda *_, **__: "X")
     with pytest.raises(WireError, match="does not give the text back to the letter"):
-        wire.send(["x"])
+        wire_of(llama).send(["x"])
     monkeypatch.undo()
     with pytest.raises(WireError, match=r"its code needs torch\.float32"):
         TextCode(tiny_lm("llama", torch.bfloat16))
