@@ -18,7 +18,7 @@ from latentwire.files import write_whole
 from latentwire.recipes.evaluation import conditions, load_passages
 from latentwire.wire.wire import Wire
 
-QUESTIONS = 24
+QUESTIONS, RATIOS = 24, (2, 4, 8, 16)
 KEEP = {"number": "numbers", "uuid": "names"}
 OUT = Path(__file__).with_suffix(".json")
 
@@ -28,12 +28,15 @@ def main(data: str) -> None:
     results, default = [], Wire.from_pretrained("default")
     for kind, rule in KEEP.items():
         passages, answer_tokens = load_passages(data, QUESTIONS, kind)
-        for ratio in (2, 4, 8, 16):
+        for ratio in RATIOS:
             for keep in (None, rule):
                 wire = default.at(ratio).keeping(keep)
                 rows = conditions(wire, passages)
-                beside = ("text", "foreign_latents", "truncated_tokens") if keep is None else ()
-                asked = ("wire", *beside)
+                asked = ["wire"]
+                if keep is None:
+                    asked += ["truncated_tokens", "foreign_latents"]
+                if keep is None and ratio == RATIOS[0]:  # the same at all ratios
+                    asked += ["text"]
                 some = {name: rows[name] for name in asked}
                 made = evaluate(wire.lm, wire.format, passages, some, answer_tokens)
                 answers = list(chain.from_iterable(made))
