@@ -24,14 +24,9 @@ import torch
 
 from latentwire.recipes.objectives import Objectives
 from latentwire.recipes.readers import evaluate_readers
-from latentwire.recipes.shared import (
-    SharedRecipe,
-    load_models,
-    load_stock,
-    shared_4x,
-    train_shared,
-    wire_loss,
-)
+from latentwire.recipes.shared import load_models, train_shared, wire_loss
+from latentwire.recipes.shared_config import SharedRecipe, shared_4x
+from latentwire.recipes.stock import load_stock
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.schedules import Schedule
 from latentwire.wire.shared import SharedWire

@@ -15,7 +15,8 @@ from latentwire.lm.adapters import lora_config
 from latentwire.recipes import objectives as steps
 from latentwire.recipes import shared as recipes
 from latentwire.recipes.objectives import OFF, Gist, Objectives, Step, split
-from latentwire.recipes.shared import Stock, train_shared, wire_loss
+from latentwire.recipes.shared import train_shared, wire_loss
+from latentwire.recipes.stock import Stock
 from latentwire.tasks.qa import Passage, Question, answer_targets, passages_prompt
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.losses import cosine_distance, moment_error, token_loss

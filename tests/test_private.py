@@ -9,7 +9,8 @@ from test_shared import TEXTS, lms, make_wire, passages, recipe  # noqa: F401
 
 from latentwire.recipes import objectives as steps
 from latentwire.recipes.objectives import FULL, Gist, Objectives
-from latentwire.recipes.shared import Stock, wire_loss
+from latentwire.recipes.shared import wire_loss
+from latentwire.recipes.stock import Stock
 from latentwire.wire.encoders import ENCODERS, WritingEncoder
 from latentwire.wire.message import MessageError
 from latentwire.wire.private import Layout

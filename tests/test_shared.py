@@ -16,19 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from latentwire.evals.baselines import full_text, replayed
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
-from latentwire.recipes import shared as recipes
 from latentwire.recipes.evaluation import conditions
 from latentwire.recipes.objectives import OFF, Objectives
 from latentwire.recipes.readers import evaluate_readers
-from latentwire.recipes.shared import (
-    SharedRecipe,
-    Stock,
-    add_reader,
-    check_readers,
-    load_stock,
-    train_shared,
-    wire_loss,
-)
+from latentwire.recipes.shared import add_reader, check_readers, train_shared, wire_loss
+from latentwire.recipes.shared_config import SharedRecipe
+from latentwire.recipes.stock import Stock, batch_of, load_stock, ready
 from latentwire.tasks.base import DataError
 from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt
 from latentwire.train.loop import LoopConfig
@@ -280,12 +273,12 @@ def test_what_is_kept_of_a_step_in_bf16_is_float32(lms):
 def test_a_step_has_texts_of_similar_length_and_the_next_one_is_tokenised(lms, monkeypatch):
     wire, known = make_wire(lms), set()
     given, stock = recipe(wire.config, passages=2), Stock(uneven(), [])
-    batches = [recipes._batch(stock, given, step) for step in range(4)]
+    batches = [batch_of(stock, given, step) for step in range(4)]
     lengths = [sorted(len(p.context) for p in batch) for batch in batches]
     assert sorted(lengths) == [[9 + 11 * i] * 2 for i in range(4)]
     ids = FrozenLM.ids
     monkeypatch.setattr(FrozenLM, "ids", lambda lm, text: known.add((lm, text)) or ids(lm, text))
-    with recipes._ready(stock, given, wire.encoder.lm, wire.readers) as coming:
+    with ready(stock, given, wire.encoder.lm, wire.readers) as coming:
         coming(1)
     texts = [p.context for p in batches[2]] + ["\n\nWho?"]
     texts += [wire.encoder.lm.frame.lead + q.answers[0] for p in batches[2] for q in p.questions]

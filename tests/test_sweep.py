@@ -22,7 +22,8 @@ from latentwire.__main__ import main
 from latentwire.evals import harness
 from latentwire.recipes import sweep as sweeps
 from latentwire.recipes.objectives import Objectives
-from latentwire.recipes.shared import SharedRecipe, load_models, train_shared
+from latentwire.recipes.shared import load_models, train_shared
+from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.recipes.sweep import KINDS, Evaluation, load_grid, run_sweep
 from latentwire.recipes.wire import WireRecipe
 from latentwire.recipes.workers import apart

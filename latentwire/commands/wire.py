@@ -130,14 +130,16 @@ def evaluate(
 def train(arguments: list[str]) -> int:
     """Train a recipe; every field of it can be overridden on the command line. Exit status 3 where
     alarms stand at the end, or where --stop-on collapse ended it."""
-    from latentwire.recipes import shared
+    from latentwire.recipes import shared_config
+    from latentwire.recipes.shared import train_shared
     from latentwire.recipes.wire import RECIPES, train_wire
 
     def run(recipe, session) -> Path:
-        several = isinstance(recipe, shared.SharedRecipe)
-        return (shared.train_shared if several else train_wire)(recipe, session)
+        several = isinstance(recipe, shared_config.SharedRecipe)
+        return (train_shared if several else train_wire)(recipe, session)
 
-    return run_training({**RECIPES, **shared.RECIPES}, run, arguments, "latentwire train", "wire")
+    recipes = {**RECIPES, **shared_config.RECIPES}
+    return run_training(recipes, run, arguments, "latentwire train", "wire")
 
 
 def add_reader(
@@ -169,6 +171,7 @@ def add_reader(
 
     from latentwire.recipes import shared
     from latentwire.recipes.readers import held_out, lost
+    from latentwire.recipes.shared_config import SharedRecipe
     from latentwire.recipes.wire import WireRecipe, add_text_reader
     from latentwire.wire.folder import WireError
     from latentwire.wire.load import load_wire
@@ -185,7 +188,7 @@ def add_reader(
         return replace(recipe, **stages)
 
     if isinstance(loaded, SharedWire):
-        several = shared.SharedRecipe(name, loaded.config, data=(data,), out=run)
+        several = SharedRecipe(name, loaded.config, data=(data,), out=run)
         several = shortened(several, train=steps, format=format_steps)
         folder = shared.add_reader(loaded, model, several) / "wire"
     else:

@@ -21,26 +21,21 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from latentwire.evals.harness import Answer, evaluate, summarise
 from latentwire.evals.metrics import bootstrap, mean_ratio
 from latentwire.lm import Dtype, FrozenLM
-from latentwire.lm.picks import seed_of
 from latentwire.recipes.evaluation import conditions
 from latentwire.recipes.objectives import (
-    CUE,
     Gist,
-    Objectives,
     Step,
     answer_tokens,
     asked_prompt,
@@ -51,98 +46,21 @@ from latentwire.recipes.objectives import (
     shared_parts,
 )
 from latentwire.recipes.runs import begin_training, check_training
-from latentwire.tasks.base import DataError, read_text
+from latentwire.recipes.shared_config import SharedRecipe
+from latentwire.recipes.stock import Stock, batch_of, load_stock, ready
 from latentwire.tasks.qa import (
     Passage,
     answer_targets,
-    by_context,
-    load_questions,
-    tokenise,
 )
 from latentwire.train import parallel
-from latentwire.train.batches import Coming, ahead, bucketed
-from latentwire.train.loop import LoopConfig, Session, train
+from latentwire.train.loop import Session, train
 from latentwire.train.losses import token_loss
 from latentwire.train.step import part_of
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.folder import WireError
 from latentwire.wire.load import load_wire
-from latentwire.wire.shared import Reader, SharedConfig, SharedWire
+from latentwire.wire.shared import Reader, SharedWire
 from latentwire.wire.wire import format_rate
-
-LONGEST_ANSWER = 12
-"""Tokens; questions with longer answers are not trained on, since a batch is padded to them."""
-SHORTEST_TEXT = 100
-"""Characters; paragraphs of plain text with no more are not trained on."""
-
-
-@dataclass(frozen=True)
-class SharedRecipe:
-    """A complete training of one shared wire."""
-
-    name: str
-    """Of the run folder, runs/NAME, unless `out` says otherwise."""
-    wire: SharedConfig
-    """The wire that is trained."""
-    data: tuple[str, ...] = ("hub:rajpurkar/squad",)
-    """JSONL files with rows {"id", "context", "question", "answers"}, or hub:NAME."""
-    text: tuple[Path, ...] = ()
-    """Files of plain text, blank lines between paragraphs: passages without questions."""
-    out: Path | None = None
-    """Run folder; a folder that holds this run already is gone on with."""
-    format: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=300, lr=0.025, save_every=50)
-    )
-    """Stage 1; the rate is in multiples of the size of each reader's embeddings."""
-    begun: str | None = None
-    """A wire of the same readers, a folder or a shipped one's name, whose format tokens are taken
-    over in place of stage 1."""
-    train: LoopConfig = field(default_factory=lambda: LoopConfig(steps=4000, lr=1e-3))
-    """Stage 2."""
-    passages: int = 16
-    """Passages per step, texts among them as often as they are in the data."""
-    questions: int = 4
-    """Most questions per passage and step."""
-    longest: int = 320
-    """Most tokens of a passage, as the source counts; longer ones are left out."""
-    objectives: Objectives = field(default_factory=Objectives)
-    """What stage 2 minimises."""
-    held_out: int = 100
-    """Passages at the end of the first file that are never trained on."""
-    fitted: int = 64
-    """Passages that readers are calibrated on, and that PCA is fitted to."""
-    seed: int = 0
-    """Of the order of the data and of its pieces."""
-
-    def __post_init__(self) -> None:
-        for name in ("passages", "questions", "longest", "held_out", "fitted"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.objectives.embeds.on and self.wire.ways_in[0] != "embeddings":
-            raise ValueError(
-                f"objectives.embeds aligns input embeddings and ways_in is "
-                f"{', '.join(self.wire.ways_in)}; expected embeddings first, or a weight of 0"
-            )
-
-
-BOTH = ("smollm2-135m", "gemma3-270m")
-
-
-def shared_4x() -> SharedRecipe:
-    """smollm2-135m and gemma3-270m read one message: a latent of 4 bytes for every 4 tokens."""
-    return SharedRecipe("shared-4x", SharedConfig(readers=BOTH, source="smollm2-135m"))
-
-
-RECIPES = {"shared-4x": shared_4x}
-
-
-@dataclass(frozen=True)
-class Stock:
-    """What a training draws from."""
-
-    passages: list[Passage]
-    """Texts without questions among them."""
-    held: list[Passage]
 
 
 def train_shared(
@@ -217,47 +135,6 @@ def load_models(names: set[str], dtype: Dtype) -> dict[str, FrozenLM]:
     return {n: parallel.sharded(FrozenLM.from_pretrained(n, dtype)) for n in sorted(names)}
 
 
-def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
-    """Passages of all files, those at the end of the first held out, and texts. Questions with long
-    answers are left out, and so are passages that are too long or too short, with one line on
-    stderr; with FSDP2 passages that then have no question are too, since all processes have to run
-    the same passes.
-
-    Raises DataError for files that cannot be used, or that leave nothing to train on.
-    """
-    files = [by_context(load_questions(name)) for name in recipe.data]
-    held, files[0] = files[0][-recipe.held_out :], files[0][: -recipe.held_out]
-    passages = [p for file in files for p in file]
-    paragraphs = [text for path in recipe.text for text in _paragraphs(path)]
-    passages += [Passage(text, ()) for text in paragraphs if len(text) > SHORTEST_TEXT]
-    seen = {p.context for p in held}
-    unseen = [p for p in passages if p.context not in seen]
-    fitting = [p for p in unseen if CUE < len(source.ids(p.context)) <= recipe.longest]
-    kept = [_briefly_answered(p, source) for p in fitting]
-    asked, left = (sum(len(p.questions) for p in row) for row in (fitting, kept))
-    short = sum(len(text) <= SHORTEST_TEXT for text in paragraphs)
-    _tell(
-        {
-            f"passages of not {CUE + 1} to {recipe.longest} tokens": len(unseen) - len(fitting),
-            f"questions with answers of more than {LONGEST_ANSWER} tokens": asked - left,
-            f"paragraphs of at most {SHORTEST_TEXT} characters": short,
-        }
-    )
-    kept = [p for p in kept if p.questions or not parallel.all_check()]
-    if len(kept) < recipe.passages:
-        raise DataError(
-            f"{', '.join(recipe.data)}: {len(kept)} passages of at most {recipe.longest} tokens "
-            f"beside the {recipe.held_out} held out; expected at least {recipe.passages}"
-        )
-    if not any(p.questions for p in kept):
-        raise DataError(
-            f"{', '.join(recipe.data)}: no question is left; expected answers of at most "
-            f"{LONGEST_ANSWER} tokens"
-        )
-    random.Random(recipe.seed).shuffle(kept)
-    return Stock(kept, [p for p in held if len(source.ids(p.context)) <= recipe.longest])
-
-
 def check_parts(recipe: SharedRecipe, session: Session) -> None:
     """Raises ValueError for objectives of an encoder in which nothing is trained by gradient, for
     such as compare texts where a step is computed a text at a time, and for weights that wait for
@@ -325,7 +202,7 @@ def train_formats(
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         coming(step)
-        whole = _batch(asking, recipe, step)
+        whole = batch_of(asking, recipe, step)
         batch = parallel.share(whole)
         parts: dict[str, Tensor | float] = {}
         for reader in readers:
@@ -344,7 +221,7 @@ def train_formats(
     def rate(part: str, _: int) -> float:
         return units[part]
 
-    with _ready(asking, recipe, source, readers) as coming:
+    with ready(asking, recipe, source, readers) as coming:
         train("format", formats, loss, recipe.format, out, rate, session=session)
     for tensor in formats.values():
         tensor.requires_grad_(False)
@@ -384,7 +261,7 @@ def train_wire(
         if isinstance(module, nn.BatchNorm1d):  # its averages follow from the steps alone
             kept |= {f"{name}.{n}": buffer for n, buffer in module.named_buffers()}
     wire.train()
-    with _ready(stock, recipe, wire.encoder.lm, readers) as coming:
+    with ready(stock, recipe, wire.encoder.lm, readers) as coming:
         train("wire", kept, loss, recipe.train, out, probe=probe, session=session, measured=checks)
     wire.eval()
 
@@ -402,7 +279,7 @@ def wire_loss(
     readers, who all read what was encoded once, and what the latents alone are trained for. gist:
     where that objective is on; checks: what those so far found, for weights that wait for it."""
     began = time.perf_counter()
-    whole = _batch(stock, recipe, step)
+    whole = batch_of(stock, recipe, step)
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
     epoch = math.ceil(len(stock.passages) / recipe.passages)
     of = recipe.objectives
@@ -467,59 +344,3 @@ def _folder(recipe: SharedRecipe, setting: dict) -> tuple[Path, str]:
     config = json.dumps({**setting, "out": None}, indent=1, default=str)
     check_training(out, config)
     return out, config
-
-
-def _paragraphs(path: Path) -> list[str]:
-    """Blocks of a text file, each cut to about 1,000 characters at a space."""
-    pieces = []
-    for block in read_text(path).split("\n\n"):
-        text, start = " ".join(block.split()), 0
-        while len(text) - start > 1000:
-            end = text.rfind(" ", start + 500, start + 1000)
-            end = start + 1000 if end < 0 else end
-            pieces.append(text[start:end])
-            start = end + (text[end] == " ")
-        pieces.append(text[start:])
-    return [piece for piece in pieces if piece]
-
-
-def _tell(counts: Mapping[str, int]) -> None:
-    """One line on stderr of what of the data is not trained on, by kind; none where all is."""
-    said = ", ".join(f"{kind} ({count:,})" for kind, count in counts.items() if count)
-    if said and parallel.rank() == 0:
-        Console(stderr=True).print(
-            f"left out: {said}", style="dim", highlight=False, soft_wrap=True
-        )
-
-
-def _briefly_answered(passage: Passage, source: FrozenLM) -> Passage:
-    """With those of its questions whose answers are not too long to be trained on."""
-    asked = passage.questions
-    brief = tuple(q for q in asked if len(source.ids(q.answers[0])) <= LONGEST_ANSWER)
-    return Passage(passage.context, brief)
-
-
-def _batch(stock: Stock, recipe: SharedRecipe, step: int) -> list[Passage]:
-    """A step's passages, those of all processes, each with some of its questions, of which the
-    step's number draws."""
-    lengths = [len(p.context) for p in stock.passages]
-    made = []
-    for i in bucketed(lengths, recipe.seed, step, recipe.passages):
-        passage, draw = stock.passages[i], random.Random(seed_of(recipe.seed, step, i))
-        drawn = draw.sample(passage.questions, min(len(passage.questions), recipe.questions))
-        made.append(Passage(passage.context, tuple(drawn)))
-    return made
-
-
-def _ready(
-    stock: Stock, recipe: SharedRecipe, source: FrozenLM, readers: Sequence[Reader]
-) -> Coming:
-    """To be told each step; has the texts of the next one tokenised, for all models, while it
-    runs."""
-
-    def prepare(step: int) -> None:
-        batch = _batch(stock, recipe, step)
-        for lm in (source, *(reader.lm for reader in readers)):
-            tokenise(lm, batch)
-
-    return ahead(prepare)

@@ -31,7 +31,8 @@ from typing import Any, NamedTuple
 from latentwire.files import write_whole
 from latentwire.recipes.evaluation import ALMANAC, evaluate_wire, load_passages
 from latentwire.recipes.readers import evaluate_readers
-from latentwire.recipes.shared import SharedRecipe, load_models, train_shared
+from latentwire.recipes.shared import load_models, train_shared
+from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.recipes.wire import WireRecipe, train_wire
 from latentwire.recipes.workers import apart
 from latentwire.train.guards import standing

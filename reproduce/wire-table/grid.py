@@ -13,7 +13,7 @@ from typing import get_args
 import torch
 
 from latentwire.recipes.objectives import OFF, Objectives
-from latentwire.recipes.shared import SharedRecipe
+from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.train.loop import LoopConfig
 from latentwire.train.schedules import Schedule
 from latentwire.wire.encoders import ENCODERS
