@@ -3,16 +3,15 @@
 # (reproduce/wire-smollm2-4x), in whose code the text travels. Needs a JSONL file of SQuAD v1.1
 # training rows:
 #   reproduce/wire-shared/train.sh squad_train.jsonl
-# As there, this is the second training, metrics-heads.jsonl, and metrics.jsonl the log of the first:
-# --format.steps 100 --slots.steps 250 --scorer-passages 100 by the code of commit 28c9cfa.
-# On one CPU core: about an hour. Interrupt it and start it again as you like.
+# As there, this is the last of three trainings, metrics-format.jsonl; commit b50ce05 has the others'.
+# On one CPU core: about an hour and a half. Interrupt it and start it again as you like.
 set -euo pipefail
 data=$(realpath "${1:?a JSONL file of SQuAD training rows}")
 cd "$(dirname "$0")/../.."
 PATH="$PWD/.venv/bin:$PATH"
 mkdir -p runs/before
-git archive 28c9cfa latentwire/data/wires | tar -x -C runs/before
-latentwire train gemma3-4x --data "$data" --out runs/gemma3-heads --slots.steps 165 \
-  --begun runs/before/latentwire/data/wires/reader-1
-cp runs/gemma3-heads/metrics.jsonl reproduce/wire-shared/metrics-heads.jsonl
-cp runs/gemma3-heads/wire/* latentwire/data/wires/reader-1/
+git archive b50ce05 latentwire/data/wires | tar -x -C runs/before
+latentwire train gemma3-4x --data "$data" --out runs/gemma3-format --seed 1 --check-every 50 \
+  --format.steps 250 --slots.steps 50 --begun runs/before/latentwire/data/wires/reader-1
+cp runs/gemma3-format/metrics.jsonl reproduce/wire-shared/metrics-format.jsonl
+cp runs/gemma3-format/wire/* latentwire/data/wires/reader-1/

@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
 # Trains the shipped wire. Needs a JSONL file of SQuAD v1.1 training rows:
 #   reproduce/wire-smollm2-4x/train.sh squad_train.jsonl
-# It came in two trainings. The first one's log is metrics.jsonl: 500 steps at 4x with as many slots in
-# each head, by the code of commit 28c9cfa. This is the second, metrics-heads.jsonl: it goes on from
-# there, at 4x, 8x and 16x in turn, with slots that all heads compete for. Without --begun the same
-# recipe trains from nothing. On one CPU core: about 25 minutes. Interrupt it and start it again as you like.
+# It came in three trainings, each from the one before: metrics.jsonl, metrics-heads.jsonl (both by the
+# train.sh of commit b50ce05) and metrics-format.jsonl, which is this one. Without --begun the same
+# recipe trains from nothing. On one CPU core: about an hour. Interrupt it and start it again as you like.
 set -euo pipefail
 data=$(realpath "${1:?a JSONL file of SQuAD training rows}")
 cd "$(dirname "$0")/../.."
 PATH="$PWD/.venv/bin:$PATH"
 mkdir -p runs/before
-git archive 28c9cfa latentwire/data/wires | tar -x -C runs/before
-latentwire train smollm2-4x --data "$data" --out runs/smollm2-heads --slots.steps 130 \
-  --begun runs/before/latentwire/data/wires/reader-0
-cp runs/smollm2-heads/metrics.jsonl reproduce/wire-smollm2-4x/metrics-heads.jsonl
-cp runs/smollm2-heads/wire/* latentwire/data/wires/reader-0/
+git archive b50ce05 latentwire/data/wires | tar -x -C runs/before
+latentwire train smollm2-4x --data "$data" --out runs/smollm2-format --seed 1 --check-every 50 \
+  --format.steps 300 --slots.steps 100 --begun runs/before/latentwire/data/wires/reader-0
+cp runs/smollm2-format/metrics.jsonl reproduce/wire-smollm2-4x/metrics-format.jsonl
+cp runs/smollm2-format/wire/* latentwire/data/wires/reader-0/
