@@ -51,15 +51,15 @@ def test_numbers_are_copied_from_latents_and_where_there_are_few_from_what_is_ke
     copied = {}
     for name, one in {
         "4x": wire,
-        "32x": wire.at(32),
-        "32x, numbers": wire.at(32).keeping("numbers"),
+        "16x": wire.at(16),
+        "16x, numbers": wire.at(16).keeping("numbers"),
     }.items():
         messages = one.send([p.context for p in made])
         prefix = with_format(one.lm, one.format, one.receive(messages))
         said = answers(one.lm, [p.questions[0].question for p in made], prefix)
         right = [a == p.questions[0].answers[0] for a, p in zip(said, made, strict=True)]
         copied[name] = sum(right)
-    assert len(made) == 4 and copied["4x"] == copied["32x, numbers"] == 4 > copied["32x"]
+    assert len(made) == 4 and copied["4x"] == copied["16x, numbers"] == 4 > copied["16x"]
 
 
 SAID = "The lighthouse was finished in 1759 by John Smeaton. 灯台 😀"
