@@ -48,10 +48,7 @@ from latentwire.recipes.objectives import (
 from latentwire.recipes.runs import begin_training, check_training
 from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.recipes.stock import Stock, batch_of, load_stock, ready
-from latentwire.tasks.qa import (
-    Passage,
-    answer_targets,
-)
+from latentwire.tasks.qa import Passage, answer_targets
 from latentwire.train import parallel
 from latentwire.train.loop import Session, train
 from latentwire.train.losses import token_loss
