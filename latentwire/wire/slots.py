@@ -12,6 +12,8 @@ Tokens may be named that every head keeps beside these, whatever their scores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -34,67 +36,98 @@ class Slots(nn.Module):
     def forward(
         self,
         lm: FrozenLM,
-        inputs: Float[Tensor, "l t d"],
-        keys: Float[Tensor, "l h t e"],
-        values: Float[Tensor, "l h t e"],
-        scores: Float[Tensor, "l h t"],
-        positions: Int[Tensor, " t"],
-        raw: Bool[Tensor, " t"],
-        count: int,
-    ) -> Latents:
-        """The tokens to keep as slots: `count` a head on average by their scores, and beside them
-        the raw ones in every head. Where a head would not have kept a raw one by itself, it has the
-        key and value that the reader itself has for it."""
-        own = chosen(scores, torch.zeros_like(raw), count)
-        kept = chosen(scores, raw, min(count + int(raw.sum()), len(raw)))
-        moved = own | ~raw
-        lengths, layers = kept.sum(-1), []
+        inputs: Float[Tensor, "l b t d"],
+        keys: Sequence[Float[Tensor, "b h t e"]],
+        values: Sequence[Float[Tensor, "b h t e"]],
+        scores: Float[Tensor, "l b h t"],
+        positions: Int[Tensor, "b t"],
+        mask: Bool[Tensor, "b t"],
+        counts: Int[Tensor, " b"],
+        raw: Bool[Tensor, "b t"] | None = None,
+    ) -> list[Latents]:
+        """The tokens of each row (True in mask) to keep as slots: `counts` a head on average by
+        their scores, and beside them the raw ones in every head. Where a head would not have kept a
+        raw one by itself, it has the key and value that the reader itself has for it.
+
+        Rows go through a layer together: on a GPU the number of operations is what a step costs.
+        """
+        kept, moved, sizes = chosen(scores, mask, counts), None, mask.sum(-1)
+        if raw is not None:
+            own = kept
+            kept = chosen(scores, mask, torch.minimum(counts + raw.sum(-1), sizes), raw)
+            moved = own | ~raw[:, None]
+        lengths, rows = kept.sum(-1), [[] for _ in mask]
+        of_heads, of_rows = lengths.sum(1).tolist(), lengths.sum(2).tolist()
+        # Heads before rows, since each head has matrices of its own.
+        places = kept.transpose(1, 2).nonzero()[:, 1:].split([sum(n) for n in of_rows])
         # unbind, since the gradient of each parameter[layer] would be as large as the parameter
-        parts = zip(kept, moved, self.down.unbind(), self.up.unbind(), lengths, strict=True)
-        for layer, (mask, by, down, up, each) in enumerate(parts):
-            head, token = mask.nonzero(as_tuple=True)  # in the order of the text, head by head
-            features = kept_and_segment(normed(inputs[layer]), head, token)
-            hidden = torch.nn.functional.gelu(features @ down).split(each.tolist())
-            moves = torch.cat([rows @ own for rows, own in zip(hidden, up.unbind(), strict=True)])
-            delta_k, delta_v = (moves * by[head, token][:, None]).chunk(2, -1)
-            turned = rotate(lm.model, layer, delta_k[None, None], positions[token][None, None])
+        parts = zip(places, self.down.unbind(), self.up.unbind(), strict=True)
+        for layer, (place, down, up) in enumerate(parts):
+            head, row, token = place.unbind(1)
+            features = kept_and_segment(normed(inputs[layer]), mask, head, row, token)
+            hidden = torch.nn.functional.gelu(features @ down).split(of_heads[layer])
+            moves = torch.cat([x @ own for x, own in zip(hidden, up.unbind(), strict=True)])
+            if moved is not None:
+                moves = moves * moved[layer, row, head, token][:, None]
+            delta_k, delta_v = moves.chunk(2, -1)
+            turned = rotate(lm.model, layer, delta_k[None, None], positions[row, token][None, None])
             # Deltas are in units of the head's own keys and values, whose sizes differ by layer.
-            k, v = keys[layer, head, token].float(), values[layer, head, token].float()
-            k = k + turned[0, 0] * _rms(k, head, each)
-            v = v + delta_v * _rms(v, head, each)
-            layers.append((k, v, token))
-        k, v, token = (torch.cat(parts) for parts in zip(*layers, strict=True))
-        return Latents(k, v, token, lengths, span=len(positions))
+            k, v = (x[layer][row, head, token].float() for x in (keys, values))
+            owner = (row * len(up) + head, lengths[layer].flatten())
+            k = k + turned[0, 0] * _rms(k, *owner)
+            v = v + delta_v * _rms(v, *owner)
+            order = row.argsort(stable=True)
+            of_text = token - (mask.shape[1] - sizes)[row]
+            split = (x[order].split(of_rows[layer]) for x in (k, v, of_text))
+            for made, slots in zip(rows, zip(*split, strict=True), strict=True):
+                made.append(slots)
+        return [
+            Latents(*map(torch.cat, zip(*made, strict=True)), lengths[:, row], span)
+            for row, (made, span) in enumerate(zip(rows, sizes.tolist(), strict=True))
+        ]
 
 
 def chosen(
-    scores: Float[Tensor, "l h t"], raw: Bool[Tensor, " t"], count: int
-) -> Bool[Tensor, "l h t"]:
+    scores: Float[Tensor, "l b h t"],
+    mask: Bool[Tensor, "b t"],
+    counts: Int[Tensor, " b"],
+    raw: Bool[Tensor, "b t"] | None = None,
+) -> Bool[Tensor, "l b h t"]:
     """The raw tokens of every head, and of all heads' others those with the highest scores,
-    `count` a head on average and at least one in each."""
-    scores = scores.masked_fill(raw, torch.inf)
-    best = scores.max(-1, keepdim=True)
-    scores = scores.scatter(-1, best.indices, torch.inf)
-    kept = torch.zeros_like(scores, dtype=torch.bool).flatten()
-    kept[scores.flatten().topk(count * scores[..., 0].numel()).indices] = True
-    return kept.view_as(scores)
+    `counts` a head on average and at least one in each; of each row by itself."""
+    scores = scores.masked_fill(~mask[:, None], -torch.inf)
+    if raw is not None:
+        scores = scores.masked_fill(raw[:, None], torch.inf)
+    scores = scores.scatter(-1, scores.argmax(-1, keepdim=True), torch.inf)
+    flat = scores.transpose(0, 1).flatten(1)
+    total = counts[:, None] * scores[:, 0, :, 0].numel()
+    best = torch.arange(flat.shape[1], device=flat.device) < total
+    kept = torch.zeros_like(best).scatter(-1, flat.argsort(-1, descending=True), best)
+    return kept.unflatten(1, (len(scores), *scores.shape[2:])).transpose(0, 1)
 
 
 def kept_and_segment(
-    states: Float[Tensor, "t d"], head: Int[Tensor, " n"], token: Int[Tensor, " n"]
+    states: Float[Tensor, "b t d"],
+    mask: Bool[Tensor, "b t"],
+    head: Int[Tensor, " n"],
+    row: Int[Tensor, " n"],
+    token: Int[Tensor, " n"],
 ) -> Float[Tensor, "n two_d"]:
-    """For each kept token of each head, in order, its state, and beside it the mean state of the
-    tokens after the one kept before, up to and including it; the last one's run to the end."""
-    last = torch.cat([head[1:] != head[:-1], head.new_ones(1, dtype=torch.bool)])
-    ends = torch.where(last, len(states), token + 1)
-    starts = torch.where(last.roll(1), 0, token.roll(1) + 1)
-    sums = torch.nn.functional.pad(states.cumsum(0), (0, 0, 1, 0))
-    return torch.cat([states[token], (sums[ends] - sums[starts]) / (ends - starts)[:, None]], -1)
+    """For each kept token, head by head and row by row, its state, and beside it the mean state of
+    the tokens after the one kept before, up to and including it; the last one's run to the end.
+    Rows are padded on the left."""
+    width, owner = states.shape[1], head * len(states) + row
+    last = torch.cat([owner[1:] != owner[:-1], owner.new_ones(1, dtype=torch.bool)])
+    ends = torch.where(last, width, token + 1)
+    starts = torch.where(last.roll(1), (width - mask.sum(-1))[row], token.roll(1) + 1)
+    sums = torch.nn.functional.pad((states * mask[..., None]).cumsum(1), (0, 0, 1, 0))
+    means = (sums[row, ends] - sums[row, starts]) / (ends - starts)[:, None]
+    return torch.cat([states[row, token], means], -1)
 
 
 def _rms(
-    x: Float[Tensor, "n e"], head: Int[Tensor, " n"], lengths: Int[Tensor, " h"]
+    x: Float[Tensor, "n e"], owner: Int[Tensor, " n"], lengths: Int[Tensor, " o"]
 ) -> Float[Tensor, "n 1"]:
-    """Root mean square over all slots of a slot's head."""
-    sums = x.new_zeros(len(lengths)).index_add(0, head, x.square().mean(-1))
-    return (sums / lengths).sqrt()[head, None]
+    """Root mean square over all slots of a slot's owner, a head of a row."""
+    sums = x.new_zeros(len(lengths)).index_add(0, owner, x.square().mean(-1))
+    return (sums / lengths).sqrt()[owner, None]

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
@@ -181,7 +182,8 @@ class Wire(nn.Module):
         for first in range(0, len(jobs), batch):
             part = jobs[first : first + batch]
             rows, pieces, raw, starts = zip(*part, strict=True)
-            for row, z in zip(rows, self.compress(*self.read(pieces, starts), raw), strict=True):
+            kept = None if self.keep is None else raw
+            for row, z in zip(rows, self.compress(*self.read(pieces, starts), kept), strict=True):
                 made[row].append(z)
         return [Latents.joined(zs, *layout) for zs, layout in zip(made, layouts, strict=True)]
 
@@ -366,23 +368,23 @@ class Wire(nn.Module):
     ) -> list[Latents]:
         """What `read` gave, as latents: one per window. raw: which tokens are kept as text, in each
         window; None for none of them."""
-        raw = [m.new_zeros(int(m.sum())) for m in prompt.mask] if raw is None else raw
         with torch.no_grad():
             scores = self.scorer(states.inputs)
-        keys, values = torch.stack(states.prefix.keys), torch.stack(states.prefix.values)
-        return [
-            self.slots(
-                self.lm,
-                states.inputs[:, row, -len(of) :],
-                keys[:, row, :, -len(of) :],
-                values[:, row, :, -len(of) :],
-                scores[:, row, :, -len(of) :],
-                prompt.positions[row, -len(of) :],
-                of,
-                math.ceil(len(of) / self.config.ratio),
-            )
-            for row, of in enumerate(raw)
-        ]
+        width, sizes = prompt.mask.shape[1], prompt.mask.sum(-1)
+        kept = None
+        if raw is not None:
+            kept = torch.stack([pad(window, (width - len(window), 0)) for window in raw])
+        return self.slots(
+            self.lm,
+            states.inputs,
+            [k[:, :, -width:] for k in states.prefix.keys],
+            [v[:, :, -width:] for v in states.prefix.values],
+            scores,
+            prompt.positions,
+            prompt.mask,
+            (sizes + self.config.ratio - 1) // self.config.ratio,
+            kept,
+        )
 
 
 def check_kept(lm: FrozenLM, row: int, text: str, ids: Tensor) -> None:
