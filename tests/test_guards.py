@@ -225,7 +225,9 @@ def test_a_loss_that_is_not_finite_can_be_replayed(tmp_path):
         return weight.sum() * (float("nan") if step == 3 else 1.0), {}
 
     config = LoopConfig(steps=9, lr=0.1, warmup=1)
-    with pytest.raises(FloatingPointError, match="loss is nan at step 3"):
+    with pytest.raises(
+        FloatingPointError, match=r"^s: loss is nan at step 3; try a lower lr.*renamed to s.safet"
+    ):
         train("s", {"w": weight}, loss, config, tmp_path)
     before = weight.detach().clone()
     # The state before that step, as a checkpoint: the same step sees the same batch again.

@@ -264,14 +264,14 @@ def test_rates_are_those_of_the_parts():
     rates = Rates(Schedule(2.0), prompts=Schedule(3.0), base=Schedule(5.0), encoder=falling)
     expected = {  # at the start, after one epoch, at the end
         "decoder.project": (2.0, 2.0, 2.0),
-        "decoder.before": (3.0, 3.0, 3.0),
+        "decoder.before": (1.5, 1.5, 1.5),  # of soft tokens, in units of the embeddings' size
         "decoder.lora": (5.0, 5.0, 5.0),
         "decoder.base": (5.0, 5.0, 5.0),
         "encoder.project": (14.0, 8.0, 2.0),
-        "encoder.after": (21.0, 12.0, 3.0),
+        "encoder.after": (10.5, 6.0, 1.5),
         "encoder.lora": (35.0, 20.0, 5.0),
     }
-    found = {n: tuple(rates.of(n, step, 10) for step in (0, 10, 25)) for n in expected}
+    found = {n: tuple(rates.of(n, step, 10, 0.5) for step in (0, 10, 25)) for n in expected}
     assert found == expected
 
 

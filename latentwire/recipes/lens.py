@@ -50,6 +50,7 @@ from latentwire.recipes.runs import begin_training, check_training
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, Session, shuffled, train
 from latentwire.train.schedules import Schedule
+from latentwire.wire.wire import soft_token_rate
 
 
 def smollm2() -> LensRecipe:
@@ -105,11 +106,12 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
     held = tokenized(lm, checked, recipe.data.window, recipe.data.skip) if checked else []
     places = draw(held, recipe.data.positions, recipe.seed)
     source, epoch = _source(lm, texts, recipe), max(1, len(texts) // recipe.data.documents)
+    embedding = soft_token_rate(lm)
     parallel.sharded(lm)  # not before: what is measured above is not measured by every process
     stage = partial(
         train,
         folder=out,
-        rate=lambda part, step: recipe.rates.of(part, step, epoch),
+        rate=lambda part, step: recipe.rates.of(part, step, epoch, embedding),
         probe=lambda: check_lens(lens, places),
         session=session,
     )
@@ -158,14 +160,18 @@ def _measured(lm: FrozenLM, texts: Sequence[Text], recipe: LensRecipe, out: Path
     if not path.exists():
         chosen = _sample(texts, recipe.data.measured, recipe.seed)
         found = statistics(stream(lm, recipe.lens.layer, chosen))
-        if parallel.rank() > 0:
-            return found
         scales = torch.tensor([found.norm, found.spread], dtype=torch.float64)
-        write_whole(path, save({"mean": found.mean.cpu(), "scales": scales}))
-    try:
-        kept = load_file(path, device=str(lm.device))
-    except SafetensorError:
-        raise LensError(f"{path} is truncated or damaged; remove it, and it is made anew") from None
+        kept = {"mean": found.mean, "scales": scales.to(lm.device)}
+        if parallel.rank() == 0:
+            write_whole(path, save({name: tensor.cpu() for name, tensor in kept.items()}))
+    else:
+        try:
+            kept = load_file(path, device=str(lm.device))
+        except SafetensorError:
+            raise LensError(
+                f"{path} is truncated or damaged; remove it, and it is made anew"
+            ) from None
+    parallel.as_first(list(kept.values()))
     return Statistics(kept["mean"], *kept["scales"].tolist())
 
 

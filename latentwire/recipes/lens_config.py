@@ -12,6 +12,7 @@ from latentwire.train.loop import LoopConfig
 from latentwire.train.schedules import Schedule
 
 OFF, FULL, SLIGHT = Schedule(0.0), Schedule(1.0), Schedule(0.02)
+SOFT = Schedule(8.0)
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,23 @@ class Rates:
     """Learning rates, in multiples of the stage's own; scheduled from the stage's first step."""
 
     projections: Schedule = FULL
-    prompts: Schedule = FULL
+    prompts: Schedule = SOFT
+    """Of soft tokens; in units of the size of the LM's embeddings too, which differs by model."""
     base: Schedule = FULL
     """LoRA, or the decoder's own copy of the LM."""
     encoder: Schedule = FULL
     """All of the encoder, on top of the others."""
 
-    def of(self, part: str, step: int, epoch: int) -> float:
-        """The rate of a part of `Lens.tensors`, which its first two words name."""
+    def of(self, part: str, step: int, epoch: int, embedding: float) -> float:
+        """The rate of a part of `Lens.tensors`, which its first two words name. embedding: the size
+        of the LM's embeddings (`soft_token_rate`)."""
         side, kind = part.split(".")
         kinds = {"project": self.projections, "lora": self.base, "base": self.base}
-        own = kinds.get(kind, self.prompts).at(step, epoch)
+        own = (
+            kinds[kind].at(step, epoch)
+            if kind in kinds
+            else embedding * self.prompts.at(step, epoch)
+        )
         return own * (self.encoder.at(step, epoch) if side == "encoder" else 1.0)
 
 

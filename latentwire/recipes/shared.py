@@ -57,7 +57,7 @@ from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.folder import WireError
 from latentwire.wire.load import load_wire
 from latentwire.wire.shared import Reader, SharedWire
-from latentwire.wire.wire import format_rate
+from latentwire.wire.wire import soft_token_rate
 
 
 def train_shared(
@@ -213,7 +213,7 @@ def train_formats(
         return torch.stack([torch.as_tensor(p) for p in parts.values()]).mean(), parts
 
     formats = {f"{r.reader}.format": r.format.requires_grad_(True) for r in readers}
-    units = {part_of(f"{r.reader}.format"): format_rate(r.lm) for r in readers}
+    units = {part_of(f"{r.reader}.format"): soft_token_rate(r.lm) for r in readers}
 
     def rate(part: str, _: int) -> float:
         return units[part]

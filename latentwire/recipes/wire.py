@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import track
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -51,7 +52,7 @@ from latentwire.train.losses import answer_loss, distillation
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.scorer import RidgeFit
 from latentwire.wire.text_wire import TextWire
-from latentwire.wire.wire import Wire, WireConfig, format_rate, read_config
+from latentwire.wire.wire import Wire, WireConfig, read_config, soft_token_rate
 
 ASKED = 32
 """Most questions of a passage that the scorer looks at in one pass."""
@@ -205,7 +206,7 @@ def train_format(
     def probe() -> dict[str, float]:
         return check_text(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
 
-    parameters, unit = {"format": wire.format}, format_rate(wire.lm)
+    parameters, unit = {"format": wire.format}, soft_token_rate(wire.lm)
     with _ready(wire.lm, passages, recipe) as coming:
         train(
             "format", parameters, loss, recipe.format, out, lambda *_: unit, probe, session=session
@@ -219,9 +220,6 @@ def fit_scorer(
     """Stage 2: ridge regression on the attention that tokens get from questions with their answers,
     and from the passage repeated."""
     path = out / "scorer.safetensors"
-    if path.exists():
-        wire.scorer.load_state_dict(load_file(path))
-        return
 
     def fitted() -> dict[str, Tensor]:
         layers, width, heads = wire.scorer.weight.shape
@@ -232,13 +230,20 @@ def fit_scorer(
         fit.solve(wire.scorer)
         return wire.scorer.state_dict()
 
-    parts = [wire.format]
-    for p in passages:
-        parts += [*_rows(wire, [p]), *answer_targets(wire.lm, [p])]
-        parts += [question_ids(wire.lm, q.question) for q in p.questions]
-    wire.scorer.load_state_dict(features("scorer", parts, fitted) if features else fitted())
-    if parallel.rank() == 0:
-        write_whole(path, save(wire.scorer.state_dict()))
+    try:
+        known = load_file(path)
+    except (OSError, SafetensorError):  # not fitted yet, or cut off by a full disk
+        known = None
+    if parallel.of_first(known is None):  # the passes of a fit may need all processes
+        parts = [wire.format]
+        for p in passages:
+            parts += [*_rows(wire, [p]), *answer_targets(wire.lm, [p])]
+            parts += [question_ids(wire.lm, q.question) for q in p.questions]
+        known = features("scorer", parts, fitted) if features else fitted()
+        if parallel.rank() == 0:
+            write_whole(path, save(known))
+    wire.scorer.load_state_dict(known or wire.scorer.state_dict())
+    parallel.as_first(list(wire.scorer.parameters()))
 
 
 def train_slots(

@@ -99,10 +99,11 @@ class Checkpoints:
         return 0, note
 
     def best(self) -> dict[str, float]:
-        """The facts of the best one; none where there is none."""
-        if not self.path("best").exists():
+        """The facts of the best one; none where there is none that is whole."""
+        try:
+            facts = _metadata(self.path("best"))
+        except (OSError, SafetensorError):
             return {}
-        facts = _metadata(self.path("best"))
         return {name: float(value) for name, value in facts.items() if name != "run"}
 
     def _fill(self, path: Path, parameters: Mapping[str, Tensor], optimizer: Optimizer) -> int:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from latentwire.train import parallel
-from latentwire.train.checkpoints import Checkpoints, log_row, logged
+from latentwire.train.checkpoints import CheckpointError, Checkpoints, log_row, logged
 from latentwire.train.guards import CollapseError, alarms, collapsed
 from latentwire.train.settings import LoopConfig, Session
 from latentwire.train.step import Loss, by_part, update
@@ -57,9 +57,10 @@ def train(
     one checks and writes.
 
     Ctrl-C and SIGTERM end the step, write a checkpoint and are passed on (as KeyboardInterrupt and
-    SystemExit). Raises CheckpointError where a checkpoint cannot be written, or the one found has
-    other tensors than `parameters`; FloatingPointError where loss or gradient is not finite, with
-    the state before that step in STAGE.failed.safetensors; CollapseError as the session says.
+    SystemExit). Raises CheckpointError where a checkpoint cannot be written, the one found has
+    other tensors than `parameters`, or processes find different ones; FloatingPointError where loss
+    or gradient is not finite, with the state before that step in STAGE.failed.safetensors;
+    CollapseError as the session says.
     """
     session = session or Session()
     trained = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
@@ -69,6 +70,12 @@ def train(
     step, damaged = checkpoints.load(parameters, optimizer)
     if damaged and first:
         console.print(damaged, style="red", highlight=False, soft_wrap=True)
+    if parallel.mean({"step": float(step)})["step"] != step:
+        raise CheckpointError(
+            f"process {parallel.rank()} finds {folder} at step {step}, and others at another; all "
+            "machines have to see one run folder"
+        )
+    parallel.as_first(list(parameters.values()))
     folder.mkdir(parents=True, exist_ok=True)
     rows = logged(log, stage, step) if first else []
     checks = [row["alarms"] for row in rows if "alarms" in row]
@@ -87,12 +94,17 @@ def train(
             averages = {n: t.clone() for n, t in parameters.items() if not t.requires_grad}
             try:
                 figures = update(step, trained, loss, optimizer, config, session, checking)
-            except FloatingPointError:
+            except FloatingPointError as error:
                 for name, before in averages.items():  # the loss itself has moved them
                     parameters[name].copy_(before)
                 if first:
                     checkpoints.save(parameters, optimizer, step, "failed")
-                raise
+                raise FloatingPointError(
+                    f"{stage}: {error}; try a lower lr, or float32 in place of bf16. "
+                    f"{checkpoints.path('failed')} has the state before it: renamed to "
+                    f"{checkpoints.path().name}, the same command begins with that step, batch and "
+                    "all"
+                ) from None
             step += 1
             figures["seconds"] = time.perf_counter() - began
             if checking and (first or parallel.all_check()):
@@ -118,7 +130,7 @@ def train(
             if first:
                 log_row(log, row)
                 track(step, row)
-                show(step, _note(figures, checks[-1] if checks else {}))
+                show(step, _note(figures, checks[-1] if checks else {}), checking)
                 if due or stop or end:
                     checkpoints.save(parameters, optimizer, step)
                     saved = time.monotonic()
@@ -170,14 +182,22 @@ def _stopped(stage: str, step: int, console: Console | None, stopping: Sequence[
 @contextmanager
 def _progress(
     stage: str, steps: int, done: int, console: Console, shown: bool
-) -> Iterator[Callable[[int, str], None]]:
-    """A bar, and a function that moves it to a step with a note beside it."""
+) -> Iterator[Callable[[int, str, bool], None]]:
+    """A bar, and a function that moves it to a step with a note beside it; where nobody sees a bar
+    move (a job's log), a line for each step that is checked."""
+
+    def show(step: int, text: str, checking: bool) -> None:
+        bar.update(task, completed=step, note=text)
+        if checking and not console.is_terminal:
+            console.print(f"{stage} {step}/{steps}: {text}", highlight=False, soft_wrap=True)
+
     named = TextColumn("[progress.description]{task.description}")
     columns = (named, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     note = TextColumn("{task.fields[note]}")
+    shown = shown and console.is_terminal
     with Progress(*columns, note, console=console, disable=not shown) as bar:
         task = bar.add_task(stage, total=steps, completed=done, note="")
-        yield lambda step, text: bar.update(task, completed=step, note=text)
+        yield show
 
 
 def _note(figures: Mapping[str, float], standing: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, reduce
+from accelerate.utils import broadcast, broadcast_object_list, reduce
 from torch import Tensor
 
 from latentwire.lm import FrozenLM
@@ -149,6 +149,14 @@ def mean(figures: Mapping[str, float]) -> dict[str, float]:
 def of_first(value: T) -> T:
     """The first process's value, in all of them."""
     return value if world() == 1 else broadcast_object_list([value])[0]
+
+
+def as_first(tensors: Sequence[Tensor]) -> None:
+    """Make the first process's tensors those of all, as DDP does when it begins: what each has
+    measured by itself may differ by rounding, and averaged gradients would keep that difference."""
+    if world() > 1:
+        for tensor in tensors:
+            broadcast(tensor.data)
 
 
 def average_gradients(tensors: Sequence[Tensor]) -> None:

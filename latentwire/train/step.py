@@ -43,9 +43,9 @@ def update(
     if "tokens" in figures:
         figures["tokens"] *= parallel.world()
     if not math.isfinite(figures["loss"]):
-        raise FloatingPointError(
-            f"loss is {figures['loss']} at step {step}; the last checkpoint is good"
-        )
+        wrong = [name for name, v in figures.items() if name != "loss" and not math.isfinite(v)]
+        of = f" ({', '.join(wrong)})" if wrong else ""
+        raise FloatingPointError(f"loss is {figures['loss']} at step {step}{of}")
     parallel.average_gradients(tensors)
     for tensor in tensors:
         assert tensor.grad is not None
@@ -53,7 +53,9 @@ def update(
     norms |= _part_norms(parameters) if checking else {}
     norm = torch.nn.utils.clip_grad_norm_(tensors, config.clip)
     if not torch.isfinite(norm):
-        raise FloatingPointError(f"gradient is {norm} at step {step}; the last checkpoint is good")
+        wrong = [name for name, of in _part_norms(parameters).items() if not math.isfinite(of)]
+        parts = ", ".join(name.removeprefix("grad.") for name in wrong)
+        raise FloatingPointError(f"gradient of {parts} is {norm} at step {step}")
     optimizer.step()
     return {"loss": figures.pop("loss"), "grad_norm": norm.item(), **figures, **norms}
 

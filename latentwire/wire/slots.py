@@ -102,7 +102,9 @@ def chosen(
     flat = scores.transpose(0, 1).flatten(1)
     total = counts[:, None] * scores[:, 0, :, 0].numel()
     best = torch.arange(flat.shape[1], device=flat.device) < total
-    kept = torch.zeros_like(best).scatter(-1, flat.argsort(-1, descending=True), best)
+    kept = torch.zeros_like(best).scatter(
+        -1, flat.argsort(dim=-1, descending=True, stable=True), best
+    )
     return kept.unflatten(1, (len(scores), *scores.shape[2:])).transpose(0, 1)
 
 

@@ -407,8 +407,8 @@ def initial_format(lm: FrozenLM, count: int) -> Tensor:
     return lm.embed(ids.repeat(math.ceil(count / len(ids)))[:count]).detach().clone()
 
 
-def format_rate(lm: FrozenLM) -> float:
-    """Unit of the format tokens' learning rate: the root mean square of the embeddings that they
+def soft_token_rate(lm: FrozenLM) -> float:
+    """Unit of the learning rate of soft tokens: the root mean square of the embeddings that they
     begin as. Adam moves each number by the rate, and readers' embeddings differ in size (0.12 in
     smollm2-135m, 1.03 in gemma3-270m), so that one rate for all would hardly move some."""
     return initial_format(lm, 16).square().mean().sqrt().item()
