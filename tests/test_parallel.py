@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tiny import tiny_lm
 
 from latentwire.recipes.wire import train_wire
 from latentwire.train import parallel
-from latentwire.train.loop import Session
+from latentwire.train.loop import LoopConfig, Session, train
 
 PATIENCE = 200.0
 """Seconds."""
@@ -181,3 +182,43 @@ def test_gradients_are_averaged_some_at_a_time(monkeypatch):
     assert sizes == [10, 18, 1, 10]
     for tensor, value in zip(tensors, (0, 0, 0.5, 1, 1.5), strict=True):
         assert torch.equal(tensor.grad, torch.full_like(tensor, value))
+
+
+def trained(folder, rank: int, stop: bool = False) -> torch.Tensor:
+    """Six steps on rows that are shared out, from weights that differ by process; the second one is
+    told to stop in the third."""
+    weight = (torch.arange(4.0) + rank).requires_grad_()
+
+    def loss(step: int):
+        if stop and (rank, step) == (1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        rows = torch.arange(1.0, 5.0)[list(parallel.share(range(4)))]
+        return (rows[:, None] * (weight - step).square()).mean(), {}
+
+    train("s", {"w": weight}, loss, LoopConfig(steps=6, lr=0.1, warmup=1), folder)
+    return weight.detach()
+
+
+def test_two_processes_begin_alike_stop_together_and_go_on(tmp_path):
+    def one(rank: int, stop: bool) -> None:
+        if stop:
+            with pytest.raises(SystemExit):
+                trained(tmp_path / "two", rank, stop)
+        else:
+            end = trained(tmp_path / "two", rank)
+            torch.testing.assert_close(end, torch.load(tmp_path / "alone"), atol=1e-6, rtol=0)
+
+    torch.save(trained(tmp_path / "one", 0), tmp_path / "alone")
+    assert in_two_processes(one, True) == [0, 0]
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert in_two_processes(one, False) == [0, 0]
+    assert_same_losses(tmp_path / "one", tmp_path / "two", steps=6)
+
+
+def test_machines_that_see_different_run_folders_are_refused(tmp_path):
+    def one(rank: int) -> None:
+        with pytest.raises(ValueError, match="all machines have to see one run folder"):
+            trained(tmp_path / str(rank), rank)
+
+    trained(tmp_path / "0", 0)
+    assert in_two_processes(one) == [0, 0]

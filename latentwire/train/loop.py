@@ -122,8 +122,12 @@ def train(
                 measured.append(parallel.of_first(_numbers(row)))
             ending = collapsed(checks) if session.stop_on == "collapse" else None
             # All processes stop at the same step, or the others would wait for the one that did.
-            asked = {"stop": float(sum(stopping)), "end": float(ending is not None)}
-            asked = parallel.mean(asked)
+            asked = {
+                "stop": bool(stopping),
+                "term": signal.SIGTERM in stopping,
+                "end": bool(ending),
+            }
+            asked = parallel.mean({name: float(value) for name, value in asked.items()})
             stop, end = asked["stop"] > 0, asked["end"] > 0
             due = step % config.save_every == 0 or step == config.steps
             due = due or time.monotonic() - saved > 60 * session.save_minutes
@@ -135,7 +139,7 @@ def train(
                     checkpoints.save(parameters, optimizer, step)
                     saved = time.monotonic()
             if stop:
-                _stopped(stage, step, console if first else None, stopping)
+                _stopped(stage, step, console if first else None, asked["term"] > 0)
             if end:
                 raise CollapseError(f"{stage} ended at step {step} by --stop-on: {ending}")
 
@@ -171,10 +175,10 @@ def _tell(checks: Sequence[Mapping[str, str]], stage: str, step: int, console: C
         console.print(alarm, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
-def _stopped(stage: str, step: int, console: Console | None, stopping: Sequence[int]) -> NoReturn:
+def _stopped(stage: str, step: int, console: Console | None, terminated: bool) -> NoReturn:
     if console is not None:
         console.print(f"{stage} stopped at step {step}; the same command goes on from here")
-    if signal.SIGTERM not in stopping:
+    if not terminated:
         raise KeyboardInterrupt
     raise SystemExit(128 + signal.SIGTERM)
 
