@@ -56,18 +56,27 @@ def test_batches_of_similar_length_pad_little_and_come_in_any_order():
 
 
 def test_the_next_step_is_prepared_while_one_runs():
-    prepared, done = [], threading.Event()
+    prepared, may, done = [], threading.Event(), threading.Event()
 
     def prepare(step):
         assert threading.current_thread() is not threading.main_thread()
         prepared.append(step)
-        done.set()
-        raise ValueError("told where the step needs it")
+        if step == 5:
+            done.set()
+        if step == 6:
+            may.wait(10)
+        if step == 7:
+            raise ValueError("told where its step begins")
 
     with ahead(prepare) as coming:
         coming(4)
-        assert done.wait(10)
-    assert prepared == [5]
+        assert done.wait(10)  # while step 4 runs
+        coming(5)
+        threading.Timer(0.3, may.set).start()
+        assert coming(6) > 0.2 and coming(6) < 0.1  # a step's second part waits for nothing
+        assert prepared[:3] == [4, 5, 6]
+        with pytest.raises(ValueError, match="told where its step begins"):
+            coming(7)
 
 
 def test_parts_hold_every_question_once():

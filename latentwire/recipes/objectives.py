@@ -313,8 +313,7 @@ def _answer_parts(reader: Reader, step: Step, prefix: KVPrefix) -> dict[str, Ten
     if step.on("kl", "states"):
         told = _told(reader, step.batch, fed, mask)
         if step.on("kl"):
-            every = mask.new_ones(1, len(student))
-            parts["kl"] = distillation(lm.head(told)[None], student[None], every)
+            parts["kl"] = distillation(lm.head(told), student)
         if step.on("states"):
             parts["states"] = scaled_error(states, told)
     units = {name: partial(answer_tokens, lm, most=most.get(name)) for name in parts}

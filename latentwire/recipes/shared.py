@@ -198,9 +198,9 @@ def train_formats(
     source = readers[0].wire.encoder.lm
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        coming(step)
+        waited = coming(step)
         whole = batch_of(asking, recipe, step)
-        batch = parallel.share(whole)
+        batch, tokens = parallel.share(whole), 0.0
         parts: dict[str, Tensor | float] = {}
         for reader in readers:
             targets, mask = answer_targets(reader.lm, batch)
@@ -210,7 +210,9 @@ def train_formats(
             logits = reader.lm.packed_logits(prompt, targets, mask)
             weight = parallel.weight(batch, whole, partial(answer_tokens, reader.lm))
             parts[f"{reader.reader}.ce"] = weight * token_loss(logits, targets[mask])
-        return torch.stack([torch.as_tensor(p) for p in parts.values()]).mean(), parts
+            tokens += float(mask.sum())
+        total = torch.stack([torch.as_tensor(p) for p in parts.values()]).mean()
+        return total, {**parts, "tokens": tokens, "waited": waited, "count": 1.0}
 
     formats = {f"{r.reader}.format": r.format.requires_grad_(True) for r in readers}
     units = {part_of(f"{r.reader}.format"): soft_token_rate(r.lm) for r in readers}
@@ -239,8 +241,9 @@ def train_wire(
     gist = Gist(wire) if recipe.objectives.gist.on else None
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        coming(step)
-        return wire_loss(wire, readers, stock, recipe, step, gist, checks)
+        waited = coming(step)
+        total, figures = wire_loss(wire, readers, stock, recipe, step, gist, checks)
+        return total, {**figures, "waited": waited + figures["waited"]}
 
     held = [Passage(p.context, p.questions[: recipe.questions]) for p in stock.held]
     rest = ["text", "closed_book", "truncated_tokens"]  # these do not change

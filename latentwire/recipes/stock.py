@@ -90,11 +90,11 @@ def batch_of(stock: Stock, recipe: SharedRecipe, step: int) -> list[Passage]:
 def ready(
     stock: Stock, recipe: SharedRecipe, source: FrozenLM, readers: Sequence[Reader]
 ) -> Coming:
-    """To be told each step; has the texts of the next one tokenised, for all models, while it
+    """To be asked for each step; its texts are tokenised, for all models, while the one before
     runs."""
 
     def prepare(step: int) -> None:
-        batch = batch_of(stock, recipe, step)
+        batch = parallel.share(batch_of(stock, recipe, step))
         for lm in (source, *(reader.lm for reader in readers)):
             tokenise(lm, batch)
 

@@ -48,7 +48,7 @@ from latentwire.tasks.qa import (
 from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
 from latentwire.train.loop import LoopConfig, Session, train
-from latentwire.train.losses import answer_loss, distillation
+from latentwire.train.losses import distillation, token_loss
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.scorer import RidgeFit
 from latentwire.wire.text_wire import TextWire
@@ -196,12 +196,12 @@ def train_format(
     """Stage 1: the format tokens, with the full text as context."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        coming(step)
-        batch = batch_of(wire.lm, passages, recipe, step)
+        waited = coming(step)
+        batch = batch_of(wire.lm, passages, recipe, step, waited)
         text = _read(wire, batch.passages)[1].prefix
         prompt = passages_prompt(wire.lm, wire.format, batch.passages, text)
-        log_probs = wire.lm.score(prompt, batch.targets, batch.mask)
-        return answer_loss(log_probs, batch.mask), {**batch.figures}
+        logits = wire.lm.packed_logits(prompt, batch.targets, batch.mask)
+        return token_loss(logits, batch.targets[batch.mask]), {**batch.figures}
 
     def probe() -> dict[str, float]:
         return check_text(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
@@ -258,8 +258,8 @@ def train_slots(
     """Stage 3: the residual of the slots; reader, scorer and format tokens stay as they are."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        coming(step)
-        batch = batch_of(wire.lm, passages, recipe, step)
+        waited = coming(step)
+        batch = batch_of(wire.lm, passages, recipe, step, waited)
         at = wire.at(ratios[step % len(ratios)])
         parts = slots_losses(at, batch, features=features)
         return torch.stack(list(parts.values())).sum(), {**parts, **batch.figures}
@@ -275,12 +275,12 @@ def train_slots(
 
 
 def _teacher(wire: Wire, batch: Batch, text: KVPrefix, features: Features | None) -> Tensor:
-    """The states [b, n, d] that predict the answers after the full text. The texts' own cache would
+    """The states [k, d] that predict the answers after the full text. The texts' own cache would
     be hundreds of times as large, so it is computed at every step and only these are kept."""
     prompt = passages_prompt(wire.lm, wire.format, batch.passages, text)
 
     def states() -> dict[str, Tensor]:
-        return {"states": wire.lm.predicting(prompt, batch.targets, batch.mask)}
+        return {"states": wire.lm.predicting(prompt, batch.targets, batch.mask)[batch.mask]}
 
     if features is None:
         return states()["states"]
@@ -306,11 +306,10 @@ def slots_losses(
         with torch.no_grad():
             teacher = wire.lm.head(_teacher(wire, batch, states.prefix, features))
         asked = passages_prompt(wire.lm, wire.format, batch.passages, latents)
-        student = wire.lm.logits(asked, batch.targets, batch.mask)
+        student = wire.lm.packed_logits(asked, batch.targets, batch.mask)
     with within("loss"):
-        log_probs = student.float().log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
-        ce = answer_loss(log_probs, batch.mask)
-        return {"ce": ce, "kl": distillation(teacher, student, batch.mask)}
+        ce = token_loss(student, batch.targets[batch.mask])
+        return {"ce": ce, "kl": distillation(teacher, student)}
 
 
 def _checked(
@@ -343,15 +342,17 @@ class Batch:
     mask: Tensor
     """[b, n] real targets."""
     figures: dict[str, float]
-    """For the log: how many targets, and how long it took to make."""
+    """For the log: how many targets, and the seconds that the step waited for it."""
 
 
-def batch_of(lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe, step: int) -> Batch:
-    """This process's share of a step's passages."""
+def batch_of(
+    lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe, step: int, waited: float = 0.0
+) -> Batch:
+    """This process's share of a step's passages. waited: seconds that its texts were waited for."""
     began = time.perf_counter()
     mine = list(parallel.share(_chosen(passages, recipe, step)))
     targets, mask = answer_targets(lm, mine)
-    figures = {"tokens": float(mask.sum()), "waited": time.perf_counter() - began}
+    figures = {"tokens": float(mask.sum()), "waited": waited + time.perf_counter() - began}
     return Batch(mine, targets, mask, figures)
 
 
@@ -361,9 +362,8 @@ def _chosen(passages: Sequence[Passage], recipe: WireRecipe, step: int) -> list[
 
 
 def _ready(lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe) -> Coming:
-    """To be told each step; has the texts of the next one tokenised while it runs."""
-
-    return ahead(lambda step: tokenise(lm, _chosen(passages, recipe, step)))
+    """To be asked for each step; its texts are tokenised while the one before runs."""
+    return ahead(lambda step: tokenise(lm, parallel.share(_chosen(passages, recipe, step))))
 
 
 def _read(wire: Wire, batch: Sequence[Passage]) -> tuple[Prompt, States]:

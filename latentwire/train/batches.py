@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 
@@ -46,12 +47,25 @@ def _order(lengths: tuple[int, ...], seed: int, epoch: int, size: int) -> list[i
     return order[:first] + [i for place in places for i in batches[place]] + order[last:]
 
 
-Coming = AbstractContextManager[Callable[[int], object]]
+Coming = AbstractContextManager[Callable[[int], float]]
 
 
 @contextmanager
-def ahead(prepare: Callable[[int], object]) -> Iterator[Callable[[int], object]]:
-    """A function that is told each step as it begins, and has prepare(step + 1) run in a thread.
-    What fails there fails again, and is told, where the step needs it."""
+def ahead(prepare: Callable[[int], object]) -> Iterator[Callable[[int], float]]:
+    """A function that is asked for a step as it begins, and again for each of its parts: prepare of
+    that step is done when it returns the seconds that this was waited for, and prepare of the next
+    one runs in a thread. What fails there is raised where its step begins."""
     with ThreadPoolExecutor(1) as thread:
-        yield lambda step: thread.submit(prepare, step + 1)
+        begun: dict[int, Future] = {}
+
+        def ready(step: int) -> float:
+            began = time.perf_counter()
+            for n in (step, step + 1):
+                if n not in begun:
+                    begun[n] = thread.submit(prepare, n)
+            for n in [n for n in begun if n < step]:
+                del begun[n]
+            begun[step].result()
+            return time.perf_counter() - began
+
+        yield ready
