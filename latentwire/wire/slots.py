@@ -81,10 +81,11 @@ class Slots(nn.Module):
             split = (x[order].split(of_rows[layer]) for x in (k, v, of_text))
             for made, slots in zip(rows, zip(*split, strict=True), strict=True):
                 made.append(slots)
-        return [
-            Latents(*map(torch.cat, zip(*made, strict=True)), lengths[:, row], span)
-            for row, (made, span) in enumerate(zip(rows, sizes.tolist(), strict=True))
-        ]
+        latents = []
+        for row, (made, span) in enumerate(zip(rows, sizes.tolist(), strict=True)):
+            k, v, place = (torch.cat(part) for part in zip(*made, strict=True))
+            latents.append(Latents(k, v, place, lengths[:, row], span))
+        return latents
 
 
 def chosen(

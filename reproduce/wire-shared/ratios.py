@@ -1,16 +1,19 @@
-"""Both readers of the shipped shared wire at 16x, 8x and 2x, through the bytes of its messages,
-beside full text, as many tokens of it, and another passage's latents; and at 1x, where every token
-is a latent: what the trained residual alone is worth.
+"""Both readers of the shipped shared wire at 16x, 8x, 4x and 2x, through the bytes of its messages,
+beside full text, as many tokens of it, another passage's latents, and the same slots without the
+trained residual (eviction from the cache alone); and at 1x, where every token is a latent: what the
+residual alone is worth.
 
     .venv/bin/python reproduce/wire-shared/ratios.py squad_dev.jsonl
 
-The first 100 questions of SQuAD v1.1 dev; ratios.json beside this file is what it gave. Some 45
-minutes of CPU time on one thread. eval.sh has 4x, with all rows of an evaluation.
+The first 200 questions of the file; ratios.json beside this file is what it gave. Some 50 minutes of
+CPU time on one thread. eval.sh has 4x, with all rows of an evaluation.
 """
 
 import json
 import statistics
 import sys
+from collections.abc import Sequence
+from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 
@@ -19,35 +22,47 @@ from latentwire.files import write_whole
 from latentwire.recipes.evaluation import conditions
 from latentwire.recipes.readers import decode_ahead
 from latentwire.tasks.qa import by_context, load_questions
-from latentwire.wire.text_wire import TextWire
+from latentwire.wire.text_wire import TextReader, TextWire
 
-QUESTIONS = 100
+QUESTIONS = 200
 OUT = Path(__file__).with_suffix(".json")
+BESIDE = ("wire", "evicted", "truncated_tokens", "foreign_latents")
+ROWS = {16: BESIDE, 8: BESIDE, 4: BESIDE, 2: BESIDE, 1: ("wire", "text")}
 
 
-def main(data: str) -> None:
-    """Every ratio for every reader, written as soon as it is there."""
+def scores_of(reader: TextReader, passages: Sequence, rows: Sequence[str]) -> dict[str, dict]:
+    """Some rows of an evaluation of one reader."""
+    plain = deepcopy(reader.wire.slots)
+    plain.up.data.zero_()
+    trained, found = reader.wire.slots, {}
+    for name in rows:
+        reader.wire.slots = plain if name == "evicted" else trained
+        made = conditions(reader, passages)  # anew, since it remembers what it compressed
+        some = {name: made["wire" if name == "evicted" else name]}
+        answers = chain(*evaluate(reader.lm, reader.format, passages, some))
+        found[name] = summarise(list(answers))
+    reader.wire.slots = trained
+    return found
+
+
+def main(data: str, only: str | None = None) -> None:
+    """Every ratio for every reader, or for the one that is named, written as soon as it is there."""
     shared = TextWire.from_pretrained("shared")
     passages = by_context(load_questions(data, QUESTIONS))
     decode_ahead(shared, passages)
-    results, text = {"data": Path(data).name, "n": QUESTIONS, "passages": len(passages)}, {}
-    for ratio in (16, 8, 2, 1):
+    results = {"data": Path(data).name, "n": QUESTIONS, "passages": len(passages)}
+    for ratio, rows in ROWS.items():
         for reader in shared.at(ratio).readers:
-            rows, name = conditions(reader, passages), reader.reader
-            asked = ["wire"] if ratio == 1 else ["wire", "truncated_tokens", "foreign_latents"]
-            asked += [] if name in text else ["text"]
-            some = {key: rows[key] for key in asked}
-            answers = list(chain(*evaluate(reader.lm, reader.format, passages, some)))
-            scores = {k: summarise([a for a in answers if a.condition == k]) for k in asked}
-            text[name] = scores.setdefault("text", text.get(name, {}))
-            kept = scores["wire"]["f1"] / scores["text"]["f1"]
+            if only not in (None, reader.reader):
+                continue
+            scores = scores_of(reader, passages, rows)
             latents = statistics.fmean(reader.latents(p.context) for p in passages)
-            of = {"wire": reader.id.hex(), "latents_out": latents, "retention": kept}
-            results.setdefault(f"{ratio}x", {})[name] = of | {"rows": scores}
+            of = {"wire": reader.id.hex(), "latents_out": latents, "rows": scores}
+            results.setdefault(f"{ratio}x", {})[reader.reader] = of
             write_whole(OUT, json.dumps(results, indent=1))
             figures = {key: f"{100 * row['f1']:.1f}" for key, row in scores.items()}
-            print(ratio, name, f"keeps {kept:.0%}", figures, flush=True)
+            print(ratio, reader.reader, figures, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
