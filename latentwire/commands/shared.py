@@ -43,6 +43,7 @@ def run_training(
 
     part: the folder of a run that holds what was trained.
     """
+    from latentwire.report.tables import pace
     from latentwire.train import parallel
     from latentwire.train.guards import CollapseError, standing
 
@@ -57,6 +58,9 @@ def run_training(
     if parallel.rank() > 0:  # a launcher ends all processes when one has a status of its own
         return 0
     print(f"trained: {folder / part}")
+    log = (folder / "metrics.jsonl").read_text().splitlines()
+    for said in pace([json.loads(line) for line in log]):
+        out.print(said, markup=False, highlight=False, soft_wrap=True)
     alarms = standing(folder)
     for name, text in alarms.items():
         out.print(f"alarm: {name}: {text}", markup=False, highlight=False, soft_wrap=True)

@@ -99,7 +99,7 @@ def warm_loss(
     of `pairs`, as many a step as documents and positions give, or where there are none the text."""
     data = recipe.data
 
-    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         weight = 1.0
         if pairs:
             size = data.documents * (data.positions or 1)
@@ -110,7 +110,9 @@ def warm_loss(
             batch, weight = batch_of(source, texts, recipe, step)
             written = target_texts(lens.lm, batch, data)
         parts = warm_losses(lens, batch, written)
-        return weight * torch.stack(list(parts.values())).sum(), parts
+        tokens = float(sum(len(own) + 1 for own in written))  # each ends with EOS
+        total = weight * torch.stack(list(parts.values())).sum()
+        return total, {**parts, "tokens": tokens, "count": 1.0}
 
     return loss
 

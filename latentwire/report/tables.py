@@ -9,7 +9,7 @@ intervals, never from means alone, and it names what the wire fails to beat.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -296,3 +296,18 @@ def _times(ratio: float) -> str:
 
 def _and(words: list[str], last: str = " and ") -> str:
     return last.join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def pace(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Throughput of each stage of a training, and how much of its time it waited for data."""
+    said = []
+    for stage in dict.fromkeys(row["stage"] for row in metrics):
+        timed = [row for row in metrics if row["stage"] == stage and "seconds" in row]
+        seconds = sum(row["seconds"] for row in timed)
+        figures = [f"{seconds / len(timed):.2g} s a step"] if timed else []
+        if all("tokens" in row for row in timed) and seconds:
+            figures.append(f"{sum(row['tokens'] for row in timed) / seconds:.3g} target tokens/s")
+        if all("waited" in row for row in timed) and seconds:
+            figures.append(f"{sum(row['waited'] for row in timed) / seconds:.1%} waiting for data")
+        said += [f"{stage}: {', '.join(figures)}."] if figures else []
+    return said

@@ -14,6 +14,7 @@ from latentwire.report.tables import (
     conditions,
     joint_verdict,
     name,
+    pace,
     reads_latents,
     result_rows,
     size_rows,
@@ -114,22 +115,7 @@ def _training(metrics: Sequence[dict[str, Any]]) -> str:
     said = f"<p>Alarms at the last check:</p><ul>{''.join(alarms)}</ul>" if alarms else ""
     return f"""<h2>Training</h2>{said}{training_plot(metrics)}
 <p class="note">Thin: every step. Thick: moving average over a twentieth of the steps, and the value
-that it ends at. {escape(_pace(metrics))}</p>"""
-
-
-def _pace(metrics: Sequence[dict[str, Any]]) -> str:
-    """Throughput of each stage, and how much of its time it waited for data."""
-    said = []
-    for stage in dict.fromkeys(row["stage"] for row in metrics):
-        timed = [row for row in metrics if row["stage"] == stage and "seconds" in row]
-        seconds = sum(row["seconds"] for row in timed)
-        figures = [f"{seconds / len(timed):.2g} s a step"] if timed else []
-        if all("tokens" in row for row in timed) and seconds:
-            figures.append(f"{sum(row['tokens'] for row in timed) / seconds:.3g} target tokens/s")
-        if all("waited" in row for row in timed) and seconds:
-            figures.append(f"{sum(row['waited'] for row in timed) / seconds:.1%} waiting for data")
-        said += [f"{stage}: {', '.join(figures)}."] if figures else []
-    return " ".join(said)
+that it ends at. {escape(" ".join(pace(metrics)))}</p>"""
 
 
 def _examples(answers: Sequence[dict[str, Any]]) -> str:

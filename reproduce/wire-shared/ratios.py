@@ -5,8 +5,8 @@ residual alone is worth.
 
     .venv/bin/python reproduce/wire-shared/ratios.py squad_dev.jsonl
 
-The first 200 questions of the file; ratios.json beside this file is what it gave. Some 50 minutes of
-CPU time on one thread. eval.sh has 4x, with all rows of an evaluation.
+The first 200 questions of the file; ratios.json beside this file is what it gave. Some 50 minutes
+of CPU time on one thread. eval.sh has 4x, with all rows of an evaluation.
 """
 
 import json
@@ -46,7 +46,7 @@ def scores_of(reader: TextReader, passages: Sequence, rows: Sequence[str]) -> di
 
 
 def main(data: str, only: str | None = None) -> None:
-    """Every ratio for every reader, or for the one that is named, written as soon as it is there."""
+    """Every ratio for every reader, or for the one named, written as soon as it is there."""
     shared = TextWire.from_pretrained("shared")
     passages = by_context(load_questions(data, QUESTIONS))
     decode_ahead(shared, passages)
