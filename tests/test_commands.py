@@ -327,7 +327,8 @@ def test_a_reader_is_added_from_the_command_line(shared, tmp_path, monkeypatch, 
         monkeypatch, capsys, "add-reader", shared, "tiny-qwen3", "--data", data,
         "--run", str(tmp_path / "run"), "--steps", "1", "--format-steps", "1",
     )  # fmt: skip
-    assert status == 0, err
+    assert status == (3 if "alarm: " in out else 0), err  # of one step
+    assert "target tokens/s" in out
     added = SharedWire.from_pretrained(tmp_path / "run" / "wire")
     assert added.config.readers == ("tiny-llama", "tiny-gemma3", "tiny-qwen3")
     assert added.id == SharedWire.from_pretrained(shared).id and "added:" in out
@@ -351,7 +352,7 @@ def test_a_reader_is_added_from_the_command_line(shared, tmp_path, monkeypatch, 
         monkeypatch, capsys, "add-reader", shared, "tiny-qwen3", "--data", data,
         "--run", str(tmp_path / "run"), "--steps", "1", "--format-steps", "1", "--joint", joint,
     )  # fmt: skip
-    assert status == 0, err
+    assert status == (3 if "alarm: " in out else 0), err
     assert "lost by being added instead: 0.00 (0.00 to 0.00)" in " ".join(out.split())
 
 
@@ -360,10 +361,13 @@ def test_a_wire_of_one_reader_gets_another(shared, tmp_path, monkeypatch, capsys
     lm = FrozenLM.from_pretrained("tiny-llama")
     Wire(lm, WireConfig("tiny-llama", rank=4, window=64)).save(tmp_path / "one")
     asked = ["tiny-gemma3", "--data", data, "--run", str(tmp_path / "run")]
-    few = ["--steps", "1", "--format-steps", "1"]
+    few = ["--steps", "1", "--format-steps", "1", "--dtype", "bfloat16"]
     status, out, err = run(monkeypatch, capsys, "add-reader", str(tmp_path / "one"), *asked, *few)
     made = str(tmp_path / "run" / "text-wire")
-    assert status == 0 and f"added: {made}" in out.replace("\n", ""), err
+    assert status == (3 if "alarm: " in out else 0), err
+    assert f"added: {made}" in out.replace("\n", "")
+    recipe = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert recipe["ratios"] == [4, 8, 16] and recipe["wire"]["dtype"] == "bfloat16"
     context = write(tmp_path / "note.txt", "The Elbe rises in the Giant Mountains. ")
     status, out, _ = run(monkeypatch, capsys, "ask", "--context", context, "Where?", "--wire", made)
     assert status == 0

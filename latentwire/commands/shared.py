@@ -43,9 +43,8 @@ def run_training(
 
     part: the folder of a run that holds what was trained.
     """
-    from latentwire.report.tables import pace
     from latentwire.train import parallel
-    from latentwire.train.guards import CollapseError, standing
+    from latentwire.train.guards import CollapseError
 
     recipe, session = _parsed(recipes, arguments, prog)
     try:
@@ -58,6 +57,14 @@ def run_training(
     if parallel.rank() > 0:  # a launcher ends all processes when one has a status of its own
         return 0
     print(f"trained: {folder / part}")
+    return told(folder)
+
+
+def told(folder: Path) -> int:
+    """Say how fast a run was trained, and the alarms that stand at its end; the exit status."""
+    from latentwire.report.tables import pace
+    from latentwire.train.guards import standing
+
     log = (folder / "metrics.jsonl").read_text().splitlines()
     for said in pace([json.loads(line) for line in log]):
         out.print(said, markup=False, highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from latentwire.commands.shared import check_folder, out, run_training, write_json
+from latentwire.commands.shared import check_folder, out, run_training, told, write_json
 
 Positional = tyro.conf.Positional
 
@@ -150,9 +150,11 @@ def add_reader(
     steps: int | None = None,
     format_steps: int | None = None,
     joint: str | None = None,
-) -> None:
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> int:
     """Train one more reader of a wire; the readers that it has stay as they are. Says what each
-    loses by latents in place of the text, on passages held out.
+    loses by latents in place of the text, on passages held out. Exit status 3 where alarms stand at
+    the end.
 
     Args:
         wire: A wire's folder or hub id, or a shipped one, default or shared. A wire of one reader
@@ -166,6 +168,7 @@ def add_reader(
         format_steps: Steps of the format tokens before it, likewise.
         joint: A wire that was trained with this reader from the beginning; what was lost by adding
             it instead is said too.
+        dtype: Number type of the new reader's weights; that of the first reader if not given.
     """
     from dataclasses import replace
 
@@ -188,14 +191,19 @@ def add_reader(
         return replace(recipe, **stages)
 
     if isinstance(loaded, SharedWire):
+        if dtype not in (None, loaded.config.dtype):
+            raise WireError(f"--dtype is {dtype}; readers of this wire have {loaded.config.dtype}")
         several = SharedRecipe(name, loaded.config, data=(data,), out=run)
         several = shortened(several, train=steps, format=format_steps)
         folder = shared.add_reader(loaded, model, several) / "wire"
     else:
-        config = replace(loaded.readers[0].config, reader=model)
-        recipe = WireRecipe(name, config, data=data, out=run)
+        own = loaded.readers[0].config
+        config = replace(own, reader=model, dtype=dtype or own.dtype)
+        ratios = (config.ratio, 2 * config.ratio, 4 * config.ratio)  # as the shipped wires have
+        recipe = WireRecipe(name, config, data=data, out=run, ratios=ratios)
         folder = add_text_reader(loaded, shortened(recipe, slots=steps, format=format_steps))
     print(f"added: {folder}")
     readers = load_wire(folder).readers
     for line in lost(readers, model, held_out(data, readers), beside):
         out.print(f"- {line}", markup=False, highlight=False)
+    return told(folder.parent)
