@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from latentwire.evals.baselines import full_text, replayed
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
+from latentwire.recipes import objectives
 from latentwire.recipes.evaluation import conditions
 from latentwire.recipes.objectives import OFF, Objectives
 from latentwire.recipes.readers import evaluate_readers
@@ -24,7 +25,7 @@ from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.recipes.stock import Stock, batch_of, load_stock, ready
 from latentwire.tasks.base import DataError
 from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt
-from latentwire.train.loop import LoopConfig
+from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.losses import token_loss
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.encoders.base import EncoderConfig
@@ -469,3 +470,52 @@ def test_training_evaluation_and_one_more_reader(lms, given, tmp_path):
     fresh = wire.with_reader("tiny-qwen3", lms["tiny-qwen3"]).adapters[2].state_dict()
     now = more.adapters[2].state_dict()
     assert all(not torch.equal(now[n], fresh[n]) for n in ("format", "ways.0.map.weight"))
+
+
+def a_shift_too_many(monkeypatch):
+    """Targets one token later than what each state predicts."""
+    right = objectives.answer_targets
+
+    def late(lm, batch):
+        targets, mask = right(lm, batch)
+        return targets.roll(-1, 1), mask
+
+    monkeypatch.setattr(objectives, "answer_targets", late)
+
+
+def another_anchor(monkeypatch):
+    """One space more between question and answer than an evaluation has."""
+    right = objectives.asked_prompt
+
+    def spaced(lm, *arguments):
+        prompt = right(lm, *arguments)
+        space = lm.embed(lm.ids(" ")).expand(len(prompt.mask), -1, -1)
+        return prompt.append(space, torch.ones(space.shape[:2], dtype=torch.bool))
+
+    monkeypatch.setattr(objectives, "asked_prompt", spaced)
+
+
+def the_same_codes(monkeypatch):
+    encode = SharedWire.forward
+    monkeypatch.setattr(
+        SharedWire, "forward", lambda wire, texts: [0 * z for z in encode(wire, texts)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        (None, set()),
+        (a_shift_too_many, {"layout"}),
+        (another_anchor, {"layout"}),
+        (the_same_codes, {"sameness", "reading"}),
+    ],
+)
+def test_a_fault_raises_its_alarm(fault, raised, lms, given, monkeypatch):
+    if fault is not None:
+        fault(monkeypatch)
+    folder = train_shared(given, Session(check_every=2))
+    last = [json.loads(line) for line in (folder / "metrics.jsonl").open()][-1]
+    assert raised <= set(last["alarms"])
+    # Codes of an encoder that has seen two steps are alike, so that "sameness" is no false alarm.
+    assert not ({"layout", "exposure", "scale"} - raised) & set(last["alarms"])

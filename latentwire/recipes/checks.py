@@ -21,7 +21,7 @@ from latentwire.evals.metrics import bootstrap, ratio
 from latentwire.lens.activations import Place, at
 from latentwire.lens.lens import Lens
 from latentwire.lens.objectives import scaled_mse
-from latentwire.lm import Greedy, KVPrefix, Prompt, States
+from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, States
 from latentwire.recipes.evaluation import conditions
 from latentwire.tasks.qa import Passage
 from latentwire.train.guards import pairwise_cosine
@@ -41,7 +41,7 @@ def check_text(
     """Of the format tokens, with the full text as context; nothing of fewer than two passages."""
     if len(passages) < 2:
         return {}
-    rows = [_forced_rows(forced, b, read(b)[1].prefix) for b in _batches(passages)]
+    rows = [forced_rows(*forced(b, read(b)[1].prefix)) for b in _batches(passages)]
     return _scores(wire, passages, torch.cat(rows), conditions(wire, passages)["text"])
 
 
@@ -64,7 +64,7 @@ def check_latents(
     own, other = (
         torch.cat(
             [
-                _forced_rows(forced, part, wire.prefix(z))
+                forced_rows(*forced(part, wire.prefix(z)))
                 for part, z in zip(_batches(passages), _batches(row), strict=True)
             ]
         )
@@ -119,41 +119,59 @@ def check_lens(lens: Lens, places: Sequence[Place]) -> dict[str, float]:
 def _scores(
     wire: Wire, passages: Sequence[Passage], forced: Tensor, condition: Condition
 ) -> dict[str, float]:
-    """The answers under training's code (`forced`, of `_forced_rows`) and under evaluation's."""
+    """The answers under training's code (`forced`, of `forced_rows`) and under evaluation's."""
     answers = [a for b in evaluate(wire.lm, wire.format, passages, {"": condition}) for a in b]
-    nll, tokens, right = forced.T.tolist()
-    apart = sum(abs(a.nll - n) for a, n in zip(answers, nll, strict=True))
+    nll, tokens, _ = forced.T.tolist()
     held, low, high = ratio(nll, tokens, _owners(passages))
     return {
         "held": held,
         "held_low": low,
         "held_high": high,
         "held_n": float(len(passages)),
-        "evaluated": sum(a.nll for a in answers) / sum(a.tokens for a in answers),
-        "mismatch": apart / sum(a.tokens for a in answers),
-        "forced": sum(right) / len(right),
-        "free": sum(_right(a) for a in answers) / len(answers),
-        "distinct": float(len({_first(wire, a.answer) for a in answers})),
-        "distinct_gold": float(len({_first(wire, a.gold[0]) for a in answers})),
+        **compared([(wire.lm, answers, forced)]),
     }
 
 
-def _forced_rows(forced: Forced, batch: Sequence[Passage], context: KVPrefix) -> Tensor:
-    """[b, 3] of each answer under training's code: its NLL, its tokens, and whether the most likely
-    token is right everywhere."""
-    logits, targets, mask = forced(batch, context)
+def compared(told: Sequence[tuple[FrozenLM, Sequence[Answer], Tensor]]) -> dict[str, float]:
+    """What readers answered, beside the rows of `forced_rows` of the same questions."""
+    both = [
+        (a, *row)
+        for _, answers, rows in told
+        for a, row in zip(answers, rows.tolist(), strict=True)
+    ]
+    first = {
+        kind: {(lm.name, _first(lm, text(a))) for lm, answers, _ in told for a in answers}
+        for kind, text in (("distinct", _said), ("distinct_gold", _wanted))
+    }
+    tokens = sum(a.tokens for a, *_ in both)
+    return {
+        "evaluated": sum(a.nll for a, *_ in both) / tokens,
+        "mismatch": sum(abs(a.nll - nll) for a, nll, *_ in both) / tokens,
+        "forced": sum(right for *_, right in both) / len(both),
+        "free": sum(_said(a) == _wanted(a).strip() for a, *_ in both) / len(both),
+        **{kind: float(len(tokens)) for kind, tokens in first.items()},
+    }
+
+
+def forced_rows(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """[b, 3] of each answer under training's code, which gave the logits [b, n, v]: its NLL, its
+    tokens, and whether the most likely token is right everywhere."""
     log_probs = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     right = ((logits.argmax(-1) == targets) | ~mask).all(1)
     return torch.stack([-(log_probs * mask).sum(1), mask.sum(1), right], 1).double().cpu()
 
 
-def _right(answer: Answer) -> bool:
-    return answer.answer == answer.gold[0].strip()
+def _said(answer: Answer) -> str:
+    return answer.answer
 
 
-def _first(wire: Wire, answer: str) -> int | None:
+def _wanted(answer: Answer) -> str:
+    return answer.gold[0]
+
+
+def _first(lm: FrozenLM, answer: str) -> int | None:
     """The first token of an answer as it is generated; None of an empty one."""
-    return int(wire.lm.ids(wire.lm.frame.lead + answer)[0]) if answer else None
+    return int(lm.ids(lm.frame.lead + answer)[0]) if answer else None
 
 
 class _Sums(NamedTuple):

@@ -376,6 +376,21 @@ def _sent(wire: SharedWire, step: Step, cut: Sequence[tuple[str, str]]) -> Sent:
     return Sent(texts, rests, contents)
 
 
+@torch.no_grad()
+def taught(
+    reader: Reader, passages: Sequence[Passage]
+) -> tuple[list[Tensor], KVPrefix, tuple[Tensor, Tensor, Tensor]]:
+    """For checks, by training's own code: codes of texts, what the reader is given of them, and
+    logits [b, n, v], targets and mask of the answers to their questions."""
+    lm, texts = reader.lm, [p.context for p in passages]
+    codes = reader.wire(texts)
+    spans = map(reader.wire.encoder.span, texts)
+    prefix = reader.prefix([Values(c, span) for c, span in zip(codes, spans, strict=True)])
+    targets, mask = answer_targets(lm, passages)
+    prompt = asked_prompt(lm, reader.format, passages, prefix)
+    return codes, prefix, (lm.logits(prompt, targets, mask), targets, mask)
+
+
 def _length(wire: SharedWire, text: str) -> float:
     """How many latents a text is long, the last one counted as the part that it has."""
     return len(wire.encoder.units(text)) / wire.encoder.per_latent

@@ -26,13 +26,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from latentwire.evals.harness import Answer, evaluate, summarise
 from latentwire.evals.metrics import bootstrap, mean_ratio
-from latentwire.lm import Dtype, FrozenLM
+from latentwire.lm import Dtype, FrozenLM, KVPrefix
+from latentwire.recipes.checks import compared, forced_rows
 from latentwire.recipes.evaluation import conditions
 from latentwire.recipes.objectives import (
     Gist,
@@ -44,12 +46,14 @@ from latentwire.recipes.objectives import (
     send,
     send_onward,
     shared_parts,
+    taught,
 )
 from latentwire.recipes.runs import begin_training, check_training
 from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.recipes.stock import Stock, batch_of, load_stock, ready
 from latentwire.tasks.qa import Passage, answer_targets
 from latentwire.train import parallel
+from latentwire.train.guards import pairwise_cosine
 from latentwire.train.loop import Session, train
 from latentwire.train.losses import token_loss
 from latentwire.train.step import part_of
@@ -311,7 +315,9 @@ def check_readers(
         return {}
     figures: dict[str, float] = {}
     gaps: list[float] = []
-    answered: list[list[Answer]] = []
+    answered: list[tuple[FrozenLM, list[Answer], Tensor]] = []
+    scales: dict[str, float] = {}
+    codes: list[Tensor] = []
     for reader in readers:
         rows = conditions(reader, passages)
         some = {name: rows[name] for name in ("wire", "foreign_latents", *rest)}
@@ -322,13 +328,23 @@ def check_readers(
             figures |= {f"{reader.reader}.{name}.{k}": row[k] for k in ("f1", "nll")}
         pairs = zip(of["foreign_latents"], of["wire"], strict=True)
         gaps += [(other.nll - own.nll) / own.tokens for other, own in pairs]
-        answered.append(of["wire"])
+        codes, prefix, forced = taught(reader, passages)
+        answered.append((reader.lm, of["wire"], forced_rows(*forced)))
+        if not prefix.memories:  # what acts beside the cache has no size of the reader's own
+            texts = full_texts(reader.lm, passages)
+            for kind in ("keys", "values"):
+                scales[f"scale.{reader.reader} {kind}"] = _size(prefix, kind) / _size(texts, kind)
     owners = [p.context for p in passages for _ in p.questions]
-    nll = [[a.nll for a in row] for row in answered]
-    tokens = [[float(a.tokens) for a in row] for row in answered]
+    nll, tokens = ([rows[:, i].tolist() for *_, rows in answered] for i in (0, 1))
     held, low, high = mean_ratio(nll, tokens, owners)
+    source = readers[0].wire.encoder.lm
+    means = [source.embed(source.ids(p.context)).float().mean(0) for p in passages]
     return {
         **figures,
+        **compared(answered),
+        **scales,
+        "cosine": pairwise_cosine(torch.stack([c.float().mean(0) for c in codes])),
+        "cosine_text": pairwise_cosine(torch.stack(means)),
         "held": held,
         "held_low": low,
         "held_high": high,
@@ -336,6 +352,12 @@ def check_readers(
         "gap": sum(gaps) / len(gaps),
         "gap_low": bootstrap(gaps, owners * len(readers))[0],
     }
+
+
+def _size(prefix: KVPrefix, kind: Literal["keys", "values"]) -> float:
+    """Root mean square of all that is seen of a cache."""
+    seen = [layer.transpose(1, 2)[prefix.mask] for layer in getattr(prefix, kind)]
+    return torch.stack([x.float().square().mean() for x in seen]).mean().sqrt().item()
 
 
 def _folder(recipe: SharedRecipe, setting: dict) -> tuple[Path, str]:
