@@ -152,7 +152,9 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     parts = in_parts(passages[:kept], recipe.questions)
     train_format(wire, parts, recipe, out, checked, session)
     if recipe.begun is None:
-        fit_scorer(wire, passages[: min(kept, recipe.scorer_passages)], out, features)
+        # From all of the file: neighbours are often of one article.
+        spread = passages[: kept : max(1, kept // recipe.scorer_passages)]
+        fit_scorer(wire, spread[: recipe.scorer_passages], out, features)
     train_slots(wire, parts, recipe, out, checked, session, features)
     if first:
         wire.save(out / "wire")
