@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tiny import tiny_lm
 
 from latentwire.__main__ import main
 from latentwire.evals import harness
+from latentwire.lm import FrozenLM
 from latentwire.recipes import sweep as sweeps
 from latentwire.recipes.objectives import Objectives
 from latentwire.recipes.shared import load_models, train_shared
@@ -32,6 +34,7 @@ from latentwire.train.loop import LoopConfig
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.shared import SharedConfig, SharedWire
+from latentwire.wire.text_wire import TextWire
 from latentwire.wire.ways_in import WAYS_IN
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
@@ -276,7 +279,9 @@ def test_a_sweep_on_ray(ray, reader, data, tmp_path, monkeypatch, capsys):  # no
     assert page.count("<svg") == 2 and "none.jsonl: no such file" in page
 
 
+@pytest.mark.parametrize("readers", [1, 2])
 def test_evaluation_on_ray_equals_that_of_one_process(
+    readers,
     ray,
     reader,
     data,  # noqa: F811
@@ -284,11 +289,16 @@ def test_evaluation_on_ray_equals_that_of_one_process(
     monkeypatch,
     capsys,
 ):
-    from latentwire.lm import FrozenLM
+    def made(name: str) -> Wire:
+        wire = Wire(FrozenLM.from_pretrained(name), WireConfig(name, rank=4, window=64))
+        torch.manual_seed(0)
+        torch.nn.init.normal_(wire.slots.up, std=0.05)
+        return wire
 
-    torch.manual_seed(0)
-    wire = Wire(FrozenLM.from_pretrained(reader), WireConfig(reader, rank=4, window=64))
-    torch.nn.init.normal_(wire.slots.up, std=0.05)
+    wire = made(reader)
+    if readers == 2:  # of messages that are text in a code of the first one's
+        shutil.copytree(reader, tmp_path / "second")
+        wire = TextWire(wire.lm, [wire, made(str(tmp_path / "second"))])
     wire.save(tmp_path / "wire")
     found = []
     for name, more in (("one", ()), ("many", ("--ray", ray))):
@@ -296,9 +306,11 @@ def test_evaluation_on_ray_equals_that_of_one_process(
         asked = ["eval", str(tmp_path / "wire"), "--data", data, "--run", str(folder), *more]
         status, _, err = run(monkeypatch, capsys, *asked)
         assert status == 0, err
-        result = json.loads((folder / "results.json").read_text())
-        found.append((without_times(result), (folder / "predictions.jsonl").read_bytes()))
-    assert found[0] == found[1]
+        parts = [folder] if readers == 1 else [folder / f"reader-{i}" for i in range(readers)]
+        for part in parts:
+            result = json.loads((part / "results.json").read_text())
+            found.append((without_times(result), (part / "predictions.jsonl").read_bytes()))
+    assert found[:readers] == found[readers:]
 
 
 def test_seek_on_ray_equals_that_of_one_process(ray, reader, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Commands of the wire: ask, eval, train, add-reader."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -91,25 +92,28 @@ def evaluate(
     """
     from latentwire.recipes.evaluation import ALMANAC, evaluate_wire
     from latentwire.recipes.readers import evaluate_readers
-    from latentwire.recipes.workers import on_ray
+    from latentwire.recipes.workers import connected, on_ray
     from latentwire.report.page import write_report
     from latentwire.report.tables import joint_verdict, results_table, verdict
-    from latentwire.wire.folder import kind_of
-    from latentwire.wire.load import load_with
+    from latentwire.wire.load import load_reader, load_with
     from latentwire.wire.wire import Wire
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
-    if ray is not None and kind_of(wire) is not None:
-        raise ValueError("--ray is for wires of one reader; leave it out for this one")
-    loaded = load_with(wire, ratio, keep)
+    loaded, asked = load_with(wire, ratio, keep), (data or ALMANAC, limit, run, bits, needles)
+
+    def spread(number: int) -> Any:
+        return on_ray(ray, partial(load_reader, wire, ratio, keep, number)) if ray else None
+
+    with nullcontext() if ray is None else connected(ray):  # once, for all readers
+        if isinstance(loaded, Wire):
+            result = evaluate_wire(loaded, *asked, spread(0))
+        else:
+            result = evaluate_readers(loaded, *asked, spread if ray else None)
     if isinstance(loaded, Wire):
-        spread = None if ray is None else on_ray(ray, partial(load_with, wire, ratio, keep))
-        result = evaluate_wire(loaded, data or ALMANAC, limit, run, bits, needles, spread)
         folders = {loaded.reader: "."}
     else:
-        result = evaluate_readers(loaded, data or ALMANAC, limit, run, bits, needles)
         folders = {name: f"reader-{i}" for i, name in enumerate(result["readers"])}
     for name, folder in folders.items():
         one = result["readers"][name] if "readers" in result else result

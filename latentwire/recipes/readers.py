@@ -6,7 +6,7 @@ latentwire eval shared --data squad_dev.jsonl --limit 300
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,7 @@ from latentwire.recipes.evaluation import (
     evaluate_reader,
     load_passages,
 )
+from latentwire.recipes.workers import Spread
 from latentwire.tasks.qa import Passage, answer_ids, by_context, load_questions, passages_prompt
 from latentwire.wire.shared import SharedWire
 from latentwire.wire.text_code import BATCH
@@ -44,9 +45,11 @@ def evaluate_readers(
     out: Path | None = None,
     bits: int | None = None,
     needles: str | None = None,
+    spread: Callable[[int], Spread] | None = None,
 ) -> dict:
     """Every reader of a wire, scored as evaluate_wire does, each with a run folder of its own in
-    `out`, and what they answer together: {"readers": {name: result}, "joint": scores, ...}."""
+    `out`, and what they answer together: {"readers": {name: result}, "joint": scores, ...}.
+    spread: who answers for the reader of a number."""
     results, said = {}, []
     passages, _ = load_passages(data, limit, needles)
     if isinstance(wire, TextWire) and bits is None:
@@ -54,7 +57,8 @@ def evaluate_readers(
     for i, reader in enumerate(wire.readers):
         folder = None if out is None else out / f"reader-{i}"
         asked = (data, limit, folder, bits, needles)
-        results[reader.reader], answers = evaluate_reader(reader, *asked)
+        workers = None if spread is None else spread(i)
+        results[reader.reader], answers = evaluate_reader(reader, *asked, workers)
         said.append([a for a in answers if a.condition == "wire"])
     together = {"kind": "readers", "readers": results}
     if len(said) > 1:

@@ -12,6 +12,7 @@ from latentwire.wire.keep import finder
 from latentwire.wire.wire import Wire, read_config
 
 AnyWire = Wire | shared.SharedWire | text_wire.TextWire
+Reader = Wire | shared.Reader | text_wire.TextReader
 KINDS = {shared.KIND: shared.SharedWire, text_wire.KIND: text_wire.TextWire}
 
 
@@ -41,3 +42,8 @@ def load_with(name: str | Path, ratio: int | None = None, keep: str | None = Non
     if keep is not None:
         raise WireError(f"{name} has learned codes; only a wire of slots can keep spans as text")
     return wire
+
+
+def load_reader(name: str | Path, ratio: int | None, keep: str | None, number: int) -> Reader:
+    """One of the readers of `load_with`, for a worker."""
+    return load_with(name, ratio, keep).readers[number]
