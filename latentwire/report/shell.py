@@ -16,7 +16,7 @@ CSS = """
   --ink: #e6e8eb; --muted: #a3abb4; --line: #363c44; --accent: #86b4ff; --soft: #1d2b45;
   --control: #8b929b; --good: #6fd08c; --bad: #ff8f9c } }
 * { box-sizing: border-box }
-body { max-width: 900px; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--bg);
+body { max-width: 960px; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--bg);
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem }
