@@ -70,7 +70,8 @@ def train(
     step, damaged = checkpoints.load(parameters, optimizer)
     if damaged and first:
         console.print(damaged, style="red", highlight=False, soft_wrap=True)
-    if parallel.mean({"step": float(step)})["step"] != step:
+    # Told to all, so that none goes on and waits for those that stop here.
+    if parallel.mean({"apart": float(step != parallel.of_first(step))})["apart"] > 0:
         raise CheckpointError(
             f"process {parallel.rank()} finds {folder} at step {step}, and others at another; all "
             "machines have to see one run folder"
