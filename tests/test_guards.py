@@ -67,16 +67,20 @@ def labels_on_padding(monkeypatch):
     monkeypatch.setattr(recipes, "answer_targets", padded)
 
 
-def another_anchor(monkeypatch):
-    """One space more between question and answer than an evaluation has."""
-    right = recipes.passages_prompt
+def one_space_more(right):
+    """A prompt's function, with one space more between question and answer than an evaluation
+    has."""
 
     def spaced(reader, *arguments):
         prompt = right(reader, *arguments)
         space = reader.embed(reader.ids(" ")).expand(len(prompt.mask), -1, -1)
         return prompt.append(space, torch.ones(space.shape[:2], dtype=torch.bool))
 
-    monkeypatch.setattr(recipes, "passages_prompt", spaced)
+    return spaced
+
+
+def another_anchor(monkeypatch):
+    monkeypatch.setattr(recipes, "passages_prompt", one_space_more(recipes.passages_prompt))
 
 
 def zero_latents(monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from test_guards import one_space_more
 from test_parallel import assert_same_losses, assert_sharded, in_two_processes
 from tiny import CONFIGS, sentence_folder, tiny_lm
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -484,15 +485,7 @@ def a_shift_too_many(monkeypatch):
 
 
 def another_anchor(monkeypatch):
-    """One space more between question and answer than an evaluation has."""
-    right = objectives.asked_prompt
-
-    def spaced(lm, *arguments):
-        prompt = right(lm, *arguments)
-        space = lm.embed(lm.ids(" ")).expand(len(prompt.mask), -1, -1)
-        return prompt.append(space, torch.ones(space.shape[:2], dtype=torch.bool))
-
-    monkeypatch.setattr(objectives, "asked_prompt", spaced)
+    monkeypatch.setattr(objectives, "asked_prompt", one_space_more(objectives.asked_prompt))
 
 
 def the_same_codes(monkeypatch):

@@ -111,13 +111,10 @@ def evaluate(
             result = evaluate_wire(loaded, *asked, spread(0))
         else:
             result = evaluate_readers(loaded, *asked, spread if ray else None)
-    if isinstance(loaded, Wire):
-        folders = {loaded.reader: "."}
-    else:
-        folders = {name: f"reader-{i}" for i, name in enumerate(result["readers"])}
-    for name, folder in folders.items():
-        one = result["readers"][name] if "readers" in result else result
-        if len(folders) > 1:
+    each = result.get("readers", {loaded.readers[0].reader: result})
+    for i, (name, one) in enumerate(each.items()):
+        folder = f"reader-{i}" if "readers" in result else "."
+        if len(each) > 1:
             out.print(f"[bold]{name}[/bold]", highlight=False)
         out.print(results_table(one))
         for line in verdict(one):

@@ -139,17 +139,16 @@ def compared(told: Sequence[tuple[FrozenLM, Sequence[Answer], Tensor]]) -> dict[
         for _, answers, rows in told
         for a, row in zip(answers, rows.tolist(), strict=True)
     ]
-    first = {
-        kind: {(lm.name, _first(lm, text(a))) for lm, answers, _ in told for a in answers}
-        for kind, text in (("distinct", _said), ("distinct_gold", _wanted))
-    }
+    said = {(lm.name, _first(lm, a.answer)) for lm, answers, _ in told for a in answers}
+    wanted = {(lm.name, _first(lm, a.gold[0])) for lm, answers, _ in told for a in answers}
     tokens = sum(a.tokens for a, *_ in both)
     return {
         "evaluated": sum(a.nll for a, *_ in both) / tokens,
         "mismatch": sum(abs(a.nll - nll) for a, nll, *_ in both) / tokens,
         "forced": sum(right for *_, right in both) / len(both),
-        "free": sum(_said(a) == _wanted(a).strip() for a, *_ in both) / len(both),
-        **{kind: float(len(tokens)) for kind, tokens in first.items()},
+        "free": sum(a.answer == a.gold[0].strip() for a, *_ in both) / len(both),
+        "distinct": float(len(said)),
+        "distinct_gold": float(len(wanted)),
     }
 
 
@@ -159,14 +158,6 @@ def forced_rows(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     log_probs = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     right = ((logits.argmax(-1) == targets) | ~mask).all(1)
     return torch.stack([-(log_probs * mask).sum(1), mask.sum(1), right], 1).double().cpu()
-
-
-def _said(answer: Answer) -> str:
-    return answer.answer
-
-
-def _wanted(answer: Answer) -> str:
-    return answer.gold[0]
 
 
 def _first(lm: FrozenLM, answer: str) -> int | None:

@@ -90,11 +90,8 @@ class Rates:
         of the LM's embeddings (`soft_token_rate`)."""
         side, kind = part.split(".")
         kinds = {"project": self.projections, "lora": self.base, "base": self.base}
-        own = (
-            kinds[kind].at(step, epoch)
-            if kind in kinds
-            else embedding * self.prompts.at(step, epoch)
-        )
+        unit = 1.0 if kind in kinds else embedding
+        own = unit * kinds.get(kind, self.prompts).at(step, epoch)
         return own * (self.encoder.at(step, epoch) if side == "encoder" else 1.0)
 
 

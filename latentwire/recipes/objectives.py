@@ -372,23 +372,24 @@ def _sent(wire: SharedWire, step: Step, cut: Sequence[tuple[str, str]]) -> Sent:
         share = step.now["dropout"]
         seeds = [step.draw(text, "dropout") for text in texts]
         codes = [dropped(rows, share, seed) for rows, seed in zip(codes, seeds, strict=True)]
-    contents = [Values(rows, wire.encoder.span(t)) for rows, t in zip(codes, texts, strict=True)]
-    return Sent(texts, rests, contents)
+    return Sent(texts, rests, values_of(wire, texts, codes))
+
+
+def values_of(wire: SharedWire, texts: Sequence[str], codes: Sequence[Tensor]) -> list[Values]:
+    """Codes of texts as what a message of theirs would hold."""
+    return [Values(rows, wire.encoder.span(t)) for rows, t in zip(codes, texts, strict=True)]
 
 
 @torch.no_grad()
 def taught(
-    reader: Reader, passages: Sequence[Passage]
-) -> tuple[list[Tensor], KVPrefix, tuple[Tensor, Tensor, Tensor]]:
-    """For checks, by training's own code: codes of texts, what the reader is given of them, and
-    logits [b, n, v], targets and mask of the answers to their questions."""
-    lm, texts = reader.lm, [p.context for p in passages]
-    codes = reader.wire(texts)
-    spans = map(reader.wire.encoder.span, texts)
-    prefix = reader.prefix([Values(c, span) for c, span in zip(codes, spans, strict=True)])
-    targets, mask = answer_targets(lm, passages)
-    prompt = asked_prompt(lm, reader.format, passages, prefix)
-    return codes, prefix, (lm.logits(prompt, targets, mask), targets, mask)
+    reader: Reader, passages: Sequence[Passage], contents: Sequence[Values]
+) -> tuple[KVPrefix, tuple[Tensor, Tensor, Tensor]]:
+    """For checks, by training's own code: what the reader is given of texts, and logits [b, n, v],
+    targets and mask of the answers to their questions. contents: of the texts (`values_of`)."""
+    prefix = reader.prefix(contents)
+    targets, mask = answer_targets(reader.lm, passages)
+    prompt = asked_prompt(reader.lm, reader.format, passages, prefix)
+    return prefix, (reader.lm.logits(prompt, targets, mask), targets, mask)
 
 
 def _length(wire: SharedWire, text: str) -> float:

@@ -47,6 +47,7 @@ from latentwire.recipes.objectives import (
     send_onward,
     shared_parts,
     taught,
+    values_of,
 )
 from latentwire.recipes.runs import begin_training, check_training
 from latentwire.recipes.shared_config import SharedRecipe
@@ -317,7 +318,9 @@ def check_readers(
     gaps: list[float] = []
     answered: list[tuple[FrozenLM, list[Answer], Tensor]] = []
     scales: dict[str, float] = {}
-    codes: list[Tensor] = []
+    wire, texts = readers[0].wire, [p.context for p in passages]
+    codes = wire(texts)
+    contents = values_of(wire, texts, codes)
     for reader in readers:
         rows = conditions(reader, passages)
         some = {name: rows[name] for name in ("wire", "foreign_latents", *rest)}
@@ -328,17 +331,17 @@ def check_readers(
             figures |= {f"{reader.reader}.{name}.{k}": row[k] for k in ("f1", "nll")}
         pairs = zip(of["foreign_latents"], of["wire"], strict=True)
         gaps += [(other.nll - own.nll) / own.tokens for other, own in pairs]
-        codes, prefix, forced = taught(reader, passages)
+        prefix, forced = taught(reader, passages, contents)
         answered.append((reader.lm, of["wire"], forced_rows(*forced)))
         if not prefix.memories:  # what acts beside the cache has no size of the reader's own
-            texts = full_texts(reader.lm, passages)
+            whole = full_texts(reader.lm, passages)
             for kind in ("keys", "values"):
-                scales[f"scale.{reader.reader} {kind}"] = _size(prefix, kind) / _size(texts, kind)
+                scales[f"scale.{reader.reader} {kind}"] = _size(prefix, kind) / _size(whole, kind)
     owners = [p.context for p in passages for _ in p.questions]
     nll, tokens = ([rows[:, i].tolist() for *_, rows in answered] for i in (0, 1))
     held, low, high = mean_ratio(nll, tokens, owners)
-    source = readers[0].wire.encoder.lm
-    means = [source.embed(source.ids(p.context)).float().mean(0) for p in passages]
+    source = wire.encoder.lm
+    means = [source.embed(source.ids(text)).float().mean(0) for text in texts]
     return {
         **figures,
         **compared(answered),
