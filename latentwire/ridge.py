@@ -44,8 +44,8 @@ class Ridge:
 
 
 def precise(x: Tensor) -> Tensor:
-    """In float64; on the CPU where its own device has none, as Apple's MPS."""
-    return x.to("cpu" if x.device.type == "mps" else x.device, torch.float64)
+    """In float64; on the CPU where its own device may have none, as Apple's and some of Intel's."""
+    return x.to(x.device if x.is_cuda or x.is_meta else "cpu", torch.float64)
 
 
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:

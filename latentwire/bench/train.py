@@ -141,12 +141,12 @@ def _busy() -> Iterator[list[float]]:
 
 def _worked(lm: FrozenLM) -> float:
     """Seconds of a clock that stands still while other jobs have the CPU."""
-    return _now(lm) if lm.device.type == "cuda" else time.process_time() / torch.get_num_threads()
+    return time.process_time() / torch.get_num_threads() if lm.device.type == "cpu" else _now(lm)
 
 
 def _now(lm: FrozenLM) -> float:
-    if lm.device.type == "cuda":
-        torch.cuda.synchronize()
+    if lm.device.type != "cpu":
+        torch.accelerator.synchronize()
     return time.perf_counter()
 
 

@@ -77,7 +77,7 @@ def evaluate(
 
 def batch_size(lm: FrozenLM) -> int:
     """Passages that are read together where the model is."""
-    return GPU_BATCH if lm.device.type == "cuda" else BATCH
+    return BATCH if lm.device.type == "cpu" else GPU_BATCH
 
 
 def summarise(answers: Sequence[Answer]) -> dict[str, float]:

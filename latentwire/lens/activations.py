@@ -31,6 +31,7 @@ from torch import Tensor
 from latentwire.files import write_whole
 from latentwire.lens.checks import LensError, check_layer
 from latentwire.lm import FrozenLM, Prompt, seed_of
+from latentwire.ridge import precise
 from latentwire.tasks.base import read_text
 
 BATCH = 16
@@ -210,7 +211,7 @@ def statistics(batches: Iterable[Activations]) -> Statistics:
     norms: list[Tensor] = []
     total, squares = torch.zeros(()), torch.zeros(())
     for batch in batches:
-        vectors = batch.vectors.double()
+        vectors = precise(batch.vectors)
         norms.append(vectors.norm(dim=1))
         total = total.to(vectors) + vectors.sum(0)
         squares = squares.to(vectors) + vectors.square().sum()

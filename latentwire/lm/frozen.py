@@ -34,7 +34,7 @@ from latentwire.lm.cache import as_cache, attention_mask, grown, head_mask
 from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
 from latentwire.lm.families import family_of, softcap
 from latentwire.lm.hooks import Reached, attending, hooked, masked, replacing, tensor_of
-from latentwire.lm.loading import check_setting, fingerprint_of, load_model
+from latentwire.lm.loading import accelerator, check_setting, fingerprint_of, load_model
 from latentwire.lm.outputs import Decoded, Scored, States
 from latentwire.lm.picks import Pick
 from latentwire.lm.prompt import KVPrefix, Prompt
@@ -72,11 +72,10 @@ class FrozenLM(Words):
     ) -> FrozenLM:
         """Load a zoo name, a Hugging Face id or a local folder, fetching it where needed.
 
-        device: "cpu", "cuda", ...; the GPU where there is one if None.
+        device: "cpu", "cuda", ...; torch's accelerator where there is one if None.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, tokenizer = load_model(locate(name), AutoModelForCausalLM, "a causal LM", dtype)
-        return cls(model.to(device), tokenizer, name)
+        return cls(model.to(device or accelerator() or "cpu"), tokenizer, name)
 
     # -- what the model is ------------------------------------------------------------------
 

@@ -157,7 +157,7 @@ def forced_rows(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     tokens, and whether the most likely token is right everywhere."""
     log_probs = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     right = ((logits.argmax(-1) == targets) | ~mask).all(1)
-    return torch.stack([-(log_probs * mask).sum(1), mask.sum(1), right], 1).double().cpu()
+    return torch.stack([-(log_probs * mask).sum(1), mask.sum(1), right], 1).cpu().double()
 
 
 def _first(lm: FrozenLM, answer: str) -> int | None:

@@ -363,8 +363,8 @@ def replay_difference(wire: Reader, passages: Sequence[Passage]) -> float:
 
 def _first_token(wire: Reader, passage: Passage, context: Callable[[], KVPrefix]) -> float:
     """Seconds from a context to the logits of the answer's first token."""
-    if wire.lm.device.type == "cuda":
-        torch.cuda.synchronize()
+    if wire.lm.device.type != "cpu":
+        torch.accelerator.synchronize()
     began = time.perf_counter()
     prefix = with_format(wire.lm, wire.format, context())
     prompt = question_prompt(wire.lm, [passage.questions[0].question], prefix)

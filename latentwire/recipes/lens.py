@@ -161,18 +161,20 @@ def _measured(lm: FrozenLM, texts: Sequence[Text], recipe: LensRecipe, out: Path
         chosen = _sample(texts, recipe.data.measured, recipe.seed)
         found = statistics(stream(lm, recipe.lens.layer, chosen))
         scales = torch.tensor([found.norm, found.spread], dtype=torch.float64)
-        kept = {"mean": found.mean, "scales": scales.to(lm.device)}
+        kept = {"mean": found.mean.cpu(), "scales": scales}
         if parallel.rank() == 0:
-            write_whole(path, save({name: tensor.cpu() for name, tensor in kept.items()}))
+            write_whole(path, save(kept))
     else:
         try:
-            kept = load_file(path, device=str(lm.device))
+            kept = load_file(path)
         except SafetensorError:
             raise LensError(
                 f"{path} is truncated or damaged; remove it, and it is made anew"
             ) from None
-    parallel.as_first(list(kept.values()))
-    return Statistics(kept["mean"], *kept["scales"].tolist())
+    mean = kept["mean"].to(lm.device)
+    parallel.as_first([mean])
+    norm, spread = parallel.of_first(kept["scales"].tolist())
+    return Statistics(mean, norm, spread)
 
 
 def _sample(texts: Sequence[Text], count: int, seed: int) -> list[Text]:

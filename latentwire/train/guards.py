@@ -28,6 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentwire.ridge import precise
+
 Figures = Mapping[str, float]
 COLLAPSE = ("layout", "diversity", "sameness", "reading", "frozen")
 """Alarms of a run that more steps will not mend."""
@@ -66,9 +68,9 @@ def standing(folder: Path) -> dict[str, str]:
 
 def pairwise_cosine(vectors: Float[Tensor, "n c"]) -> float:
     """Mean cosine of all pairs of rows, n >= 2; rows of zeros count as equal."""
-    unit = torch.nn.functional.normalize(vectors.double(), dim=1)
-    empty = vectors.norm(dim=1) == 0
-    cosines = unit @ unit.T + (empty[:, None] & empty[None]).double()
+    unit = torch.nn.functional.normalize(precise(vectors), dim=1)
+    empty = (unit == 0).all(1)
+    cosines = unit @ unit.T + (empty[:, None] & empty[None])
     n = len(vectors)
     return ((cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1))).item()
 

@@ -25,6 +25,7 @@ from accelerate.utils import broadcast, broadcast_object_list, reduce
 from torch import Tensor
 
 from latentwire.lm import FrozenLM
+from latentwire.lm.loading import accelerator
 
 BUCKET = 2**24
 """Numbers of gradients that are averaged together; a larger tensor is averaged alone."""
@@ -189,7 +190,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def _state() -> PartialState:
     """Accelerate's, which every function here asks, and none asks torch.distributed behind its
     back: a mean over processes that Accelerate does not know of would silently be none."""
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=accelerator() is None)
     together = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if together != state.num_processes:
         raise ValueError(

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from latentwire.files import write_whole
+from latentwire.lm.loading import accelerator
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Track = Callable[[int, Mapping[str, Any]], None]
@@ -46,9 +46,8 @@ def tracked(names: Sequence[str], folder: Path, stage: str, step: int) -> Iterat
         yield lambda step, row: None
         return
     place = ProjectConfiguration(str(folder), str(folder / "tensorboard" / stage))
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), log_with=list(names), project_config=place
-    )
+    cpu = accelerator() is None
+    tracking = Accelerator(cpu=cpu, log_with=list(names), project_config=place)
     own = _id(folder)
     name = f"{folder.resolve().name}-{stage}-{own}"
     options = {
@@ -57,18 +56,18 @@ def tracked(names: Sequence[str], folder: Path, stage: str, step: int) -> Iterat
         "trackio": {"name": name, "resume": "allow"},
     }
     try:
-        accelerator.init_trackers(PROJECT, init_kwargs=options)
+        tracking.init_trackers(PROJECT, init_kwargs=options)
     except Exception as error:  # each has kinds of its own; a user needs the reason
         raise ValueError(f"trackers: {' '.join(str(error).split())}") from None
 
     def track(step: int, row: Mapping[str, Any]) -> None:
         numbers = {n: v for n, v in row.items() if isinstance(v, float)}
-        accelerator.log(numbers, step=step)
+        tracking.log(numbers, step=step)
 
     try:
         yield track
     finally:
-        for tracker in accelerator.trackers:  # end_training would part the processes as well
+        for tracker in tracking.trackers:  # end_training would part the processes as well
             tracker.finish()
 
 

@@ -89,7 +89,7 @@ class TextCode:
             )
         bits = []
         for window in ids.split(WINDOW):
-            with _full_precision():
+            with _full_precision(self.lm.device.type):
                 logits = self.lm.logits(self._begin(1), window[None])[0]
             bits += map(self._spelled, window.tolist(), certain_ranks(logits, window))
         return len(ids), _packed("".join(bits))
@@ -107,7 +107,7 @@ class TextCode:
         ids: list[list[Tensor]] = [[] for _ in coded]
         for start in range(0, len(windows), BATCH):
             rows, said = zip(*windows[start : start + BATCH], strict=True)
-            with _full_precision():
+            with _full_precision(self.lm.device.type):
                 out = self.lm.decode(
                     self._begin(len(said)), _Said(said), [len(s) for s in said], stop_ids=()
                 )
@@ -192,14 +192,14 @@ def _packed(bits: str) -> bytes:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def _full_precision(device: str) -> Iterator[None]:
     """Without TF32 and autocast, which round more than MARGIN allows."""
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore
     before = [b.fp32_precision for b in backends]
     try:
         for b in backends:
             b.fp32_precision = "ieee"
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        with torch.autocast(device, enabled=False):
             yield
     finally:
         for b, precision in zip(backends, before, strict=True):

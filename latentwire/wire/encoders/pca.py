@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
+from latentwire.ridge import precise
 from latentwire.wire.encoders.base import Encoder, EncoderConfig
 from latentwire.wire.pooling import Strided
 
@@ -37,7 +38,7 @@ class PCA(Encoder):
     def fit(self, texts: Sequence[str]) -> None:
         """Mean and components of training texts, never of an evaluation's. Raises ValueError where
         they have fewer windows than there are channels."""
-        rows = torch.cat(self._pooled([self.units(t) for t in texts])).double()
+        rows = precise(torch.cat(self._pooled([self.units(t) for t in texts])))
         if len(rows) <= self.config.channels:
             raise ValueError(
                 f"{len(texts)} texts have {len(rows)} windows; expected more than the "
