@@ -1,3 +1,38 @@
-"""latentwire reads, writes and searches the continuous interface of a frozen language model."""
+"""latentwire reads, writes and searches the continuous interface of a frozen language model.
 
+from latentwire import Wire, ask
+
+wire = Wire.from_pretrained("default")
+(message,) = wire.send(["The lighthouse was finished in 1759 by John Smeaton."])
+ask(wire, message, ["Who finished the lighthouse?"])
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latentwire.lens.lens import Lens
+    from latentwire.lm import FrozenLM
+    from latentwire.tasks.qa import ask
+    from latentwire.wire.load import load_wire
+    from latentwire.wire.text_wire import TextWire
+    from latentwire.wire.wire import Wire
+
+__all__ = ["FrozenLM", "Lens", "TextWire", "Wire", "ask", "load_wire"]
 __version__ = "0.1.0"
+
+# Imported when they are first asked for: models cost seconds, which a command's --help need not.
+_HOMES = {
+    "FrozenLM": "latentwire.lm",
+    "Lens": "latentwire.lens.lens",
+    "TextWire": "latentwire.wire.text_wire",
+    "Wire": "latentwire.wire.wire",
+    "ask": "latentwire.tasks.qa",
+    "load_wire": "latentwire.wire.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'latentwire' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentwire.lm.devices import precise
+
 
 class Ridge:
     """Running sums of n regressions at once; `solve` gives their maps and offsets. The sums, about
@@ -41,11 +43,6 @@ class Ridge:
         ]
         maps = torch.stack(solved).float()
         return maps[:, :-1], maps[:, -1]
-
-
-def precise(x: Tensor) -> Tensor:
-    """In float64; on the CPU where its own device may have none, as Apple's and some of Intel's."""
-    return x.to(x.device if x.is_cuda or x.is_meta else "cpu", torch.float64)
 
 
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:

@@ -51,3 +51,10 @@ def test_only_the_port_touches_transformers():
     for path in ROOT.rglob("*.py"):
         if path.parent.name != "lm":
             assert not {m for m in imported(path) if m.split(".")[0] == "transformers"}, path
+
+
+def test_what_the_package_gives_by_name():
+    for name in latentwire.__all__:
+        assert getattr(latentwire, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'wires'"):
+        latentwire.wires  # noqa: B018

@@ -34,7 +34,7 @@ def test_chat_prompts_are_the_tokenizers_own(wire):
 
 
 def test_the_shipped_wire_reads_paragraphs_it_has_never_seen(wire):
-    passages = by_context(load_questions(ALMANAC, 30))
+    passages = by_context(load_questions(ALMANAC, 20))
     names = ("text", "wire", "closed_book", "foreign_latents")
     rows = {k: v for k, v in conditions(wire, passages).items() if k in names}
     rows["wire at 16x"] = conditions(wire.at(16), passages)["wire"]

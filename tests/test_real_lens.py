@@ -7,11 +7,11 @@ from latentwire.tasks.qa import by_context, load_questions
 
 
 def test_the_shipped_lens_explains_text_it_has_never_seen(tmp_path):
-    passages = by_context(load_questions(ALMANAC, 120))
+    passages = by_context(load_questions(ALMANAC, 80))
     text = tmp_path / "almanac.txt"
     text.write_text("\n\n".join(p.context for p in passages))
     lens = Lens.from_pretrained("default")
-    result = evaluate_lens(lens, [text], LensEvaluation(documents=24, positions=2))
+    result = evaluate_lens(lens, [text], LensEvaluation(documents=16, positions=2))
     assert result["fve"] > 0.3
     for name in ("mean", "zero", "other_text", "current_token", "untrained_decoder", "logit_lens"):
         assert result["fve"] > result["controls"][name]["fve_high"], name

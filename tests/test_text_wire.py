@@ -11,7 +11,15 @@ from latentwire.evals.metrics import f1
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.recipes.evaluation import conditions, costs
 from latentwire.recipes.readers import evaluate_readers, joint, losses
-from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt, with_format
+from latentwire.tasks.qa import (
+    Passage,
+    Question,
+    answer_ids,
+    answers,
+    ask,
+    question_prompt,
+    with_format,
+)
 from latentwire.wire.load import load_wire
 from latentwire.wire.message import MessageError
 from latentwire.wire.shared import SharedWire
@@ -38,6 +46,16 @@ def make_wire(lms, **config) -> TextWire:
 
 def through_bytes(wire: TextWire, texts) -> list[TextMessage]:
     return [TextMessage.from_bytes(m.to_bytes()) for m in wire.send(texts)]
+
+
+def test_several_questions_are_asked_of_one_message(lms):
+    wire = make_wire(lms)
+    (message,) = through_bytes(wire, TEXTS[:1])
+    asked = ["Who?", "When was it built, and where does it stand?"]
+    for reader in wire.readers:
+        prefix = with_format(reader.lm, reader.format, reader.receive([message]))
+        alone = [answers(reader.lm, [question], prefix)[0] for question in asked]
+        assert ask(reader, message, asked) == alone and alone[0] != alone[1]
 
 
 def held(prefix: KVPrefix) -> torch.Tensor:
@@ -210,11 +228,11 @@ def test_what_latents_lose_is_the_difference_of_hugging_faces_own_scores(lms):
         logits = lm.head(lm.final(Prompt.of(lm, [[rest]], prefix)))[0, -len(answer) - 1 : -1]
         return logits.log_softmax(-1).gather(1, answer[:, None]).sum()
 
-    for name, answers in losses(wire.readers, passages).items():
+    for name, made in losses(wire.readers, passages).items():
         reader = next(r for r in wire.readers if r.reader == name)
         lm = reader.lm
         answer = torch.cat([lm.ids(f"{lm.frame.lead}John"), torch.tensor(lm.stop_ids[:1])])
-        found = {a.context: a for a in answers}
+        found = {a.context: a for a in made}
         for text in TEXTS:
             head = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(text)])]))
             latents = reader.receive(through_bytes(wire, [text]))

@@ -33,30 +33,26 @@ def ask(
         keep: What of the text to keep as text beside the latents: numbers, names, or what a regular
             expression finds.
     """
-    from latentwire.evals import baselines
+    from latentwire.evals.baselines import full_text as whole
+    from latentwire.tasks import qa
     from latentwire.tasks.base import DataError, read_text
-    from latentwire.tasks.qa import answers, with_format
     from latentwire.wire.load import load_with
 
     if not question.strip():
         raise DataError("the question is empty; expected text")
     text = read_text(context)
     loaded: Any = load_with(wire, ratio, keep)
-    messages = loaded.send([text])
-
-    def answer(reader, prefix) -> str:
-        formatted = with_format(reader.lm, reader.format, prefix)
-        return answers(reader.lm, [question], formatted)[0]
-
+    (message,) = loaded.send([text])
     for reader in loaded.readers:
         lm = reader.lm
-        print(answer(reader, reader.receive(messages)))
+        print(qa.ask(reader, message, [question])[0])
         tokens, latents = len(lm.ids(text)), reader.latents(text)
         out.print(
             f"[dim]{lm.name} read {tokens} tokens as {latents} latents[/dim]", highlight=False
         )
         if full_text:
-            print(f"full text: {answer(reader, baselines.full_text(lm)([text]))}")
+            read = qa.with_format(lm, reader.format, whole(lm)([text]))
+            print(f"full text: {qa.answers(lm, [question], read)[0]}")
 
 
 def evaluate(

@@ -31,7 +31,7 @@ from torch import Tensor
 from latentwire.files import write_whole
 from latentwire.lens.checks import LensError, check_layer
 from latentwire.lm import FrozenLM, Prompt, seed_of
-from latentwire.ridge import precise
+from latentwire.lm.devices import precise
 from latentwire.tasks.base import read_text
 
 BATCH = 16

@@ -32,9 +32,10 @@ from latentwire.lm.adapters import (
 )
 from latentwire.lm.cache import as_cache, attention_mask, grown, head_mask
 from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
+from latentwire.lm.devices import accelerator
 from latentwire.lm.families import family_of, softcap
 from latentwire.lm.hooks import Reached, attending, hooked, masked, replacing, tensor_of
-from latentwire.lm.loading import accelerator, check_setting, fingerprint_of, load_model
+from latentwire.lm.loading import check_setting, fingerprint_of, load_model
 from latentwire.lm.outputs import Decoded, Scored, States
 from latentwire.lm.picks import Pick
 from latentwire.lm.prompt import KVPrefix, Prompt

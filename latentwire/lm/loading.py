@@ -15,11 +15,6 @@ from transformers.utils import logging
 from latentwire.lm.zoo import ZooError
 
 
-def accelerator() -> torch.device | None:
-    """Where models go unless told otherwise: CUDA, ROCm, XPU, MPS, where torch finds one."""
-    return torch.accelerator.current_accelerator(check_available=True)
-
-
 def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     """Model and tokenizer of a folder. kind: one of transformers' auto classes; said: what that is,
     in words. Raises ZooError for a folder that holds none."""

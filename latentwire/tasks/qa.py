@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -170,3 +170,22 @@ def answers(
     with torch.no_grad():
         out = lm.decode(prompt, Greedy(), max_new_tokens, stop_strings=("\n",))
     return [text.strip() for text in out.texts]
+
+
+@runtime_checkable
+class Receiver(Protocol):
+    """A frozen LM with what it needs in order to read messages: any reader of a wire."""
+
+    @property
+    def lm(self) -> FrozenLM: ...
+    @property
+    def format(self) -> Tensor | None: ...
+    def receive(self, messages: Sequence[Any], /) -> KVPrefix: ...
+
+
+def ask(reader: Receiver, message: Any, questions: Sequence[str]) -> list[str]:
+    """A reader's greedy answers to questions about the text of a message, of which it sees the
+    latents alone. Raises what `reader.receive` raises."""
+    prefix = with_format(reader.lm, reader.format, reader.receive([message]))
+    each = torch.zeros(len(questions), dtype=torch.long, device=reader.lm.device)
+    return answers(reader.lm, questions, prefix.rows(each))

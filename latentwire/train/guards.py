@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentwire.ridge import precise
+from latentwire.lm.devices import precise
 
 Figures = Mapping[str, float]
 COLLAPSE = ("layout", "diversity", "sameness", "reading", "frozen")

@@ -25,7 +25,7 @@ from accelerate.utils import broadcast, broadcast_object_list, reduce
 from torch import Tensor
 
 from latentwire.lm import FrozenLM
-from latentwire.lm.loading import accelerator
+from latentwire.lm.devices import accelerator
 
 BUCKET = 2**24
 """Numbers of gradients that are averaged together; a larger tensor is averaged alone."""

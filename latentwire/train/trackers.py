@@ -21,7 +21,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration
 
 from latentwire.files import write_whole
-from latentwire.lm.loading import accelerator
+from latentwire.lm.devices import accelerator
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Track = Callable[[int, Mapping[str, Any]], None]

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from latentwire.ridge import Ridge, precise
+from latentwire.lm.devices import precise
+from latentwire.ridge import Ridge
 
 FLOOR = 1e-4
 """Attention below this counts as none: the log is taken of attention + FLOOR."""

@@ -1,9 +1,9 @@
 """The wire: a text in, a few slots of keys and values out, read by a frozen LM in its place.
 
 wire = Wire.from_pretrained("default")
-prefix = wire.prefix(wire.encode([open("README.md").read()]))
-prefix = with_format(wire.lm, wire.format, prefix)               # latentwire.tasks.qa
-answers(wire.lm, ["What is it for?"], prefix)
+prefix = wire.prefix(wire.encode([open("README.md").read()]))    # a cache to continue from
+(message,) = wire.send([open("README.md").read()])               # the same as bytes
+ask(wire, message, ["What is it for?"])                          # latentwire.tasks.qa
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
-from latentwire.ridge import precise
+from latentwire.lm.devices import precise
 from latentwire.wire.encoders.base import Encoder, EncoderConfig
 from latentwire.wire.pooling import Strided
 
