@@ -12,6 +12,3 @@ from jaxtyping import install_import_hook
 
 install_import_hook("latentwire", "beartype.beartype")
 os.environ["LATENTWIRE_FEATURES"] = tempfile.mkdtemp(prefix="latentwire-features-")
-
-# Torch counts devices at the first backward pass of a process, before test_device.py may be there.
-import apart  # noqa: E402, F401

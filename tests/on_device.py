@@ -1,0 +1,193 @@
+"""All that a user starts gives on a device what it gives on the CPU. The device is apart.py's;
+whoever has an accelerator has no other path. test_device.py runs these in a process of their own:
+torch with a device cannot be forked, as other tests do."""
+
+import json
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+from apart import NAME, Lying, present
+from test_lens_recipes import DOCUMENTS, losses
+from test_lens_recipes import recipe as lens_recipe
+from test_recipes import data, recipe  # noqa: F401 (data: a fixture)
+from test_shared import SIZES
+from tiny import tiny_lm
+
+from latentwire.lens.lens import Lens
+from latentwire.lm import FrozenLM
+from latentwire.lm.doctor import examine
+from latentwire.recipes.evaluation import evaluate_wire
+from latentwire.recipes.lens import train_lens
+from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens
+from latentwire.recipes.lens_explain import explain_text
+from latentwire.recipes.objectives import Objectives
+from latentwire.recipes.readers import losses as lost_by
+from latentwire.recipes.seek import SeekRecipe, run_seek
+from latentwire.recipes.shared import train_shared
+from latentwire.recipes.shared_config import SharedRecipe
+from latentwire.recipes.wire import train_wire
+from latentwire.tasks.qa import by_context, load_questions
+from latentwire.train.loop import LoopConfig, Session
+from latentwire.train.schedules import Schedule
+from latentwire.wire.load import load_wire
+from latentwire.wire.shared import SharedConfig
+from latentwire.wire.text_wire import TextWire
+
+Made = TypeVar("Made")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    """Tiny models in folders, by family."""
+    made = {}
+    for family in ("llama", "gemma3", "gpt2"):
+        folder, lm = tmp_path_factory.mktemp("models") / family, tiny_lm(family)
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+        made[family] = str(folder)
+    return made
+
+
+def on_both(work: Callable[[str], Made]) -> tuple[Made, Made]:
+    """What work gives on the CPU, and where this machine has the device."""
+    here = work("cpu")
+    with present():
+        return here, work(NAME)
+
+
+def same_losses(runs: Path) -> None:
+    """Of every step. Tensors whose gradient should be 0 may move otherwise, by rounding."""
+    for one, other in zip(losses(runs / "cpu"), losses(runs / NAME), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-3)
+
+
+def same_rows(here: dict, there: dict) -> None:
+    assert here.keys() == there.keys() and len(here) > 3
+    for name, row in here.items():
+        assert there[name]["nll"] == pytest.approx(row["nll"], abs=1e-3), name
+        assert there[name]["f1"] == row["f1"], name
+
+
+def test_the_device_refuses_what_a_gpu_refuses():
+    lying = torch.arange(3.0).to(NAME)
+    assert isinstance(lying, Lying) and lying.tolist() == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="add: tensors on apart and cpu"):
+        lying + torch.ones(3)
+    with pytest.raises(RuntimeError, match="add_: tensors on apart and cpu"):
+        torch.ones(3).add_(lying)
+    with pytest.raises(TypeError, match="numpy"):
+        lying.numpy()
+    with pytest.raises(TypeError, match="no float64"):
+        lying.double()
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt2"])
+def test_every_path_agrees_there(folders, family):
+    with present():
+        lm = FrozenLM.from_pretrained(folders[family])
+        assert lm.device.type == NAME
+        for found in examine(lm):
+            assert found.difference <= found.tolerance, found
+    assert FrozenLM.from_pretrained(folders[family]).device.type == "cpu"
+
+
+def test_a_wire_is_trained_and_evaluated(folders, data, tmp_path):  # noqa: F811
+    def work(device: str) -> dict:
+        small = recipe(data, tmp_path / device)
+        few = LoopConfig(steps=2, lr=0.01, warmup=1)
+        config = replace(small.wire, reader=folders["llama"])
+        folder = train_wire(replace(small, wire=config, format=few, slots=few))
+        wire = load_wire(str(folder / "wire"))
+        assert wire.lm.device.type == device
+        texts = TextWire(wire.lm, [wire])
+        assert texts.texts(texts.send(["Ada was born in 1815."])) == ["Ada was born in 1815."]
+        return evaluate_wire(wire.at(4).keeping("numbers"), data, limit=4, bits=8)["rows"]
+
+    here, there = on_both(work)
+    same_losses(tmp_path)
+    same_rows(here, there)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "ways", "everything"),
+    [
+        ("lora_states", ("refiner", "deep_prefix", "coprocessor"), True),
+        ("anchor", ("lora", "cross_attention"), False),
+        ("pca", ("embeddings", "cross_attention"), False),
+        ("utf8", ("deep_prefix",), False),
+    ],
+)
+def test_a_shared_wire_is_trained_and_read(folders, data, tmp_path, encoder, ways, everything):  # noqa: F811
+    few = LoopConfig(2, 3e-3, warmup=1)
+    on = {f.name: Schedule(0.1) for f in fields(Objectives) if f.type == "Schedule"}
+    on |= {} if ways[0] == "embeddings" else {"embeds": Schedule(0.0)}
+    readers = (folders["llama"], folders["gemma3"])
+    config = SharedConfig(readers, readers[0], encoder, ways, SIZES, private=int(everything))
+    objectives = Objectives(**on, piece=8) if everything else Objectives(piece=8)
+    of = {"passages": 2, "held_out": 2, "fitted": 8, "format": few, "train": few}
+    whole = SharedRecipe("tiny", config, (data,), objectives=objectives, **of)
+
+    def work(device: str) -> list[float]:
+        wire = load_wire(train_shared(replace(whole, out=tmp_path / device)) / "wire")
+        answers = lost_by(wire.readers, by_context(load_questions(data, 4)))
+        return [a.nll for reader in wire.readers for a in answers[reader.reader]]
+
+    here, there = on_both(work)
+    same_losses(tmp_path)
+    assert there == pytest.approx(here, abs=1e-3)
+
+
+def test_a_lens_is_trained_and_explains(folders, tmp_path):
+    text = tmp_path / "t.txt"
+    text.write_text("\n\n".join(DOCUMENTS))
+    small = lens_recipe(text, None)
+
+    def work(device: str) -> tuple:
+        own = replace(
+            small, out=tmp_path / device, lens=replace(small.lens, model=folders["llama"])
+        )
+        lens = Lens.from_pretrained(str(train_lens(own) / "lens"))
+        assert lens.lm.device.type == device
+        said = [
+            [e.text for e in token.explanations]
+            for token in explain_text(lens, "Number 7 is a river.", k=2)
+        ]
+        return said, evaluate_lens(
+            lens, [text], LensEvaluation(documents=4, positions=1, window=32)
+        )
+
+    (words, here), (others, there) = on_both(work)
+    same_losses(tmp_path)
+    assert words == others
+    assert there["fve"] == pytest.approx(here["fve"], abs=1e-3)
+    for name, row in here["controls"].items():
+        assert there["controls"][name]["kl"] == pytest.approx(row["kl"], abs=1e-3), name
+
+
+@pytest.mark.parametrize("reward", ["exact", "self", "confidence"])
+def test_answers_are_searched(folders, tmp_path, reward):
+    path = tmp_path / "sums.jsonl"
+    rows = [{"id": f"{i}", "question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = SeekRecipe(str(path), reward=reward, steps=2, lr=0.3, max_new_tokens=8, batch=2)
+    here, there = on_both(lambda _: run_seek(FrozenLM.from_pretrained(folders["llama"]), asked))
+    assert here.keys() == there.keys()
+    for name, arm in here["arms"].items():
+        assert there["arms"][name]["tokens"] == arm["tokens"], name
+
+
+def test_half_precision_recomputation_and_parts(folders, data, tmp_path):  # noqa: F811
+    """What a GPU's training is asked for most."""
+    few = LoopConfig(steps=10, lr=0.02, warmup=1)
+    small = replace(recipe(data, tmp_path / "run"), slots=few)
+    config = replace(small.wire, reader=folders["llama"], dtype="bfloat16")
+    session = Session("bf16", gradient_accumulation=2, gradient_checkpointing=True)
+    with present():
+        folder = train_wire(replace(small, wire=config), session)
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    fell = [row["loss"] for row in log if row["stage"] == "slots"]
+    assert sum(fell[-3:]) < 0.95 * sum(fell[:3])
