@@ -18,12 +18,12 @@ out=${OUT:-runs/full-$what}
 status=0
 if [ "$what" = lens ]; then
   steps=(--data.documents 32 --warm.steps 2000 --joint.steps 100)
-  [ -z "${SMALL:-}" ] || steps=(--warm.steps 3 --joint.steps 1 --data.measured 8 --data.fitted 8 --checked 2)
+  [ -z "${SMALL:-}" ] || steps=(--warm.steps 3 --joint.steps 1 --data.measured 8 --data.fitted 8 --check-size 2)
   latentwire lens train smollm2 --text "${files[@]}" --out "$out" "${steps[@]}" || status=$?
 else
-  steps=(--passages 32 --format.steps 450 --slots.steps 500 --mixed-precision bf16)
+  steps=(--batch-size 32 --format.steps 450 --slots.steps 500 --mixed-precision bf16)
   [ -z "${SMALL:-}" ] ||
-    steps=(--format.steps 2 --slots.steps 3 --scorer-passages 4 --checked 2)
+    steps=(--format.steps 2 --slots.steps 3 --scorer-passages 4 --check-size 2)
   latentwire train "$what" --data "${files[0]}" --out "$out" "${steps[@]}" || status=$?
 fi
 # 3: alarms stand at the end, and were printed; what was trained is there.

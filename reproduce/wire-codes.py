@@ -5,7 +5,7 @@
 On a GPU: bfloat16 readers, large batches, all of the minutes. On a CPU, to see it run:
 
     python reproduce/wire-codes.py OUT --data squad_train.jsonl --eval squad_dev.jsonl \\
-        --minutes 3 --passages 2 --limit 6
+        --minutes 3 --batch-size 2 --limit 6
 
 OUT gets metrics.jsonl (loss of every step, held-out scores every minute), wire/ (bf16 weights in
 files of at most 16 MiB, 33 MB in all) and results.json, which are worth keeping, and checkpoints of
@@ -40,9 +40,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--text", nargs="*", default=[], type=Path, help="plain text, said again")
     parser.add_argument("--eval", required=True, help="JSONL to report on")
     parser.add_argument("--minutes", type=float, default=8.5, help="of everything")
-    parser.add_argument("--passages", type=int, default=64 if cuda else 4)
+    parser.add_argument("--batch-size", type=int, default=64 if cuda else 4)
     parser.add_argument("--limit", type=int, default=500, help="questions to report on")
-    parser.add_argument("--checked", type=int, default=24 if cuda else 2, help="held-out passages")
+    parser.add_argument(
+        "--check-size", type=int, default=24 if cuda else 2, help="held-out passages"
+    )
     parser.add_argument("--fitted", type=int, default=64 if cuda else 8, help="passages to measure")
     parser.add_argument("--format-steps", type=int, default=120 if cuda else 4)
     parser.add_argument("--steps", type=int, help="of the wire, in place of what the minutes allow")
@@ -72,7 +74,7 @@ def recipe_of(given: argparse.Namespace) -> SharedRecipe:
         data=tuple(given.data),
         text=tuple(given.text),
         out=given.out,
-        passages=given.passages,
+        passages=given.batch_size,
         fitted=given.fitted,
         format=LoopConfig(given.format_steps, 0.025, warmup=10),
     )
@@ -108,7 +110,7 @@ def main() -> None:
         train=LoopConfig(steps, given.lr, warmup=max(1, min(100, steps // 10)), save_every=10**6),
         objectives=Objectives(again=Schedule(1.0, 0.3, over=steps / 2)),
     )
-    session = Session(check_every=every, checked=given.checked, keep=1)
+    session = Session(check_every=every, check_size=given.check_size, keep=1)
     folder = train_shared(recipe, session, lms)
     print(f"trained after {time.perf_counter() - began:.0f} s", flush=True)
     wire = SharedWire.from_pretrained(folder / "wire", lms)

@@ -128,7 +128,7 @@ def test_a_shared_wire_is_trained_and_read(folders, data, tmp_path, encoder, way
     readers = (folders["llama"], folders["gemma3"])
     config = SharedConfig(readers, readers[0], encoder, ways, SIZES, private=int(everything))
     objectives = Objectives(**on, piece=8) if everything else Objectives(piece=8)
-    of = {"passages": 2, "held_out": 2, "fitted": 8, "format": few, "train": few}
+    of = {"batch_size": 2, "held_out": 2, "fitted": 8, "format": few, "train": few}
     whole = SharedRecipe("tiny", config, (data,), objectives=objectives, **of)
 
     def work(device: str) -> list[float]:

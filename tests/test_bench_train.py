@@ -77,7 +77,7 @@ def test_being_watched_changes_no_step(lm, quick):  # noqa: F811
 
 def test_the_command_prints_and_writes(lm, quick, tmp_path, monkeypatch, capsys):  # noqa: F811
     out = tmp_path / "o.json"
-    arguments = ["--data", quick.data, "--passages", "2", "--steps", "1", "--json", str(out)]
+    arguments = ["--data", quick.data, "--batch-size", "2", "--steps", "1", "--json", str(out)]
     arguments += ["--mixed-precision", "bf16", "--gradient-checkpointing"]
     monkeypatch.setattr(sys, "argv", ["latentwire", "bench", "train", *arguments])
     main()

@@ -215,7 +215,10 @@ def test_training_refuses_another_runs_folder_before_any_compute(tmp_path, monke
         (("smollm2-4x", "--gradient-accumulation", "0"), "gradient_accumulation is 0; expected"),
         (("smollm2-4x", "--stop-on", "colapse"), "--stop-on"),
         (("smollm2-4x", "--data", "none.jsonl"), "none.jsonl: no such file"),
-        (("smollm2-4x", "--wire.window", "500", "--passages", "1", "--held-out", "1"), "room for"),
+        (
+            ("smollm2-4x", "--wire.window", "500", "--batch-size", "1", "--held-out", "1"),
+            "room for",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_trained(arguments, message, wire, tmp_path, monkeypatch, capsys):

@@ -101,7 +101,7 @@ def test_a_step_in_uneven_parts_is_the_joint_one(lms, parts):  # noqa: F811
     exact = [n for n in WEIGHTS if n not in ("contrast", "diversity", "embeds", "states")]
     weights = {name: 0.3 * (i + 1) for i, name in enumerate(exact)}
     of = only(**weights, text=0.3, dropout=0.3, sampled=0.5)
-    given = recipe(wire.config, passages=4, objectives=of)
+    given = recipe(wire.config, batch_size=4, objectives=of)
     trained = {n: p for n, p in (*wire.named_parameters(), *gist.named_parameters())}
     trained = {n: p for n, p in trained.items() if p.requires_grad}
 
@@ -240,7 +240,7 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
     given = recipe(
         config,
         data=(str(data),),
-        passages=4,
+        batch_size=4,
         format=few,
         train=replace(few, steps=4),
         objectives=replace(some, onward=gated),

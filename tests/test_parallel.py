@@ -107,10 +107,10 @@ def test_accelerate_launch_gives_the_losses_of_one_process(machines, lm, quick, 
         return [(one.returncode, text) for one, text in zip(begun, said, strict=True)]
 
     # That there are two shows where rows cannot be shared; nothing is loaded before.
-    refused = launched("--passages", "3", "--out", str(tmp_path / "no"))
+    refused = launched("--batch-size", "3", "--out", str(tmp_path / "no"))
     assert all(status != 0 for status, _ in refused) and not (tmp_path / "no").exists()
     assert "latentwire: 3 rows a step for 2 process(es)" in refused[0][1]
-    done = launched("--passages", str(quick.passages), "--out", str(tmp_path / "two"))
+    done = launched("--batch-size", str(quick.batch_size), "--out", str(tmp_path / "two"))
     # Status 1 is the launcher's for our 3: alarms stand at the end.
     assert all(status in (0, 1) for status, _ in done), done
     assert (tmp_path / "two" / "wire").is_dir(), done

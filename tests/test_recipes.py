@@ -60,7 +60,7 @@ def recipe(data, out) -> WireRecipe:
         format=LoopConfig(steps=3, lr=0.01, warmup=1, save_every=1),
         scorer_passages=4,
         slots=LoopConfig(steps=25, lr=0.02, warmup=2, save_every=5),
-        passages=2,
+        batch_size=2,
         held_out=2,
     )
 
@@ -276,7 +276,7 @@ def test_a_recipe_goes_on_from_a_wire_at_several_ratios_in_turn(lm, data, tmp_pa
     monkeypatch.setattr(recipes, "slots_losses", recorded)
     asked = replace(
         recipe(data, tmp_path / "second"),
-        begun=str(begun),
+        init_from=str(begun),
         ratios=(2, 5),
         format=LoopConfig(steps=0, lr=0.01),
         slots=LoopConfig(steps=4, lr=0.02, warmup=1),
@@ -307,7 +307,7 @@ def test_format_tokens_move_in_units_of_the_readers_embeddings(family, data, tmp
     monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda *_: lm))
     one = replace(recipe(data, tmp_path / "a"), format=LoopConfig(steps=1, lr=0.01, warmup=1))
     begun = train_wire(one) / "wire"
-    more = replace(one, out=tmp_path / "b", begun=str(begun))
+    more = replace(one, out=tmp_path / "b", init_from=str(begun))
     again = Wire.from_pretrained(train_wire(more) / "wire")
     words = "\n\nAnswer the question with a short span copied from the text, nothing else."
     table, moved = lm.model.get_input_embeddings(), Wire.from_pretrained(begun).format

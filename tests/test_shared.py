@@ -207,7 +207,7 @@ def data_of(asked: list[Passage], folder: Path) -> Path:
 
 def recipe(wire: SharedConfig, **changes) -> SharedRecipe:
     few = LoopConfig(2, 3e-3, warmup=1, save_every=1)
-    fields = {"passages": 8, "held_out": 2, "format": few, "train": few}
+    fields = {"batch_size": 8, "held_out": 2, "format": few, "train": few}
     fields["objectives"] = Objectives(piece=8)
     return SharedRecipe("tiny", wire, **fields | changes)
 
@@ -274,7 +274,7 @@ def test_what_is_kept_of_a_step_in_bf16_is_float32(lms):
 
 def test_a_step_has_texts_of_similar_length_and_the_next_one_is_tokenised(lms, monkeypatch):
     wire, known = make_wire(lms), set()
-    given, stock = recipe(wire.config, passages=2), Stock(uneven(), [])
+    given, stock = recipe(wire.config, batch_size=2), Stock(uneven(), [])
     batches = [batch_of(stock, given, step) for step in range(4)]
     lengths = [sorted(len(p.context) for p in batch) for batch in batches]
     assert sorted(lengths) == [[9 + 11 * i] * 2 for i in range(4)]
@@ -396,7 +396,7 @@ def given(lms, tmp_path, monkeypatch) -> SharedRecipe:
     data = data_of(passages(), tmp_path)
     fields = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2}
     config = SharedConfig(BOTH, "tiny-llama", "lm_states", ("deep_prefix",), **fields)
-    return recipe(config, data=(str(data),), passages=4, out=tmp_path / "a")
+    return recipe(config, data=(str(data),), batch_size=4, out=tmp_path / "a")
 
 
 def test_fsdp2_shares_out_every_frozen_lm_and_gives_the_same_losses(lms, given, tmp_path):

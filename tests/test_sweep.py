@@ -167,7 +167,7 @@ def learned(reader, small) -> SharedRecipe:
     sizes = EncoderConfig(window=32, width=64, layers=1)
     wire = SharedConfig((reader,), reader, "pca", ("embeddings",), sizes, trunk_layers=1)
     return SharedRecipe(
-        "tiny", wire, data=(small.data,), format=small.format, train=small.format, passages=2,
+        "tiny", wire, data=(small.data,), format=small.format, train=small.format, batch_size=2,
         objectives=Objectives(piece=8), held_out=2, fitted=2,
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ def learned(reader, small) -> SharedRecipe:
 def test_shared_members_beside_one_of_another_kind(small, learned, at_once, tmp_path, monkeypatch):
     monkeypatch.setenv("LATENTWIRE_FEATURES", str(tmp_path / "features"))  # of no other test
     first = train_shared(replace(learned, out=tmp_path / "first")) / "wire"
-    begun = replace(learned, begun=str(first))
+    begun = replace(learned, init_from=str(first))
     deep = replace(begun, wire=replace(learned.wire, ways_in=("embeddings", "deep_prefix")))
     grid, said = {"a": begun, "b": deep, "c": small}, []
     decoded = []
@@ -241,7 +241,7 @@ def test_a_wire_that_a_recipe_cannot_be_begun_with(learned, tmp_path):
         (first, {"readers": ("other",)}, "expected one that has format tokens of other too"),
     ):
         wire = replace(learned.wire, **change)
-        given = replace(learned, wire=wire, begun=str(begun), out=tmp_path / "out")
+        given = replace(learned, wire=wire, init_from=str(begun), out=tmp_path / "out")
         with pytest.raises(WireError, match=message):
             train_shared(given)
         assert not (tmp_path / "out").exists()
@@ -258,7 +258,7 @@ loop = LoopConfig(steps=2, lr=0.01, warmup=1)
 
 def grid():
     base = WireRecipe("tiny", WireConfig({reader!r}, window=64, rank=4, format_tokens=3),
-        data={data!r}, format=loop, slots=loop, scorer_passages=4, passages=2, held_out=2)
+        data={data!r}, format=loop, slots=loop, scorer_passages=4, batch_size=2, held_out=2)
     made = {{f"{{n}}x": replace(base, wire=replace(base.wire, ratio=n)) for n in (2, 4)}}
     return made | {{"none": replace(base, data="none.jsonl")}}
 """

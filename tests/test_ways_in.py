@@ -256,7 +256,7 @@ def test_a_finished_run_is_saved_again_as_it_is(lms, tmp_path):  # noqa: F811
     """LoRA is trained, and running averages are kept, by the recipe's own list of tensors."""
     wire = make_wire(lms, ways=("lora",), calibration="batch")
     data = data_of(passages(), tmp_path)
-    given = recipe(wire.config, data=(str(data),), passages=4, held_out=1, out=tmp_path / "run")
+    given = recipe(wire.config, data=(str(data),), batch_size=4, held_out=1, out=tmp_path / "run")
     folder = train_shared(given, Session(), lms) / "wire"
     weights = {path.name: path.read_bytes() for path in folder.iterdir()}
     trained = SharedWire.from_pretrained(folder, lms).state_dict()

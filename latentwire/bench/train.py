@@ -46,7 +46,7 @@ def bench_train(
     wire = Wire(lm, WireConfig(lm.name))
     seeded = torch.Generator(lm.device).manual_seed(0)  # or all slots would be the first layer's
     torch.nn.init.normal_(wire.scorer.weight, generator=seeded)
-    recipe = WireRecipe("bench", wire.config, passages=rows)
+    recipe = WireRecipe("bench", wire.config, batch_size=rows)
     run = _steps(wire, passages, recipe, session)
     batch = run(nullcontext)  # what is made on first use is made before the clock starts
     seconds: dict[str, list[float]] = {name: [] for name in PARTS}

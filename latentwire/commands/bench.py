@@ -67,7 +67,7 @@ def lens(
 def train(
     model: str = "smollm2-135m",
     data: str | None = None,
-    passages: int = 4,
+    batch_size: int = 4,
     steps: int = 5,
     mixed_precision: Literal["no", "bf16"] = "no",
     gradient_checkpointing: bool = False,
@@ -78,7 +78,7 @@ def train(
     Args:
         model: Zoo name, Hugging Face id or local folder.
         data: JSONL as for training; the shipped almanac if not given.
-        passages: Passages of a step.
+        batch_size: Passages of a step.
         steps: Steps that are timed; their median counts.
         mixed_precision: bf16 computes losses under autocast to bfloat16.
         gradient_checkpointing: Run blocks again for the gradient in place of keeping activations.
@@ -91,11 +91,11 @@ def train(
     from latentwire.train.settings import Session
 
     check_folder(json_out)
-    if min(passages, steps) < 1:
-        raise ValueError(f"--passages {passages} --steps {steps}; expected at least 1 of each")
-    read = by_context(load_questions(data or ALMANAC, least=passages))
+    if min(batch_size, steps) < 1:
+        raise ValueError(f"--batch-size {batch_size} --steps {steps}; expected at least 1 of each")
+    read = by_context(load_questions(data or ALMANAC, least=batch_size))
     session = Session(mixed_precision, gradient_checkpointing=gradient_checkpointing)
-    result = bench_train(FrozenLM.from_pretrained(model), read, steps, passages, session)
+    result = bench_train(FrozenLM.from_pretrained(model), read, steps, batch_size, session)
     print(f"{'part':15} {'seconds':>8} {'GFLOP':>8} {'of the ceiling':>15}")
     for name, row in {**result["parts"], "all": result}.items():
         print(f"{name:15} {row['seconds']:8.3f} {row['flops'] / 1e9:8.1f} {row['share']:15.0%}")

@@ -8,7 +8,7 @@ Two stages, each resumable:
    answers from the text (KL over the answer's positions, answer cross-entropy) and says pieces of
    the text again, from a few of their tokens on; objectives.py has these and others.
 
-Where a recipe is `begun` with a wire, that one's format tokens stand in for stage 1, so that
+With `init_from`, a trained wire, that one's format tokens stand in for stage 1, so that
 members of a sweep share it and differ in nothing else.
 
 `add_reader` trains both for one more reader, with all that the others share frozen.
@@ -78,7 +78,7 @@ def train_shared(
     """
     session = session or Session()
     parallel.join()
-    parallel.check_rows(recipe.passages, session.gradient_accumulation)
+    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
     if recipe.text and parallel.all_check():
         raise ValueError(
             "text has no questions, so that with FSDP2 processes would not run the same passes; "
@@ -111,7 +111,7 @@ def add_reader(
     are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
     session, recipe = session or Session(), replace(recipe, wire=wire.config)
     parallel.join()
-    parallel.check_rows(recipe.passages, session.gradient_accumulation)
+    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
     known = known_formats(recipe, (name,), None)
     setting = {"added": name, "to": wire.id.hex(), **asdict(recipe)}
     torch.manual_seed(recipe.seed)
@@ -148,16 +148,16 @@ def check_parts(recipe: SharedRecipe, session: Session) -> None:
             f"objectives.contrast and diversity train the encoder, and {recipe.wire.encoder} has "
             "nothing that is learnt by gradient; expected weights of 0, or another encoder"
         )
-    if comparing and recipe.passages < 2 * parts:
+    if comparing and recipe.batch_size < 2 * parts:
         raise ValueError(
-            f"objectives.contrast and diversity compare texts; {recipe.passages} passages in "
+            f"objectives.contrast and diversity compare texts; {recipe.batch_size} passages in "
             f"{parts} parts leave one a part: expected at least {2 * parts} passages"
         )
     waiting = [name for name, schedule in of.schedules.items() if schedule.gate is not None]
-    if waiting and min(recipe.held_out, session.checked) < 2:
+    if waiting and min(recipe.held_out, session.check_size) < 2:
         raise ValueError(
             f"objectives.{waiting[0]} waits for a check; expected held_out and checked of at "
-            f"least 2, got {recipe.held_out} and {session.checked}"
+            f"least 2, got {recipe.held_out} and {session.check_size}"
         )
 
 
@@ -168,18 +168,18 @@ def known_formats(
 
     Raises WireError for a wire that has none of one of the readers, or another number of them.
     """
-    if recipe.begun is None:
+    if recipe.init_from is None:
         return {}
-    known = {r.reader: r.format.detach() for r in load_wire(recipe.begun, lms).readers}
+    known = {r.reader: r.format.detach() for r in load_wire(recipe.init_from, lms).readers}
     for name in names:
         if name not in known:
             raise WireError(
-                f"begun is {recipe.begun}, a wire of {', '.join(known)}; expected one that has "
-                f"format tokens of {name} too"
+                f"init_from is {recipe.init_from}, a wire of {', '.join(known)}; expected one "
+                f"that has format tokens of {name} too"
             )
         if len(known[name]) != recipe.wire.format_tokens:
             raise WireError(
-                f"begun is {recipe.begun}, with {len(known[name])} format tokens; expected "
+                f"init_from is {recipe.init_from}, with {len(known[name])} format tokens; expected "
                 f"{recipe.wire.format_tokens}, as the recipe says"
             )
     return known
@@ -255,7 +255,7 @@ def train_wire(
 
     def probe() -> dict[str, float]:
         wire.eval()
-        found = check_readers(readers, held[: session.checked], rest)
+        found = check_readers(readers, held[: session.check_size], rest)
         rest.clear()
         wire.train()
         return found
@@ -286,7 +286,7 @@ def wire_loss(
     began = time.perf_counter()
     whole = batch_of(stock, recipe, step)
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
-    epoch = math.ceil(len(stock.passages) / recipe.passages)
+    epoch = math.ceil(len(stock.passages) / recipe.batch_size)
     of = recipe.objectives
     now = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
     this = Step(parallel.share(whole), whole, of, now, recipe.seed, step)

@@ -28,12 +28,12 @@ class SharedRecipe:
         default_factory=lambda: LoopConfig(steps=300, lr=0.025, save_every=50)
     )
     """Stage 1; the rate is in multiples of the size of each reader's embeddings."""
-    begun: str | None = None
+    init_from: str | None = None
     """A wire of the same readers, a folder or a shipped one's name, whose format tokens are taken
     over in place of stage 1."""
     train: LoopConfig = field(default_factory=lambda: LoopConfig(steps=4000, lr=1e-3))
     """Stage 2."""
-    passages: int = 16
+    batch_size: int = 16
     """Passages per step, texts among them as often as they are in the data."""
     questions: int = 4
     """Most questions per passage and step."""
@@ -49,7 +49,7 @@ class SharedRecipe:
     """Of the order of the data and of its pieces."""
 
     def __post_init__(self) -> None:
-        for name in ("passages", "questions", "longest", "held_out", "fitted"):
+        for name in ("batch_size", "questions", "longest", "held_out", "fitted"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.objectives.embeds.on and self.wire.ways_in[0] != "embeddings":

@@ -61,10 +61,10 @@ def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
         }
     )
     kept = [p for p in kept if p.questions or not parallel.all_check()]
-    if len(kept) < recipe.passages:
+    if len(kept) < recipe.batch_size:
         raise DataError(
             f"{', '.join(recipe.data)}: {len(kept)} passages of at most {recipe.longest} tokens "
-            f"beside the {recipe.held_out} held out; expected at least {recipe.passages}"
+            f"beside the {recipe.held_out} held out; expected at least {recipe.batch_size}"
         )
     if not any(p.questions for p in kept):
         raise DataError(
@@ -80,7 +80,7 @@ def batch_of(stock: Stock, recipe: SharedRecipe, step: int) -> list[Passage]:
     step's number draws."""
     lengths = [len(p.context) for p in stock.passages]
     made = []
-    for i in bucketed(lengths, recipe.seed, step, recipe.passages):
+    for i in bucketed(lengths, recipe.seed, step, recipe.batch_size):
         passage, draw = stock.passages[i], random.Random(seed_of(recipe.seed, step, i))
         drawn = draw.sample(passage.questions, min(len(passage.questions), recipe.questions))
         made.append(Passage(passage.context, tuple(drawn)))

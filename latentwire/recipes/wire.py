@@ -8,7 +8,7 @@ Three stages, each resumable, each on top of the one before:
 3. slots: the residual, by distillation from the same reader with the full text in front of it (KL
    over the answer's positions) plus answer cross-entropy, at several ratios in turn.
 
-Where a recipe is `begun` with a wire, stages 1 and 3 go on from that one's weights, and its scorer
+With `init_from`, a trained wire, stages 1 and 3 go on from that one's weights, and its scorer
 stands in for stage 2. A stage of 0 steps is left out.
 
     latentwire train smollm2-4x --data squad_train.jsonl --out runs/smollm2-4x
@@ -70,7 +70,7 @@ class WireRecipe:
     """A JSONL file with rows {"id", "context", "question", "answers"}, or hub:NAME."""
     out: Path | None = None
     """Run folder; a folder that holds this run already is gone on with."""
-    begun: str | None = None
+    init_from: str | None = None
     """A trained wire of the same reader and sizes to go on from, by folder, hub id or name."""
     ratios: tuple[int, ...] = ()
     """Tokens in per latent out in stage 3, one of them a step, in turn; the wire's own if none."""
@@ -82,7 +82,7 @@ class WireRecipe:
     """Passages that the scorer is fitted on (stage 2)."""
     slots: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500, lr=1e-3, save_every=20))
     """Stage 3."""
-    passages: int = 4
+    batch_size: int = 4
     """Passages per step."""
     questions: int = 5
     """Most questions per passage and step; a passage that has more comes several times."""
@@ -92,7 +92,7 @@ class WireRecipe:
     """Of the order of the data."""
 
     def __post_init__(self) -> None:
-        for name in ("scorer_passages", "passages", "questions", "held_out"):
+        for name in ("scorer_passages", "batch_size", "questions", "held_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if min(self.ratios, default=1) < 1:
@@ -129,13 +129,13 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     """
     session = session or Session()
     parallel.join()
-    parallel.check_rows(recipe.passages, session.gradient_accumulation)
+    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
     out = recipe.out or Path("runs") / recipe.name
     # Of the wire to begin with its weights count, which a path does not tell.
-    begun = None if recipe.begun is None else read_config(folder_of(recipe.begun))["sha256"]
-    config = json.dumps({**asdict(recipe), "out": None, "begun": begun}, indent=1)
+    begun = None if recipe.init_from is None else read_config(folder_of(recipe.init_from))["sha256"]
+    config = json.dumps({**asdict(recipe), "out": None, "init_from": begun}, indent=1)
     check_training(out, config)
-    least = recipe.held_out + recipe.passages
+    least = recipe.held_out + recipe.batch_size
     passages = by_context(load_questions(recipe.data, least=least))
     kept = len(passages) - recipe.held_out
     first = parallel.rank() == 0
@@ -144,14 +144,14 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     features = None if parallel.all_check() else Features(lm)
     wire = Wire(parallel.sharded(lm), recipe.wire)
     wire.check_window()
-    if recipe.begun is not None:
-        _begin(wire, recipe.begun, lm)
+    if recipe.init_from is not None:
+        _begin(wire, recipe.init_from, lm)
     if first:
         begin_training(out, config)
     checked = _checked(wire, passages[kept:], recipe, session)
     parts = in_parts(passages[:kept], recipe.questions)
     train_format(wire, parts, recipe, out, checked, session)
-    if recipe.begun is None:
+    if recipe.init_from is None:
         # From all of the file: neighbours are often of one article.
         spread = passages[: kept : max(1, kept // recipe.scorer_passages)]
         fit_scorer(wire, spread[: recipe.scorer_passages], out, features)
@@ -169,7 +169,7 @@ def _begin(wire: Wire, name: str, lm: FrozenLM) -> None:
     for size in ("reader", "rank", "format_tokens"):
         theirs, ours = getattr(known.config, size), getattr(wire.config, size)
         if theirs != ours:
-            raise WireError(f"begun is {name}, whose {size} is {theirs}; expected {ours}")
+            raise WireError(f"init_from is {name}, whose {size} is {theirs}; expected {ours}")
     wire.load_state_dict(known.state_dict())
 
 
@@ -320,7 +320,9 @@ def _checked(
     """The held-out passages that checks look at: such as are read in one window, and with as many
     questions as training takes."""
     short = [p for p in held_out if len(wire.lm.ids(p.context)) <= wire.config.window]
-    return [Passage(p.context, p.questions[: recipe.questions]) for p in short[: session.checked]]
+    return [
+        Passage(p.context, p.questions[: recipe.questions]) for p in short[: session.check_size]
+    ]
 
 
 def _forced(wire: Wire) -> Forced:
@@ -360,7 +362,7 @@ def batch_of(
 
 def _chosen(passages: Sequence[Passage], recipe: WireRecipe, step: int) -> list[Passage]:
     lengths = [len(p.context) for p in passages]
-    return [passages[i] for i in bucketed(lengths, recipe.seed, step, recipe.passages)]
+    return [passages[i] for i in bucketed(lengths, recipe.seed, step, recipe.batch_size)]
 
 
 def _ready(lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe) -> Coming:

@@ -58,7 +58,7 @@ class Session:
     """collapse: end the run when an alarm says that more steps will not mend it."""
     check_every: int = 100
     """Steps between checks for alarms; the first and the last step are checked too."""
-    checked: int = 12
+    check_size: int = 12
     """Held-out passages or documents that a check looks at; they also judge the best checkpoint."""
     save_minutes: float = 10.0
     """A checkpoint is written after so many minutes even where save_every asks for none yet."""
@@ -66,7 +66,7 @@ class Session:
     """Newest checkpoints that are kept."""
 
     def __post_init__(self) -> None:
-        limits = {"gradient_accumulation": 1, "check_every": 1, "checked": 2, "keep": 1}
+        limits = {"gradient_accumulation": 1, "check_every": 1, "check_size": 2, "keep": 1}
         for name, least in limits.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")

@@ -12,6 +12,6 @@ PATH="$PWD/.venv/bin:$PATH"
 mkdir -p runs/before
 git archive b50ce05 latentwire/data/wires | tar -x -C runs/before
 latentwire train gemma3-4x --data "$data" --out runs/gemma3-format --seed 1 --check-every 50 \
-  --format.steps 250 --slots.steps 50 --begun runs/before/latentwire/data/wires/reader-1
+  --format.steps 250 --slots.steps 50 --init-from runs/before/latentwire/data/wires/reader-1
 cp runs/gemma3-format/metrics.jsonl reproduce/wire-shared/metrics-format.jsonl
 cp runs/gemma3-format/wire/* latentwire/data/wires/reader-1/
