@@ -7,9 +7,11 @@ import pytest
 import torch
 from test_guards import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
+from tiny import tiny_lm
 
 from latentwire.__main__ import main
 from latentwire.bench.train import PARTS, bench_train
+from latentwire.lm import FrozenLM
 from latentwire.recipes.wire import batch_of, slots_losses
 from latentwire.tasks.qa import by_context, load_questions, question_ids
 from latentwire.train.settings import Session
@@ -78,11 +80,14 @@ def test_being_watched_changes_no_step(lm, quick):  # noqa: F811
 def test_the_command_prints_and_writes(lm, quick, tmp_path, monkeypatch, capsys):  # noqa: F811
     out = tmp_path / "o.json"
     arguments = ["--data", quick.data, "--batch-size", "2", "--steps", "1", "--json", str(out)]
-    arguments += ["--mixed-precision", "bf16", "--gradient-checkpointing"]
+    arguments += ["--mixed-precision", "bf16", "--gradient-checkpointing", "--dtype", "bfloat16"]
+    loaded = classmethod(lambda cls, name, dtype: tiny_lm("llama", getattr(torch, dtype)))
+    monkeypatch.setattr(FrozenLM, "from_pretrained", loaded)
     monkeypatch.setattr(sys, "argv", ["latentwire", "bench", "train", *arguments])
     main()
     printed, result = capsys.readouterr().out, json.loads(out.read_text())
     assert "reader forward" in printed and "x its matmuls" in printed
+    assert result["dtype"] == "bfloat16"
     assert result["gradient_checkpointing"] and result["mixed_precision"] == "bf16"
     monkeypatch.setattr(sys, "argv", ["latentwire", "bench", "train", "--steps", "0"])
     with pytest.raises(SystemExit) as stop:

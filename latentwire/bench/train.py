@@ -66,6 +66,7 @@ def bench_train(
     return {
         "model": lm.name,
         "device": lm.device.type,
+        "dtype": str(lm.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "mixed_precision": session.mixed_precision,
         "gradient_checkpointing": session.gradient_checkpointing,

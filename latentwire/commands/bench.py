@@ -69,6 +69,7 @@ def train(
     data: str | None = None,
     batch_size: int = 4,
     steps: int = 5,
+    dtype: Literal["float32", "bfloat16"] = "float32",
     mixed_precision: Literal["no", "bf16"] = "no",
     gradient_checkpointing: bool = False,
     json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
@@ -80,6 +81,7 @@ def train(
         data: JSONL as for training; the shipped almanac if not given.
         batch_size: Passages of a step.
         steps: Steps that are timed; their median counts.
+        dtype: Number type of the frozen weights.
         mixed_precision: bf16 computes losses under autocast to bfloat16.
         gradient_checkpointing: Run blocks again for the gradient in place of keeping activations.
         json_out: Write the result as JSON to this file.
@@ -95,7 +97,7 @@ def train(
         raise ValueError(f"--batch-size {batch_size} --steps {steps}; expected at least 1 of each")
     read = by_context(load_questions(data or ALMANAC, least=batch_size))
     session = Session(mixed_precision, gradient_checkpointing=gradient_checkpointing)
-    result = bench_train(FrozenLM.from_pretrained(model), read, steps, batch_size, session)
+    result = bench_train(FrozenLM.from_pretrained(model, dtype), read, steps, batch_size, session)
     print(f"{'part':15} {'seconds':>8} {'GFLOP':>8} {'of the ceiling':>15}")
     for name, row in {**result["parts"], "all": result}.items():
         print(f"{name:15} {row['seconds']:8.3f} {row['flops'] / 1e9:8.1f} {row['share']:15.0%}")
