@@ -74,7 +74,7 @@ def recipe_of(given: argparse.Namespace) -> SharedRecipe:
         data=tuple(given.data),
         text=tuple(given.text),
         out=given.out,
-        passages=given.batch_size,
+        batch_size=given.batch_size,
         fitted=given.fitted,
         format=LoopConfig(given.format_steps, 0.025, warmup=10),
     )

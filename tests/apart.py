@@ -14,8 +14,9 @@ from torch.utils import backend_registration as backends
 from torch.utils._pytree import tree_map_only
 
 NAME = "apart"
-# Indices may lie on the CPU, as CUDA's may.
-MIXED = {"copy_", "_to_copy", "_copy_from", "index", "index_put", "index_put_", "_index_put_impl_"}
+MOVES = ("copy_", "_to_copy", "_copy_from")
+INDEXES = ("index", "index_put", "index_put_", "_index_put_impl_")
+"""Their second argument, the indices, may lie on the CPU, as CUDA's may."""
 CAST = ("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "scaled_dot_product_attention")
 """What autocast computes in its number type."""
 WHOLE = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "randperm.generator")
@@ -62,19 +63,22 @@ def _run(func: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation on the values; what comes out lies on the device, or where it was asked for."""
     name, device = func._schema.name.removeprefix("aten::"), kwargs.get("device")
     lying: dict[int, Lying] = {}
-    apart: list[str] = []
+    others: list[str] = []
 
     def own(x: Any) -> Any:
         if isinstance(x, Lying):
             lying[id(x.own)] = x
             return x.own
         if isinstance(x, torch.Tensor) and x.dim():
-            apart.append(x.device.type)
+            others.append(x.device.type)
         return [own(y) for y in x] if isinstance(x, (list, tuple)) else x
 
-    given, named = own(args), {key: own(value) for key, value in kwargs.items()}
-    if apart and name not in MIXED:
-        raise RuntimeError(f"{name}: tensors on {NAME} and {apart[0]}")
+    given = [own(x) for x in args]
+    named = {key: own(value) for key, value in kwargs.items()}
+    if name in INDEXES and isinstance(args[0], Lying):
+        others = [x.device.type for x in args[2:3] if x.dim() and not isinstance(x, Lying)]
+    if lying and others and name not in MOVES:
+        raise RuntimeError(f"{name}: tensors on {NAME} and {others[0]}")
     if device is not None:
         named["device"] = "cpu"
     out = func(*given, **named)

@@ -1,6 +1,6 @@
-"""All that a user starts gives on a device what it gives on the CPU. The device is apart.py's;
-whoever has an accelerator has no other path. test_device.py runs these in a process of their own:
-torch with a device cannot be forked, as other tests do."""
+"""Trainings, evaluations, explanations and searches give on a device what they give on the CPU.
+The device is apart.py's; whoever has an accelerator has no other path. test_device.py runs these in
+a process of their own: torch with a device cannot be forked, as other tests do."""
 
 import json
 from collections.abc import Callable
@@ -79,6 +79,9 @@ def test_the_device_refuses_what_a_gpu_refuses():
         lying + torch.ones(3)
     with pytest.raises(RuntimeError, match="add_: tensors on apart and cpu"):
         torch.ones(3).add_(lying)
+    with pytest.raises(RuntimeError, match="index: tensors on"):
+        torch.ones(3)[lying.long()]
+    assert lying[torch.tensor([2])].tolist() == [2]  # indices may lie on the CPU
     with pytest.raises(TypeError, match="numpy"):
         lying.numpy()
     with pytest.raises(TypeError, match="no float64"):
@@ -174,10 +177,16 @@ def test_answers_are_searched(folders, tmp_path, reward):
     rows = [{"id": f"{i}", "question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = SeekRecipe(str(path), reward=reward, steps=2, lr=0.3, max_new_tokens=8, batch=2)
-    here, there = on_both(lambda _: run_seek(FrozenLM.from_pretrained(folders["llama"]), asked))
-    assert here.keys() == there.keys()
-    for name, arm in here["arms"].items():
-        assert there["arms"][name]["tokens"] == arm["tokens"], name
+
+    def work(device: str) -> list[list[str]]:
+        run_seek(FrozenLM.from_pretrained(folders["llama"]), asked, tmp_path / device)
+        records = map(json.loads, (tmp_path / device / "predictions.jsonl").open())
+        return [
+            [step["text"] for step in arm["trace"]] for r in records for arm in r["arms"].values()
+        ]
+
+    here, there = on_both(work)
+    assert here == there
 
 
 def test_half_precision_recomputation_and_parts(folders, data, tmp_path):  # noqa: F811
@@ -191,3 +200,9 @@ def test_half_precision_recomputation_and_parts(folders, data, tmp_path):  # noq
     log = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     fell = [row["loss"] for row in log if row["stage"] == "slots"]
     assert sum(fell[-3:]) < 0.95 * sum(fell[:3])
+
+
+def test_a_device_may_be_declined(folders, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with present():
+        assert FrozenLM.from_pretrained(folders["llama"]).device.type == "cpu"

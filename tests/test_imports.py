@@ -54,6 +54,7 @@ def test_only_the_port_touches_transformers():
 
 
 def test_what_the_package_gives_by_name():
+    assert set(latentwire.__all__) <= set(dir(latentwire))
     for name in latentwire.__all__:
         assert getattr(latentwire, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'wires'"):

@@ -354,7 +354,7 @@ def test_a_grid_that_is_none(text, message, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("address", "missing", "message"),
     [
-        ("local", True, "--ray needs Ray: pip install 'latentwire[ray]'"),
+        ("local", True, "--ray needs Ray: pip install ray"),
         ("127.0.0.1:1", False, "no Ray answers there"),
         ("nonsense", False, "no Ray answers there"),
     ],

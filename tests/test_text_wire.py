@@ -11,6 +11,7 @@ from latentwire.evals.metrics import f1
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.recipes.evaluation import conditions, costs
 from latentwire.recipes.readers import evaluate_readers, joint, losses
+from latentwire.tasks import qa
 from latentwire.tasks.qa import (
     Passage,
     Question,
@@ -48,7 +49,7 @@ def through_bytes(wire: TextWire, texts) -> list[TextMessage]:
     return [TextMessage.from_bytes(m.to_bytes()) for m in wire.send(texts)]
 
 
-def test_several_questions_are_asked_of_one_message(lms):
+def test_several_questions_are_asked_of_one_message(lms, monkeypatch):
     wire = make_wire(lms)
     (message,) = through_bytes(wire, TEXTS[:1])
     asked = ["Who?", "When was it built, and where does it stand?"]
@@ -56,6 +57,10 @@ def test_several_questions_are_asked_of_one_message(lms):
         prefix = with_format(reader.lm, reader.format, reader.receive([message]))
         alone = [answers(reader.lm, [question], prefix)[0] for question in asked]
         assert ask(reader, message, asked) == alone and alone[0] != alone[1]
+        monkeypatch.setattr(qa, "ROWS", 1)
+        assert ask(reader, message, asked) == alone and ask(reader, message, []) == []
+    with pytest.raises(TypeError, match="expected a list of texts"):
+        ask(reader, message, "Who?")
 
 
 def held(prefix: KVPrefix) -> torch.Tensor:

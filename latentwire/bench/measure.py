@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from latentwire.lm import FrozenLM
+from latentwire.lm.devices import wait_for
 
 
 @dataclass
@@ -28,32 +29,34 @@ class Cost:
 @contextmanager
 def measured(lm: FrozenLM) -> Iterator[Cost]:
     """The cost of what runs inside; complete when the context exits."""
-    cost, cuda = Cost(), lm.device.type == "cuda"
+    cost, device = Cost(), lm.device
 
     def count(_module, args, kwargs):
         entered = kwargs.get("inputs_embeds", kwargs.get("input_ids", args[0] if args else None))
         cost.forwards += entered.shape[0] * entered.shape[1]
 
     handle = lm.body.register_forward_pre_hook(count, with_kwargs=True)
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    before, began = _memory(cuda, start=True), time.perf_counter()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    wait_for(device)
+    before, began = _memory(device, start=True), time.perf_counter()
     try:
         yield cost
-        if cuda:
-            torch.cuda.synchronize()
+        wait_for(device)
     finally:
         handle.remove()
     cost.seconds = time.perf_counter() - began
-    peak = _memory(cuda, start=False)
+    peak = _memory(device, start=False)
     cost.memory = None if before is None or peak is None else max(0, peak - before)
 
 
-def _memory(cuda: bool, start: bool) -> int | None:
+def _memory(device: torch.device, start: bool) -> int | None:
     """Bytes in use at the start, or the peak since."""
-    if cuda:
-        return torch.cuda.memory_allocated() if start else torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        used, peak = torch.cuda.memory_allocated, torch.cuda.max_memory_allocated
+        return used(device) if start else peak(device)
+    if device.type != "cpu":
+        return None
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
         if start:

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latentwire.bench.measure import measured
 from latentwire.lm import FrozenLM
+from latentwire.lm.devices import wait_for
 from latentwire.recipes.wire import Batch, WireRecipe, batch_of, slots_losses
 from latentwire.tasks.qa import Passage
 from latentwire.train.settings import LoopConfig, Session
@@ -146,8 +147,7 @@ def _worked(lm: FrozenLM) -> float:
 
 
 def _now(lm: FrozenLM) -> float:
-    if lm.device.type != "cpu":
-        torch.accelerator.synchronize()
+    wait_for(lm.device)
     return time.perf_counter()
 
 

@@ -19,6 +19,7 @@ from latentwire.evals.metrics import bootstrap, exact_match, f1
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
 from latentwire.tasks.qa import (
     ANSWER_TOKENS,
+    ROWS,
     Passage,
     Question,
     answer_ids,
@@ -28,8 +29,6 @@ from latentwire.tasks.qa import (
 
 BATCH, GPU_BATCH = 6, 32
 """Passages that are read together."""
-ROWS = 64
-"""Most questions that are answered together: each has a copy of its passage's cache."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from latentwire.evals.baselines import (
 from latentwire.evals.harness import Answer, batch_size, evaluate, summarise
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.lm.devices import wait_for
 from latentwire.recipes.features import Features
 from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.recipes.workers import Spread, here
@@ -363,8 +364,7 @@ def replay_difference(wire: Reader, passages: Sequence[Passage]) -> float:
 
 def _first_token(wire: Reader, passage: Passage, context: Callable[[], KVPrefix]) -> float:
     """Seconds from a context to the logits of the answer's first token."""
-    if wire.lm.device.type != "cpu":
-        torch.accelerator.synchronize()
+    wait_for(wire.lm.device)
     began = time.perf_counter()
     prefix = with_format(wire.lm, wire.format, context())
     prompt = question_prompt(wire.lm, [passage.questions[0].question], prefix)

@@ -156,8 +156,8 @@ def check_parts(recipe: SharedRecipe, session: Session) -> None:
     waiting = [name for name, schedule in of.schedules.items() if schedule.gate is not None]
     if waiting and min(recipe.held_out, session.check_size) < 2:
         raise ValueError(
-            f"objectives.{waiting[0]} waits for a check; expected held_out and checked of at "
-            f"least 2, got {recipe.held_out} and {session.check_size}"
+            f"objectives.{waiting[0]} waits for a check; expected held_out and check_size of "
+            f"at least 2, got {recipe.held_out} and {session.check_size}"
         )
 
 

@@ -144,7 +144,7 @@ def connected(address: str) -> Iterator[Any]:
         import ray.exceptions
         import ray.util
     except ImportError:
-        raise ValueError("--ray needs Ray: pip install 'latentwire[ray]'") from None
+        raise ValueError("--ray needs Ray: pip install ray") from None
     if ray.is_initialized():
         yield ray
         return

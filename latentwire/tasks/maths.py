@@ -48,7 +48,7 @@ LONGEST = 300
 
 def load_maths(source: str, limit: int | None = None, form: Form = "boxed") -> Task:
     """Problems of a JSONL file, or of gsm8k, math500 or aime (2024) on the Hugging Face hub, which
-    needs `pip install latentwire[hub]`; the first `limit` if given.
+    needs `pip install datasets`; the first `limit` if given.
 
     A row is {"id", "question", "answer"}. The question may be called "problem". The answer is the
     final one, as text or as a number, or a solution that ends in "#### 72"; the problem of a row
@@ -86,7 +86,7 @@ def _hub_rows(name: str) -> Iterator[Row]:
         from datasets import load_dataset
     except ImportError:
         raise DataError(
-            f"{name} needs datasets: pip install 'latentwire[hub]', or give a FILE.jsonl instead"
+            f"{name} needs datasets: pip install datasets, or give a FILE.jsonl instead"
         ) from None
     path, config, split = HUB[name]
     try:

@@ -60,7 +60,7 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
 def load_questions(source: str, limit: int | None = None, least: int = 1) -> list[Question]:
     """Questions of a JSONL file, or of a data set on the Hugging Face hub: hub:NAME or
     hub:NAME#SPLIT ("hub:rajpurkar/squad#validation"; the train split if none is named; needs
-    `pip install latentwire[hub]`). Raises DataError for fewer than `least` passages."""
+    `pip install datasets`). Raises DataError for fewer than `least` passages."""
     rows = _read_hub(source[4:], limit) if source.startswith("hub:") else None
     rows = read_questions(Path(source), limit) if rows is None else rows
     passages = len({row.context for row in rows})
@@ -74,7 +74,7 @@ def _read_hub(name: str, limit: int | None) -> list[Question]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise DataError(f"hub:{name} needs datasets: pip install 'latentwire[hub]'") from None
+        raise DataError(f"hub:{name} needs datasets: pip install datasets") from None
     try:
         path, _, split = name.partition("#")
         rows: Any = load_dataset(path, split=(split or "train") + (f"[:{limit}]" if limit else ""))
@@ -122,6 +122,8 @@ def with_format(lm: FrozenLM, format_tokens: Tensor | None, prefix: KVPrefix) ->
     return lm.prefill(Prompt.of(lm, [[format_tokens]] * len(prefix.mask), prefix))
 
 
+ROWS = 64
+"""Most questions that are answered together: each has a copy of its passage's cache."""
 ANSWER_TOKENS = 20
 """Longest answer, in tokens."""
 
@@ -185,7 +187,13 @@ class Receiver(Protocol):
 
 def ask(reader: Receiver, message: Any, questions: Sequence[str]) -> list[str]:
     """A reader's greedy answers to questions about the text of a message, of which it sees the
-    latents alone. Raises what `reader.receive` raises."""
-    prefix = with_format(reader.lm, reader.format, reader.receive([message]))
-    each = torch.zeros(len(questions), dtype=torch.long, device=reader.lm.device)
-    return answers(reader.lm, questions, prefix.rows(each))
+    latents alone; reader: a wire of one reader, or one of any wire's `.readers`. Raises what
+    `reader.receive` raises, and TypeError for questions that are one text."""
+    if isinstance(questions, str):
+        raise TypeError(f"questions is the text {questions!r}; expected a list of texts")
+    prefix, said = with_format(reader.lm, reader.format, reader.receive([message])), []
+    for start in range(0, len(questions), ROWS):
+        some = questions[start : start + ROWS]
+        each = torch.zeros(len(some), dtype=torch.long, device=reader.lm.device)
+        said += answers(reader.lm, some, prefix.rows(each))
+    return said

@@ -141,7 +141,9 @@ def mean(figures: Mapping[str, float]) -> dict[str, float]:
     """Figures averaged over all processes; all must have the same names."""
     if world() == 1:
         return dict(figures)
-    values = torch.tensor(list(figures.values()), dtype=torch.float64, device=_state().device)
+    device = str(_state().device)
+    dtype = torch.float64 if device.startswith(("cpu", "cuda")) else torch.float32
+    values = torch.tensor(list(figures.values()), dtype=dtype, device=device)
     averaged = reduce(values, "mean")
     assert isinstance(averaged, Tensor)
     return dict(zip(figures, averaged.tolist(), strict=True))

@@ -33,9 +33,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raises ValueError for one that is not installed, before any compute."""
     installed = {str(name) for name in get_available_trackers()}
     if missing := [name for name in names if name not in installed]:
-        raise ValueError(
-            f"trackers: {missing[0]} is not installed: pip install 'latentwire[trackers]'"
-        )
+        raise ValueError(f"trackers: {missing[0]} is not installed: pip install {missing[0]}")
 
 
 @contextmanager
