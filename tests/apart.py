@@ -1,7 +1,7 @@
 """A device that is not the CPU, on any machine: torch's own kind of device for others' hardware,
-whose memory is the CPU's. It refuses what GPUs refuse, an operation on tensors of two devices and
-numpy, and like Apple's has no float64. What runs here may still be slow or wrong on a real one, but
-puts every tensor where it belongs.
+whose memory is the CPU's. It refuses operations on tensors of two devices and numpy, as GPUs do,
+and like Apple's has no float64; generators are not told apart. What runs here may still be slow or
+wrong on a real one, but puts every tensor where it belongs.
 """
 
 from collections.abc import Callable, Iterator
