@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -359,6 +360,24 @@ def test_a_reader_is_added_from_the_command_line(shared, tmp_path, monkeypatch, 
     assert "lost by being added instead: 0.00 (0.00 to 0.00)" in " ".join(out.split())
 
 
+@pytest.mark.parametrize("kind", ["one", "shared"])
+def test_a_reader_is_added_in_parts_of_a_step(kind, shared, tmp_path, monkeypatch, capsys):
+    data = write(tmp_path / "d.jsonl", jsonl(ROOMS))
+    wire = shared
+    if kind == "one":
+        wire = str(tmp_path / "one")
+        lm = FrozenLM.from_pretrained("tiny-llama")
+        Wire(lm, WireConfig("tiny-llama", rank=4, window=64)).save(Path(wire))
+    asked = ["add-reader", wire, "tiny-qwen3", "--data", data, "--run", str(tmp_path / "run")]
+    asked += ["--steps", "1", "--format-steps", "1", "--batch-size", "2"]
+    status, _, err = run(monkeypatch, capsys, *asked, "--gradient-accumulation", "3")
+    assert status == 2 and "2 rows a step" in err and not (tmp_path / "run").exists()
+    given = ("--gradient-accumulation", "2", "--mixed-precision", "bf16")
+    status, out, err = run(monkeypatch, capsys, *asked, *given, "--gradient-checkpointing")
+    assert status == (3 if "alarm: " in out else 0), err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["batch_size"] == 2
+
+
 def test_a_wire_of_one_reader_gets_another(shared, tmp_path, monkeypatch, capsys):
     data = write(tmp_path / "d.jsonl", jsonl(ROOMS))
     lm = FrozenLM.from_pretrained("tiny-llama")
@@ -371,6 +390,7 @@ def test_a_wire_of_one_reader_gets_another(shared, tmp_path, monkeypatch, capsys
     assert f"added: {made}" in out.replace("\n", "")
     recipe = json.loads((tmp_path / "run" / "config.json").read_text())
     assert recipe["ratios"] == [4, 8, 16] and recipe["wire"]["dtype"] == "bfloat16"
+    assert recipe["batch_size"] == 4
     context = write(tmp_path / "note.txt", "The Elbe rises in the Giant Mountains. ")
     status, out, _ = run(monkeypatch, capsys, "ask", "--context", context, "Where?", "--wire", made)
     assert status == 0

@@ -148,6 +148,10 @@ def add_reader(
     format_steps: int | None = None,
     joint: str | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    batch_size: int | None = None,
+    mixed_precision: Literal["no", "bf16"] = "no",
+    gradient_accumulation: int = 1,
+    gradient_checkpointing: bool = False,
 ) -> int:
     """Train one more reader of a wire; the readers that it has stay as they are. Says what each
     loses by latents in place of the text, on passages held out. Exit status 3 where alarms stand at
@@ -166,6 +170,10 @@ def add_reader(
         joint: A wire that was trained with this reader from the beginning; what was lost by adding
             it instead is said too.
         dtype: Number type of the new reader's weights; that of the first reader if not given.
+        batch_size: Passages per step; as many as in training a wire of this kind if not given.
+        mixed_precision: bf16 computes losses under autocast to bfloat16.
+        gradient_accumulation: Parts in which a step's passages are computed, one after another.
+        gradient_checkpointing: Run blocks again for the gradient in place of keeping activations.
     """
     from dataclasses import replace
 
@@ -173,10 +181,12 @@ def add_reader(
     from latentwire.recipes.readers import held_out, lost
     from latentwire.recipes.shared_config import SharedRecipe
     from latentwire.recipes.wire import WireRecipe, add_text_reader
+    from latentwire.train.settings import Session
     from latentwire.wire.folder import WireError
     from latentwire.wire.load import load_wire
     from latentwire.wire.shared import SharedWire
 
+    session = Session(mixed_precision, gradient_accumulation, gradient_checkpointing)
     name, loaded = f"added-{Path(model).name}", load_wire(wire)
     beside = [] if joint is None else load_wire(joint).readers
     if joint is not None and model not in [reader.reader for reader in beside]:
@@ -185,20 +195,22 @@ def add_reader(
     def shortened(recipe: Any, **counts: int | None) -> Any:
         given = {part: n for part, n in counts.items() if n is not None}
         stages = {part: replace(getattr(recipe, part), steps=n) for part, n in given.items()}
-        return replace(recipe, **stages)
+        rows = recipe.batch_size if batch_size is None else batch_size
+        return replace(recipe, batch_size=rows, **stages)
 
     if isinstance(loaded, SharedWire):
         if dtype not in (None, loaded.config.dtype):
             raise WireError(f"--dtype is {dtype}; readers of this wire have {loaded.config.dtype}")
         several = SharedRecipe(name, loaded.config, data=(data,), out=run)
         several = shortened(several, train=steps, format=format_steps)
-        folder = shared.add_reader(loaded, model, several) / "wire"
+        folder = shared.add_reader(loaded, model, several, session) / "wire"
     else:
         own = loaded.readers[0].config
         config = replace(own, reader=model, dtype=dtype or own.dtype)
         ratios = (config.ratio, 2 * config.ratio, 4 * config.ratio)  # as the shipped wires have
         recipe = WireRecipe(name, config, data=data, out=run, ratios=ratios)
-        folder = add_text_reader(loaded, shortened(recipe, slots=steps, format=format_steps))
+        recipe = shortened(recipe, slots=steps, format=format_steps)
+        folder = add_text_reader(loaded, recipe, session)
     print(f"added: {folder}")
     readers = load_wire(folder).readers
     for line in lost(readers, model, held_out(data, readers), beside):

@@ -173,14 +173,16 @@ def _begin(wire: Wire, name: str, lm: FrozenLM) -> None:
     wire.load_state_dict(known.state_dict())
 
 
-def add_text_reader(wire: Wire | TextWire, recipe: WireRecipe) -> Path:
+def add_text_reader(
+    wire: Wire | TextWire, recipe: WireRecipe, session: Session | None = None
+) -> Path:
     """Train the recipe's wire, which becomes one more reader of a text wire; a wire of one reader
     becomes a text wire first, in the code of that reader. The folder of the text wire."""
     before = TextWire(wire.lm, [wire]) if isinstance(wire, Wire) else wire
     wires = [reader.wire for reader in before.readers]
     if recipe.wire.reader in [w.reader for w in wires]:
         raise WireError(f"{recipe.wire.reader} reads this wire already")
-    out = train_wire(recipe)
+    out = train_wire(recipe, session)
     if parallel.rank() == 0:
         wires.append(Wire.from_pretrained(out / "wire"))
         TextWire(before.code.lm, wires).save(out / "text-wire")
