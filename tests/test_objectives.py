@@ -293,7 +293,7 @@ def test_objectives_that_contradict_themselves(lms):  # noqa: F811
     with pytest.raises(ValueError, match="ways_in is deep_prefix; expected embeddings first"):
         recipe(config, objectives=only(embeds=1.0))
     gated = replace(NOTHING, ce=Schedule(1.0, gate=("held", "below", 2.0)))
-    with pytest.raises(ValueError, match="ce waits for a check; expected held_out and checked"):
+    with pytest.raises(ValueError, match="ce waits for a check; expected held_out and check_size"):
         train_shared(recipe(config, objectives=gated, held_out=1), lms=lms)
     with pytest.raises(ValueError, match="8 passages in 8 parts leave one a part"):
         parts = Session(gradient_accumulation=8)
