@@ -114,6 +114,7 @@ def test_accelerate_launch_gives_the_losses_of_one_process(machines, lm, quick, 
     # Status 1 is the launcher's for our 3: alarms stand at the end.
     assert all(status in (0, 1) for status, _ in done), done
     assert (tmp_path / "two" / "wire").is_dir(), done
+    assert sum(text.count("scorer ") for _, text in done) <= 1  # none where it was fitted before
     assert_same_losses(train_wire(quick), tmp_path / "two", names=("ce", "kl"))
 
 

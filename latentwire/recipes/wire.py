@@ -228,7 +228,8 @@ def fit_scorer(
     def fitted() -> dict[str, Tensor]:
         layers, width, heads = wire.scorer.weight.shape
         fit = RidgeFit(layers, width, heads)
-        for passage in track(passages, description="scorer", console=Console(stderr=True)):
+        console = Console(stderr=True, quiet=parallel.rank() > 0)
+        for passage in track(passages, description="scorer", console=console):
             _, states = _read(wire, [passage])
             fit.add(states.inputs[:, 0], _attention(wire, passage, states.prefix))
         fit.solve(wire.scorer)
