@@ -33,7 +33,7 @@ def ask(
         keep: What of the text to keep as text beside the latents: numbers, names, or what a regular
             expression finds.
     """
-    from latentwire.evals.baselines import full_text as whole
+    from latentwire.evals import baselines
     from latentwire.tasks import qa
     from latentwire.tasks.base import DataError, read_text
     from latentwire.wire.load import load_with
@@ -51,7 +51,7 @@ def ask(
             f"[dim]{lm.name} read {tokens} tokens as {latents} latents[/dim]", highlight=False
         )
         if full_text:
-            read = qa.with_format(lm, reader.format, whole(lm)([text]))
+            read = qa.with_format(lm, reader.format, baselines.full_text(lm)([text]))
             print(f"full text: {qa.answers(lm, [question], read)[0]}")
 
 
@@ -192,7 +192,7 @@ def add_reader(
     if joint is not None and model not in [reader.reader for reader in beside]:
         raise WireError(f"{joint} is not read by {model}; expected a wire trained with it")
 
-    def shortened(recipe: Any, **counts: int | None) -> Any:
+    def adjusted(recipe: Any, **counts: int | None) -> Any:
         given = {part: n for part, n in counts.items() if n is not None}
         stages = {part: replace(getattr(recipe, part), steps=n) for part, n in given.items()}
         rows = recipe.batch_size if batch_size is None else batch_size
@@ -202,14 +202,14 @@ def add_reader(
         if dtype not in (None, loaded.config.dtype):
             raise WireError(f"--dtype is {dtype}; readers of this wire have {loaded.config.dtype}")
         several = SharedRecipe(name, loaded.config, data=(data,), out=run)
-        several = shortened(several, train=steps, format=format_steps)
+        several = adjusted(several, train=steps, format=format_steps)
         folder = shared.add_reader(loaded, model, several, session) / "wire"
     else:
         own = loaded.readers[0].config
         config = replace(own, reader=model, dtype=dtype or own.dtype)
         ratios = (config.ratio, 2 * config.ratio, 4 * config.ratio)  # as the shipped wires have
         recipe = WireRecipe(name, config, data=data, out=run, ratios=ratios)
-        recipe = shortened(recipe, slots=steps, format=format_steps)
+        recipe = adjusted(recipe, slots=steps, format=format_steps)
         folder = add_text_reader(loaded, recipe, session)
     print(f"added: {folder}")
     readers = load_wire(folder).readers

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
+
+HAVE_FLOAT64 = ("cpu", "cuda", "meta")
+"""Kinds of devices that surely have it: Apple's and some of Intel's have none."""
 
 
 def accelerator() -> torch.device | None:
     """Where models go unless told otherwise: CUDA, ROCm, XPU, MPS, whichever torch finds; none
     where Accelerate is told so (ACCELERATE_USE_CPU=true)."""
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
         return None
     return torch.accelerator.current_accelerator(check_available=True)
 
 
 def precise(x: Tensor) -> Tensor:
-    """In float64; on the CPU where its own device may have none, as Apple's and some of Intel's."""
-    return x.to(x.device if x.is_cuda or x.is_meta else "cpu", torch.float64)
+    """In float64; on the CPU where its own device may have none."""
+    return x.to(x.device if x.device.type in HAVE_FLOAT64 else "cpu", torch.float64)
 
 
 def wait_for(device: torch.device) -> None:

@@ -25,7 +25,7 @@ from accelerate.utils import broadcast, broadcast_object_list, reduce
 from torch import Tensor
 
 from latentwire.lm import FrozenLM
-from latentwire.lm.devices import accelerator
+from latentwire.lm.devices import HAVE_FLOAT64, accelerator
 
 BUCKET = 2**24
 """Numbers of gradients that are averaged together; a larger tensor is averaged alone."""
@@ -141,8 +141,9 @@ def mean(figures: Mapping[str, float]) -> dict[str, float]:
     """Figures averaged over all processes; all must have the same names."""
     if world() == 1:
         return dict(figures)
-    device = str(_state().device)
-    dtype = torch.float64 if device.startswith(("cpu", "cuda")) else torch.float32
+    device = _state().device
+    assert device is not None
+    dtype = torch.float64 if device.type in HAVE_FLOAT64 else torch.float32
     values = torch.tensor(list(figures.values()), dtype=dtype, device=device)
     averaged = reduce(values, "mean")
     assert isinstance(averaged, Tensor)
