@@ -12,11 +12,11 @@ from latentwire.commands.seek import seek
 from latentwire.commands.sweep import sweep
 from latentwire.commands.wire import add_reader, ask, evaluate, train
 
-COMMANDS = {"ask": ask, "eval": evaluate, "add-reader": add_reader, "fetch": fetch}
-COMMANDS |= {"doctor": doctor, "report": report}
+COMMANDS = {"ask": ask, "eval": evaluate, "fetch": fetch, "doctor": doctor, "report": report}
 # These parse what follows their name themselves: they have commands of their own, or options that
 # are built from a recipe, whose import takes seconds that --help need not wait for.
-GROUPS = {"train": train, "sweep": sweep, "seek": seek, "lens": lens, "bench": bench}
+GROUPS = {"train": train, "add-reader": add_reader, "sweep": sweep, "seek": seek}
+GROUPS |= {"lens": lens, "bench": bench}
 
 
 def main() -> None:

@@ -1,8 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what names their contents."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+
+
+def digest(data: bytes | str) -> str:
+    """The first 16 hexadecimal digits of the sha256."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:16]
 
 
 def write_whole(path: Path, data: bytes | str, writer: str = "") -> None:

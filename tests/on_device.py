@@ -34,7 +34,7 @@ from latentwire.tasks.qa import by_context, load_questions
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.schedules import Schedule
 from latentwire.wire.load import load_wire
-from latentwire.wire.shared import SharedConfig
+from latentwire.wire.shared import SharedConfig, SharedWire
 from latentwire.wire.text_wire import TextWire
 
 Made = TypeVar("Made")
@@ -113,6 +113,25 @@ def test_a_wire_is_trained_and_evaluated(folders, data, tmp_path):  # noqa: F811
     here, there = on_both(work)
     same_losses(tmp_path)
     same_rows(here, there)
+
+
+def test_readers_of_a_shared_wire_may_be_in_different_places(folders):
+    names = (folders["llama"], folders["gemma3"])
+    texts = ["Ada was born in 1815.", "The Elbe is a river."]
+
+    def read(device: str) -> list[torch.Tensor]:
+        lms = {names[0]: FrozenLM.from_pretrained(names[0], device="cpu")}
+        lms[names[1]] = FrozenLM.from_pretrained(names[1], device=device)
+        torch.manual_seed(0)
+        ways = ("embeddings", "deep_prefix")
+        wire = SharedWire(SharedConfig(names, names[0], ways_in=ways, sizes=SIZES), lms).eval()
+        wire.fit(texts)
+        prefixes = [reader.receive(wire.send(texts)) for reader in wire.readers]
+        assert prefixes[1].keys[0].device.type == device
+        return [x.cpu() for p in prefixes for x in (*p.keys, *p.values)]
+
+    for here, there in zip(*on_both(read), strict=True):
+        torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

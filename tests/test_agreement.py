@@ -22,6 +22,7 @@ from latentwire.lm import (
     Prompt,
     Sampled,
     StraightThroughGumbel,
+    cache,
     gradient_checkpointing,
     pad_right,
     seeded_noise,
@@ -291,6 +292,18 @@ def test_two_continuations_of_one_cache_do_not_see_each_other(lm):
         whole = torch.cat([context, lm.ids("x"), way, lm.ids("?")])
         theirs = lm.model(whole[None]).logits[0, -1]
         torch.testing.assert_close(lm.head(end), theirs, atol=1e-4, rtol=0)
+
+
+def test_a_generation_without_gradients_copies_no_cache(lm, monkeypatch):
+    """Also where nobody said no_grad."""
+    appended, append = [], cache._appended
+    monkeypatch.setattr(cache, "_appended", lambda *a: (appended.append(1), append(*a))[1])
+    prompt = Prompt.from_ids(lm, [lm.ids(TEXTS[0])])
+    lm.decode(prompt, Greedy(), 4, stop_ids=())
+    assert len(appended) == 2 * 3 * len(lm.blocks)  # keys and values, all steps but the first
+    embeds = prompt.embeds.requires_grad_()
+    soft = lm.decode(replace(prompt, embeds=embeds), Greedy(), 4, stop_ids=())
+    assert len(appended) == 2 * 3 * len(lm.blocks) and soft.log_probs.requires_grad
 
 
 def test_a_special_token_that_a_text_spells_out_is_words(lm):

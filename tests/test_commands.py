@@ -3,11 +3,13 @@
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from test_parallel import in_two_processes
 from tiny import tiny_lm
 
 import latentwire.wire.wire as wire_module
@@ -44,10 +46,17 @@ def wire(tmp_path, monkeypatch) -> str:
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["latentwire", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
+    status = status_of_main()
     printed = capsys.readouterr()
-    return int(stop.value.code or 0), printed.out, printed.err
+    return status, printed.out, printed.err
+
+
+def status_of_main() -> int:
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
 
 
 def write(path, text: str) -> str:
@@ -101,7 +110,7 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     [
         (jsonl([*ROWS[:1], {"id": "9", "context": "c"}]), "line 2: no field 'question'"),
         (jsonl([{**ROWS[0], "context": ""}]), "line 1: field 'context' is empty"),
-        (jsonl([{**ROWS[0], "question": " "}]), "question is blank"),
+        (jsonl([{**ROWS[0], "question": " "}]), "question is ' '; expected text"),
         (jsonl([{**ROWS[0], "answers": []}]), "line 1: field 'answers' is empty"),
         (jsonl([{**ROWS[0], "answers": "x"}]), "line 1: field 'answers' is str; expected list"),
         ("{not json}\n", "line 1: not JSON"),
@@ -242,6 +251,23 @@ def test_hub_data_is_read_from_a_folder(as_squad, tmp_path):
     assert [q.answers for q in loaded] == [("1815",), ("Ada",), ("a river",)]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"answers": "Paris"}, "answers are 'Paris'; expected a list of non-empty strings"),
+        ({"answers": [" "]}, "answers are [' ']; expected a list of non-empty strings"),
+        ({"context": " "}, "context is ' '; expected text"),
+    ],
+)
+def test_hub_data_is_checked_like_a_file(change, said, tmp_path):
+    from latentwire.tasks.qa import load_questions
+
+    (tmp_path / "odd").mkdir()
+    write(tmp_path / "odd" / "train.jsonl", jsonl([{**ROWS[0], **change}]))
+    with pytest.raises(ValueError, match=re.escape(f"row {ROWS[0]['id']!r}: {said}")):
+        load_questions(f"hub:{tmp_path / 'odd'}")
+
+
 @pytest.fixture
 def shared(tmp_path, monkeypatch) -> str:
     """The folder of a shared wire with two tiny readers, untrained."""
@@ -376,6 +402,32 @@ def test_a_reader_is_added_in_parts_of_a_step(kind, shared, tmp_path, monkeypatc
     status, out, err = run(monkeypatch, capsys, *asked, *given, "--gradient-checkpointing")
     assert status == (3 if "alarm: " in out else 0), err
     assert json.loads((tmp_path / "run" / "config.json").read_text())["batch_size"] == 2
+
+
+def test_a_reader_is_added_by_two_processes(shared, tmp_path, monkeypatch):
+    data, save = write(tmp_path / "d.jsonl", jsonl(ROOMS)), SharedWire.save
+    asked = ["add-reader", shared, "tiny-qwen3", "--data", data, "--run", str(tmp_path / "run")]
+    few = ["--steps", "1", "--format-steps", "1", "--batch-size", "2"]
+    monkeypatch.setattr(sys, "argv", ["latentwire", *asked, *few])
+    # The second process would be at the folder before it is whole.
+    monkeypatch.setattr(SharedWire, "save", lambda *a: (time.sleep(2), save(*a)))
+
+    def one(rank: int) -> None:
+        assert status_of_main() in ((0, 3) if rank == 0 else (0,))
+
+    assert in_two_processes(one) == [0, 0]
+    assert len(SharedWire.from_pretrained(tmp_path / "run" / "wire").readers) == 3
+
+
+def test_a_training_of_no_steps_is_no_mistake(shared, tmp_path, monkeypatch, capsys):
+    data, wire = write(tmp_path / "d.jsonl", jsonl(ROOMS)), str(tmp_path / "one")
+    lm = FrozenLM.from_pretrained("tiny-llama")
+    Wire(lm, WireConfig("tiny-llama", rank=4, window=64)).save(Path(wire))
+    asked = ["--data", data, "--out", str(tmp_path / "run"), "--wire.reader", "tiny-llama"]
+    asked += ["--wire.rank", "4", "--wire.window", "64", "--held-out", "4"]
+    asked += ["--format.steps", "0", "--slots.steps", "0", "--init-from", wire]
+    status, out, err = run(monkeypatch, capsys, "train", "smollm2-4x", *asked)
+    assert status == 0 and "trained: " in out, err
 
 
 def test_a_wire_of_one_reader_gets_another(shared, tmp_path, monkeypatch, capsys):

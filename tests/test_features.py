@@ -70,6 +70,12 @@ def test_an_entry_is_of_all_that_it_follows_from(lm, tmp_path):  # noqa: F811
     on = lm.add_lora("some", lora_config(lm.model.config, 2, 1))
     assert ask(of=Features(lm, tmp_path), answer=9.0) == 1.0
     assert ask(of=Features(on, tmp_path), answer=10.0) == 10.0
+    # What a model computes is in its config too.
+    lm.model.config.rope_parameters["rope_theta"] *= 2
+    assert ask(of=Features(lm, tmp_path), answer=12.0) == 12.0
+    lm.model.config.rope_parameters["rope_theta"] /= 2
+    lm.model.config._name_or_path = "another/place"
+    assert ask(of=Features(lm, tmp_path), answer=13.0) == 1.0
     # One weight of the last block.
     with torch.no_grad():
         list(lm.model.parameters())[-1].view(-1)[-1] += 1e-3

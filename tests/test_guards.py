@@ -126,7 +126,8 @@ def test_a_collapse_ends_the_run_where_it_is_asked_for(lm, quick, monkeypatch, c
     assert re.search(r"loss \d+\.\d{3}, \d+ tok/s, alarm: .*sameness", shown)
     assert rows(quick.out)[-1]["step"] == 4
     # The checkpoint of that step stays, and without --stop-on the run goes on from it.
-    assert standing(train_wire(quick, SESSION))["slots sameness"].startswith("latents of different")
+    log = rows(train_wire(quick, SESSION))
+    assert standing(log)["slots sameness"].startswith("latents of different")
     assert [r["step"] for r in rows(quick.out) if r["stage"] == "slots"] == [1, 2, 3, 4, 5, 6]
 
 

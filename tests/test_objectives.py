@@ -22,7 +22,7 @@ from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.losses import cosine_distance, moment_error, token_loss
 from latentwire.train.schedules import Schedule
 from latentwire.train.step import update
-from latentwire.wire.shared import SharedConfig, Values
+from latentwire.wire.shared import SharedConfig, SharedWire, Values
 
 SHARED = ("gist", "contrast", "diversity")
 WEIGHTS = [n for n in Objectives().schedules if n not in steps.SHARES]
@@ -265,6 +265,8 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
     kept, again = (load_file(folder / "wire.safetensors") for folder in (straight, resumed))
     assert {"value/gist.map.weight", "value/gist.map.bias"} <= set(kept) == set(again)
     assert all(torch.equal(kept[name], again[name]) for name in kept)
+    # What was measured before the first step too, which another machine might measure otherwise.
+    assert {f"value/{name}" for name in SharedWire(config, lms).state_dict()} <= set(kept)
     sent = load_file(straight / "wire" / "shared-0.safetensors")
     assert not any("gist" in name for name in sent)  # of the training, not of the wire
     log = [json.loads(line) for line in (straight / "metrics.jsonl").open()]

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -260,8 +261,13 @@ def test_an_interrupted_evaluation_goes_on(lm, data, tmp_path, monkeypatch):
     assert again["n"] == 16
     for name, row in whole["rows"].items():
         assert again["rows"][name] == pytest.approx(row, abs=1e-4)
-    with pytest.raises(ValueError, match="holds another run"):
+    with pytest.raises(ValueError, match=r"another run \(limit is None there, 4 here\)"):
         evaluate_wire(wire, data, limit=4, out=tmp_path / "b")
+    other = tmp_path / "other" / "d.jsonl"
+    other.parent.mkdir()
+    other.write_text(Path(data).read_text().replace("Ada", "Ida"))
+    with pytest.raises(ValueError, match=r"another run \(questions is"):
+        evaluate_wire(wire, str(other), out=tmp_path / "b")
 
 
 def test_a_recipe_goes_on_from_a_wire_at_several_ratios_in_turn(lm, data, tmp_path, monkeypatch):
@@ -293,8 +299,12 @@ def test_a_recipe_goes_on_from_a_wire_at_several_ratios_in_turn(lm, data, tmp_pa
     first.save(begun)  # the same weights, so that the run is gone on with
     assert train_wire(asked) == asked.out
     second.save(begun)
-    with pytest.raises(ValueError, match="holds a run with another config"):
+    with pytest.raises(ValueError, match=r"holds a run with another config \(init_from is"):
         train_wire(asked)
+    assert train_wire(recipe(data, tmp_path / "first")) == tmp_path / "first"
+    Path(data).write_text(Path(data).read_text().replace("Ada", "Ida"))
+    with pytest.raises(ValueError, match=r"another config \(files\..*d.jsonl is"):
+        train_wire(recipe(data, tmp_path / "first"))
     larger = replace(asked, out=tmp_path / "third", wire=replace(asked.wire, rank=8))
     with pytest.raises(WireError, match="whose rank is 4; expected 8"):
         train_wire(larger)

@@ -9,8 +9,8 @@ from tiny import tiny_lm
 from latentwire.evals.harness import Answer, evaluate
 from latentwire.evals.metrics import f1
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
-from latentwire.recipes.evaluation import conditions, costs
-from latentwire.recipes.readers import evaluate_readers, joint, losses
+from latentwire.recipes.evaluation import conditions, costs, evaluate_wire
+from latentwire.recipes.readers import evaluate_readers, joint, losses, lost
 from latentwire.tasks import qa
 from latentwire.tasks.qa import (
     Passage,
@@ -61,6 +61,15 @@ def test_several_questions_are_asked_of_one_message(lms, monkeypatch):
         assert ask(reader, message, asked) == alone and ask(reader, message, []) == []
     with pytest.raises(TypeError, match="expected a list of texts"):
         ask(reader, message, "Who?")
+
+
+def test_asking_builds_no_graph(lms, monkeypatch):
+    wire, seen = make_wire(lms).readers[0].wire, []
+    monkeypatch.setattr(qa, "answers", lambda lm, asked, prefix: seen.append(prefix) or asked)
+    assert ask(wire, wire.send(TEXTS[:1])[0], ["Who?"]) == ["Who?"]
+    (prefix,) = seen
+    assert prefix.head_slots and not any(s.keys.requires_grad for s in prefix.head_slots)
+    assert not any(layer.requires_grad for layer in (*prefix.keys, *prefix.values))
 
 
 def held(prefix: KVPrefix) -> torch.Tensor:
@@ -189,6 +198,17 @@ def test_readers_are_scored_with_every_control(lms, tmp_path):
 
 
 @torch.no_grad()
+def test_readers_are_scored_in_a_folder_of_their_own(lms, tmp_path):
+    wire, data = make_wire(lms), tmp_path / "d.jsonl"
+    rows = [{"id": t, "context": t, "question": "Who?", "answers": ["John"]} for t in TEXTS]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate_wire(wire.readers[0].wire, str(data), out=tmp_path / "one")
+    before = (tmp_path / "one" / "results.json").read_bytes()
+    with pytest.raises(ValueError, match="holds another run"):
+        evaluate_readers(wire, str(data), out=tmp_path / "one")
+    assert (tmp_path / "one" / "results.json").read_bytes() == before
+
+
 def test_together_readers_choose_by_the_sum_of_their_mean_log_probabilities(lms):
     wire = make_wire(lms)
     passages = [Passage(t, (Question(f"q{i}", t, "Who?", (t[:5],)),)) for i, t in enumerate(TEXTS)]
@@ -242,6 +262,7 @@ def test_what_latents_lose_is_the_difference_of_hugging_faces_own_scores(lms):
             head = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(text)])]))
             latents = reader.receive(through_bytes(wire, [text]))
             with torch.no_grad():
-                lost = score(reader, head, answer) - score(reader, latents, answer)
-            assert found[text].nll == pytest.approx(lost.item(), abs=1e-4)
+                less = score(reader, head, answer) - score(reader, latents, answer)
+            assert found[text].nll == pytest.approx(less.item(), abs=1e-4)
             assert found[text].tokens == len(answer)
+    assert "not compared: none of the last 24 passages" in lost(wire.readers, "tiny-llama", [])[0]

@@ -38,17 +38,28 @@ def run_training(
     prog: str,
     part: str,
 ) -> int:
-    """Train the recipe that the arguments name, with the fields that they override; exit status 3
-    where alarms stand at the end, or ended it. Raises ValueError for arguments that name nothing.
+    """Train the recipe that the arguments name, with the fields that they override; the exit status
+    of `trained`. Raises ValueError for arguments that name nothing.
 
     part: the folder of a run that holds what was trained.
     """
-    from latentwire.train import parallel
-    from latentwire.train.guards import CollapseError
-
     recipe, session = _parsed(recipes, arguments, prog)
+    return trained(
+        lambda: train(recipe, session), lambda folder: print(f"trained: {folder / part}")
+    )
+
+
+def trained(train: Callable[[], Path], after: Callable[[Path], None]) -> int:
+    """Train, do what comes after with the run folder, and say how fast it went and which alarms
+    stand at its end; exit status 3 where some do, or ended it. Of several processes that train, all
+    but the first are done when it is trained."""
+    from latentwire.report.tables import pace
+    from latentwire.train import parallel
+    from latentwire.train.checkpoints import log_rows
+    from latentwire.train.guards import CollapseError, standing
+
     try:
-        folder = train(recipe, session)
+        folder = train()
     except CollapseError as collapse:
         if parallel.rank() > 0:
             return 0
@@ -56,19 +67,11 @@ def run_training(
         return 3
     if parallel.rank() > 0:  # a launcher ends all processes when one has a status of its own
         return 0
-    print(f"trained: {folder / part}")
-    return told(folder)
-
-
-def told(folder: Path) -> int:
-    """Say how fast a run was trained, and the alarms that stand at its end; the exit status."""
-    from latentwire.report.tables import pace
-    from latentwire.train.guards import standing
-
-    log = (folder / "metrics.jsonl").read_text().splitlines()
-    for said in pace([json.loads(line) for line in log]):
+    after(folder)
+    rows = log_rows(folder / "metrics.jsonl")
+    for said in pace(rows):
         out.print(said, markup=False, highlight=False, soft_wrap=True)
-    alarms = standing(folder)
+    alarms = standing(rows)
     for name, text in alarms.items():
         out.print(f"alarm: {name}: {text}", markup=False, highlight=False, soft_wrap=True)
     return 3 if alarms else 0

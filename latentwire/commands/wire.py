@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from latentwire.commands.shared import check_folder, out, run_training, told, write_json
+from latentwire.commands.shared import check_folder, out, run_training, trained, write_json
 
 Positional = tyro.conf.Positional
 
@@ -139,42 +139,10 @@ def train(arguments: list[str]) -> int:
     return run_training(recipes, run, arguments, "latentwire train", "wire")
 
 
-def add_reader(
-    wire: Positional[str],
-    model: Positional[str],
-    data: str,
-    run: Path | None = None,
-    steps: int | None = None,
-    format_steps: int | None = None,
-    joint: str | None = None,
-    dtype: Literal["float32", "bfloat16"] | None = None,
-    batch_size: int | None = None,
-    mixed_precision: Literal["no", "bf16"] = "no",
-    gradient_accumulation: int = 1,
-    gradient_checkpointing: bool = False,
-) -> int:
+def add_reader(arguments: list[str]) -> int:
     """Train one more reader of a wire; the readers that it has stay as they are. Says what each
     loses by latents in place of the text, on passages held out. Exit status 3 where alarms stand at
-    the end.
-
-    Args:
-        wire: A wire's folder or hub id, or a shipped one, default or shared. A wire of one reader
-            becomes one whose messages are text in the code of that reader; it alone reads those
-            sent before.
-        model: Zoo name, Hugging Face id or local folder of the new reader.
-        data: JSONL with rows {"id", "context", "question", "answers"}, or hub:NAME.
-        run: Run folder; runs/added-MODEL if not given. The wire with all readers is in a folder
-            in it.
-        steps: Steps of the adapter; as many as in training a wire of this kind if not given.
-        format_steps: Steps of the format tokens before it, likewise.
-        joint: A wire that was trained with this reader from the beginning; what was lost by adding
-            it instead is said too.
-        dtype: Number type of the new reader's weights; that of the first reader if not given.
-        batch_size: Passages per step; as many as in training a wire of this kind if not given.
-        mixed_precision: bf16 computes losses under autocast to bfloat16.
-        gradient_accumulation: Parts in which a step's passages are computed, one after another.
-        gradient_checkpointing: Run blocks again for the gradient in place of keeping activations.
-    """
+    the end, or where --stop-on collapse ended it."""
     from dataclasses import replace
 
     from latentwire.recipes import shared
@@ -186,33 +154,69 @@ def add_reader(
     from latentwire.wire.load import load_wire
     from latentwire.wire.shared import SharedWire
 
-    session = Session(mixed_precision, gradient_accumulation, gradient_checkpointing)
-    name, loaded = f"added-{Path(model).name}", load_wire(wire)
-    beside = [] if joint is None else load_wire(joint).readers
-    if joint is not None and model not in [reader.reader for reader in beside]:
-        raise WireError(f"{joint} is not read by {model}; expected a wire trained with it")
+    def command(
+        wire: Positional[str],
+        model: Positional[str],
+        session: tyro.conf.OmitArgPrefixes[Session],
+        data: str,
+        run: Path | None = None,
+        steps: int | None = None,
+        format_steps: int | None = None,
+        batch_size: int | None = None,
+        dtype: Literal["float32", "bfloat16"] | None = None,
+        joint: str | None = None,
+    ) -> int:
+        """Train one more reader of a wire; the readers that it has stay as they are. Says what each
+        loses by latents in place of the text, on passages held out.
 
-    def adjusted(recipe: Any, **counts: int | None) -> Any:
-        given = {part: n for part, n in counts.items() if n is not None}
-        stages = {part: replace(getattr(recipe, part), steps=n) for part, n in given.items()}
-        rows = recipe.batch_size if batch_size is None else batch_size
-        return replace(recipe, batch_size=rows, **stages)
+        Args:
+            wire: A wire's folder or hub id, or a shipped one, default or shared. A wire of one
+                reader becomes one whose messages are text in the code of that reader; it alone
+                reads those sent before.
+            model: Zoo name, Hugging Face id or local folder of the new reader.
+            session: How the training is computed, watched and kept.
+            data: JSONL with rows {"id", "context", "question", "answers"}, or hub:NAME.
+            run: Run folder; runs/added-MODEL if not given. The wire with all readers is in a folder
+                in it.
+            steps: Steps of the adapter; as many as in training a wire of this kind if not given.
+            format_steps: Steps of the format tokens before it, likewise.
+            batch_size: Passages per step, likewise.
+            dtype: Number type of the new reader's weights; that of the first reader if not given.
+            joint: A wire that was trained with this reader from the beginning; what was lost by
+                adding it instead is said too.
+        """
+        name, loaded = f"added-{Path(model).name}", load_wire(wire)
+        beside = [] if joint is None else load_wire(joint).readers
+        if joint is not None and model not in [reader.reader for reader in beside]:
+            raise WireError(f"{joint} is not read by {model}; expected a wire trained with it")
 
-    if isinstance(loaded, SharedWire):
-        if dtype not in (None, loaded.config.dtype):
-            raise WireError(f"--dtype is {dtype}; readers of this wire have {loaded.config.dtype}")
-        several = SharedRecipe(name, loaded.config, data=(data,), out=run)
-        several = adjusted(several, train=steps, format=format_steps)
-        folder = shared.add_reader(loaded, model, several, session) / "wire"
-    else:
-        own = loaded.readers[0].config
-        config = replace(own, reader=model, dtype=dtype or own.dtype)
-        ratios = (config.ratio, 2 * config.ratio, 4 * config.ratio)  # as the shipped wires have
-        recipe = WireRecipe(name, config, data=data, out=run, ratios=ratios)
-        recipe = adjusted(recipe, slots=steps, format=format_steps)
-        folder = add_text_reader(loaded, recipe, session)
-    print(f"added: {folder}")
-    readers = load_wire(folder).readers
-    for line in lost(readers, model, held_out(data, readers), beside):
-        out.print(f"- {line}", markup=False, highlight=False)
-    return told(folder.parent)
+        def adjusted(recipe: Any, **counts: int | None) -> Any:
+            given = {part: n for part, n in counts.items() if n is not None}
+            stages = {part: replace(getattr(recipe, part), steps=n) for part, n in given.items()}
+            return replace(recipe, batch_size=batch_size or recipe.batch_size, **stages)
+
+        def train() -> Path:
+            if isinstance(loaded, SharedWire):
+                if dtype not in (None, loaded.config.dtype):
+                    own = loaded.config.dtype
+                    raise WireError(f"--dtype is {dtype}; readers of this wire have {own}")
+                several = SharedRecipe(name, loaded.config, data=(data,), out=run)
+                several = adjusted(several, train=steps, format=format_steps)
+                return shared.add_reader(loaded, model, several, session)
+            own = loaded.readers[0].config
+            config = replace(own, reader=model, dtype=dtype or own.dtype)
+            ratios = (config.ratio, 2 * config.ratio, 4 * config.ratio)  # as the shipped wires have
+            recipe = WireRecipe(name, config, data=data, out=run, ratios=ratios)
+            recipe = adjusted(recipe, slots=steps, format=format_steps)
+            return add_text_reader(loaded, recipe, session)
+
+        def compare(folder: Path) -> None:
+            made = folder / ("wire" if isinstance(loaded, SharedWire) else "text-wire")
+            print(f"added: {made}")
+            readers = load_wire(made).readers
+            for line in lost(readers, model, held_out(data, readers), beside):
+                out.print(f"- {line}", markup=False, highlight=False)
+
+        return trained(train, compare)
+
+    return tyro.cli(command, args=arguments, prog="latentwire add-reader")

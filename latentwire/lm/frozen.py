@@ -305,8 +305,11 @@ class FrozenLM(Words):
         alive = torch.ones(len(prompt.mask) * samples, dtype=torch.bool, device=self.device)
         ids, masks, log_probs, embeds = [], [], [], []
         most = most.repeat_interleave(samples)
+        wanted = torch.is_grad_enabled()
         for step in range(int(most.max())):
-            final, prefix = self._step(prompt, caching)
+            with torch.set_grad_enabled(wanted):
+                final, prefix = self._step(prompt, caching)
+            wanted = final.requires_grad  # else the cache need not be copied at each step
             if step == 0 and samples > 1:
                 final, prompt = final.repeat_interleave(samples, 0), prompt.repeat(samples)
                 prefix = None if prefix is None else prefix.repeat(samples)

@@ -33,7 +33,7 @@ from latentwire.evals.baselines import (
     truncated_zstd,
 )
 from latentwire.evals.harness import Answer, batch_size, evaluate, summarise
-from latentwire.files import write_whole
+from latentwire.files import digest, write_whole
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.devices import wait_for
 from latentwire.recipes.features import Features
@@ -183,6 +183,7 @@ def evaluate_reader(
         **({"source": wire.source} if isinstance(wire, TextReader) else {}),
         **({} if wire.keep is None else {"keep": wire.keep}),
         **({} if needles is None else {"needles": needles}),
+        "questions": digest(repr(passages)),
     }
     answers = [] if out is None else _resumed(out, setting, set(rows))
     done = {a.context for a in answers}

@@ -12,6 +12,7 @@ own until then, so any number of processes may share a folder.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,9 @@ from latentwire.lm.zoo import cache_folder
 HASHED = 8
 """Weights that are hashed at a time, each of which may be copied from a GPU for it."""
 
+NOT_COMPUTED = ("_name_or_path", "transformers_version")
+"""What a model's config says that changes nothing it computes."""
+
 
 class Features:
     """Those of one frozen LM, in $LATENTWIRE_FEATURES or the folder "features" of our cache."""
@@ -45,7 +49,11 @@ class Features:
         self.device = lm.device
         self.read, self.written = 0, 0
         versions = f"{torch.__version__} {version('transformers')}"
-        self._of = hashlib.sha256(f"{_code()} {versions} {lm.device.type}".encode())
+        config = lm.model.config
+        about = {k: v for k, v in config.to_dict().items() if k not in NOT_COMPUTED}
+        about |= {"attention": config._attn_implementation, "device": lm.device.type}
+        of = f"{_code()} {versions} {json.dumps(about, sort_keys=True, default=str)}"
+        self._of = hashlib.sha256(of.encode())
         # An adapter that is off changes nothing but the names that peft gives to the rest.
         weights = {
             name.replace(".base_layer", ""): tensor

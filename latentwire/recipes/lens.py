@@ -13,10 +13,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +44,7 @@ from latentwire.lm import FrozenLM
 from latentwire.recipes.checks import check_lens
 from latentwire.recipes.lens_config import Data, LensRecipe, Rates
 from latentwire.recipes.lens_steps import Source, joint_loss, read_pairs, warm_loss
-from latentwire.recipes.runs import begin_training, check_training
+from latentwire.recipes.runs import begin_training, check_training, training_config
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, Session, shuffled, train
 from latentwire.train.schedules import Schedule
@@ -80,7 +78,8 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
     parallel.check_rows(recipe.data.documents, session.gradient_accumulation)
     _check_shared_out(recipe)
     out = recipe.out or Path("runs") / recipe.name
-    config = json.dumps({**asdict(recipe), "out": None}, indent=1, default=str)
+    pairs = [recipe.data.pairs] if recipe.data.pairs else []
+    config = training_config(recipe, [*recipe.text, *pairs])
     check_training(out, config)
     if not recipe.text:
         raise LensError("no text to train on; expected --text FILE...")

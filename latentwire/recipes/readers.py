@@ -26,6 +26,7 @@ from latentwire.recipes.evaluation import (
     evaluate_reader,
     load_passages,
 )
+from latentwire.recipes.runs import open_run
 from latentwire.recipes.workers import Spread
 from latentwire.tasks.qa import Passage, answer_ids, by_context, load_questions, passages_prompt
 from latentwire.wire.shared import SharedWire
@@ -52,6 +53,8 @@ def evaluate_readers(
     spread: who answers for the reader of a number."""
     results, said = {}, []
     passages, _ = load_passages(data, limit, needles)
+    if out is not None:
+        open_run(out, {"kind": "readers", "readers": [reader.reader for reader in wire.readers]})
     if isinstance(wire, TextWire) and bits is None:
         decode_ahead(wire, passages)
     for i, reader in enumerate(wire.readers):
@@ -151,6 +154,9 @@ def lost(
         value, low, high = ratio(differences, tokens, [a.context for a in answers])
         return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
+    if not passages:
+        none = f"none of the last {HELD} passages has at most {LONGEST} tokens"
+        return [f"readers are not compared: {none}"]
     found = losses(readers, passages)
     said = [
         f"{name}, {'added' if name == added else 'there before'}: {mean(answers)} nats per answer "

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from latentwire.files import write_whole
-from latentwire.train.checkpoints import check_folder, digest
+from latentwire.files import digest, write_whole
+from latentwire.train.checkpoints import check_folder
 
 PREDICTIONS = "predictions.jsonl"
+
+
+def training_config(recipe: Any, data: Sequence[str | Path], **beside: Any) -> str:
+    """All that a training follows from, as JSON: its recipe, but for where it runs, and what is in
+    its files of data, which their paths do not tell. beside: fields that replace or join these."""
+    files = {str(path): digest(Path(path).read_bytes()) for path in data if Path(path).is_file()}
+    config = {**asdict(recipe), "out": None, "files": files, **beside}
+    return json.dumps(config, indent=1, default=str)
 
 
 def check_training(out: Path, config: str) -> None:
@@ -17,8 +27,9 @@ def check_training(out: Path, config: str) -> None:
     of one; to be called before any compute."""
     saved = out / "config.json"
     if saved.exists() and saved.read_text() != config:
+        differs = _difference(_read(saved), json.loads(config))
         raise ValueError(
-            f"{out} holds a run with another config; give another run folder or remove it"
+            f"{out} holds a run with another config{differs}; give another run folder or remove it"
         )
     check_folder(out, digest(config))
 
@@ -40,9 +51,10 @@ def open_run(out: Path, setting: dict) -> list[dict]:
     for a folder that holds another run."""
     out.mkdir(parents=True, exist_ok=True)
     config, predictions = out / "config.json", out / PREDICTIONS
-    known = json.loads(config.read_text()) if config.exists() else None
-    if known != setting and (known is not None or predictions.exists()):
-        raise ValueError(f"{out} holds another run; give another --run or remove it")
+    known = _read(config) if config.exists() else None
+    if known != json.loads(json.dumps(setting)) and (known is not None or predictions.exists()):
+        differs = _difference(known, setting)
+        raise ValueError(f"{out} holds another run{differs}; give another --run or remove it")
     write_whole(config, json.dumps(setting, indent=1))
     if not predictions.exists():
         return []
@@ -60,6 +72,32 @@ def append(out: Path, records: Sequence[dict]) -> None:
     """More records at the end."""
     with (out / PREDICTIONS).open("a", encoding="utf-8") as file:
         file.writelines(_line(r) for r in records)
+
+
+def _read(config: Path) -> Any:
+    try:
+        return json.loads(config.read_text())
+    except ValueError:
+        return None
+
+
+def _difference(there: Any, here: dict) -> str:
+    """In words, the first field in which two configs differ."""
+    before, now = (dict(_fields(config)) for config in (there, here))
+    for name in (*now, *before):
+        old, new = (of.get(name, "absent") for of in (before, now))
+        if old != new and there:
+            return f" ({name} is {old} there, {new} here)"
+    return ""
+
+
+def _fields(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value of a config, by the names that lead to it."""
+    if not isinstance(config, Mapping):
+        yield name, config
+        return
+    for key, value in config.items():
+        yield from _fields(value, f"{name}.{key}" if name else key)
 
 
 def _line(record: dict) -> str:

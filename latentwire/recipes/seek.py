@@ -20,7 +20,6 @@ its mind would raise scores by being asked again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import statistics
@@ -34,7 +33,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from latentwire.files import write_whole
+from latentwire.files import digest, write_whole
 from latentwire.lm import Dtype, FrozenLM, seed_of
 from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.recipes.seek_summary import rights_of, summary_of
@@ -200,7 +199,7 @@ def run_seek(
     recipe.check()
     task = task or load_task(recipe)
     problems = task.problems
-    known = hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
+    known = digest(repr(problems))
     setting = {"kind": "seek", "model": lm.name, "task": task.name, "problems": known}
     setting |= {**asdict(recipe), "data": Path(recipe.data).name}
     records = [] if out is None else _resumed(out, setting, len(problems), recipe.batch)

@@ -19,14 +19,13 @@ members of a sweep share it and differ in nothing else.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +48,7 @@ from latentwire.recipes.objectives import (
     taught,
     values_of,
 )
-from latentwire.recipes.runs import begin_training, check_training
+from latentwire.recipes.runs import begin_training, check_training, training_config
 from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.recipes.stock import Stock, batch_of, load_stock, ready
 from latentwire.tasks.qa import Passage, answer_targets
@@ -57,7 +56,6 @@ from latentwire.train import parallel
 from latentwire.train.guards import pairwise_cosine
 from latentwire.train.loop import Session, train
 from latentwire.train.losses import token_loss
-from latentwire.train.step import part_of
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.folder import WireError
 from latentwire.wire.load import load_wire
@@ -86,7 +84,7 @@ def train_shared(
         )
     check_parts(recipe, session)
     known = known_formats(recipe, recipe.wire.readers, lms)
-    out, config = _folder(recipe, asdict(recipe))
+    out, config = _folder(recipe)
     lms = lms or load_models({*recipe.wire.readers, recipe.wire.source}, recipe.wire.dtype)
     torch.manual_seed(recipe.seed)
     wire = SharedWire(recipe.wire, lms)
@@ -113,10 +111,9 @@ def add_reader(
     parallel.join()
     parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
     known = known_formats(recipe, (name,), None)
-    setting = {"added": name, "to": wire.id.hex(), **asdict(recipe)}
     torch.manual_seed(recipe.seed)
+    out, config = _folder(recipe, added=name, to=wire.id.hex())
     wire = wire.with_reader(name, load_models({name}, recipe.wire.dtype)[name])
-    out, config = _folder(recipe, setting)
     stock = load_stock(recipe, wire.encoder.lm)
     if parallel.rank() == 0:
         begin_training(out, config)
@@ -219,8 +216,8 @@ def train_formats(
         total = torch.stack([torch.as_tensor(p) for p in parts.values()]).mean()
         return total, {**parts, "tokens": tokens, "waited": waited, "count": 1.0}
 
-    formats = {f"{r.reader}.format": r.format.requires_grad_(True) for r in readers}
-    units = {part_of(f"{r.reader}.format"): soft_token_rate(r.lm) for r in readers}
+    formats = {f"format.{r.number}": r.format.requires_grad_(True) for r in readers}
+    units = {f"format.{r.number}": soft_token_rate(r.lm) for r in readers}
 
     def rate(part: str, _: int) -> float:
         return units[part]
@@ -260,11 +257,9 @@ def train_wire(
         wire.train()
         return found
 
-    kept: dict[str, Tensor] = {n: p for n, p in part.named_parameters() if p.requires_grad}
+    # All of it: what was measured before the first step is not measured anew.
+    kept: dict[str, Tensor] = part.state_dict(keep_vars=True)
     kept |= {f"gist.{n}": p for n, p in gist.named_parameters()} if gist else {}
-    for name, module in part.named_modules():
-        if isinstance(module, nn.BatchNorm1d):  # its averages follow from the steps alone
-            kept |= {f"{name}.{n}": buffer for n, buffer in module.named_buffers()}
     wire.train()
     with ready(stock, recipe, wire.encoder.lm, readers) as coming:
         train("wire", kept, loss, recipe.train, out, probe=probe, session=session, measured=checks)
@@ -363,9 +358,9 @@ def _size(prefix: KVPrefix, kind: Literal["keys", "values"]) -> float:
     return torch.stack([x.float().square().mean() for x in seen]).mean().sqrt().item()
 
 
-def _folder(recipe: SharedRecipe, setting: dict) -> tuple[Path, str]:
+def _folder(recipe: SharedRecipe, **beside: Any) -> tuple[Path, str]:
     """The run folder, and the config that it is to hold. Raises what `check_training` raises."""
     out = recipe.out or Path("runs") / recipe.name
-    config = json.dumps({**setting, "out": None}, indent=1, default=str)
+    config = training_config(recipe, [*recipe.data, *recipe.text], **beside)
     check_training(out, config)
     return out, config

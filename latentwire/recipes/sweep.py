@@ -35,6 +35,7 @@ from latentwire.recipes.shared import load_models, train_shared
 from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.recipes.wire import WireRecipe, train_wire
 from latentwire.recipes.workers import apart
+from latentwire.train.checkpoints import log_rows
 from latentwire.train.guards import standing
 from latentwire.train.loop import Session
 from latentwire.wire.codec import BITS
@@ -174,7 +175,8 @@ def run_member(
         for bits in evaluation.bits or kind.bits(recipe)[:1]:
             asked = (evaluation.data, evaluation.limit, folder / evaluation.folder(bits), bits)
             results[str(bits)] = kind.evaluate(wire, *asked)
-        _write(folder, recipe, evaluation, alarms=standing(folder), evaluations=results)
+        alarms = standing(log_rows(folder / "metrics.jsonl"))
+        _write(folder, recipe, evaluation, alarms=alarms, evaluations=results)
     except Exception as error:  # whatever it is, it is this member's alone
         traceback.print_exc()
         said = " ".join(f"{type(error).__name__}: {error}".split())

@@ -16,11 +16,10 @@ stands in for stage 2. A stage of 0 steps is left out.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -34,7 +33,7 @@ from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
 from latentwire.recipes.checks import Forced, check_latents, check_text
 from latentwire.recipes.features import Features
-from latentwire.recipes.runs import begin_training, check_training
+from latentwire.recipes.runs import begin_training, check_training, training_config
 from latentwire.tasks.qa import (
     Passage,
     answer_targets,
@@ -133,7 +132,7 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     out = recipe.out or Path("runs") / recipe.name
     # Of the wire to begin with its weights count, which a path does not tell.
     begun = None if recipe.init_from is None else read_config(folder_of(recipe.init_from))["sha256"]
-    config = json.dumps({**asdict(recipe), "out": None, "init_from": begun}, indent=1)
+    config = training_config(recipe, [recipe.data], init_from=begun)
     check_training(out, config)
     least = recipe.held_out + recipe.batch_size
     passages = by_context(load_questions(recipe.data, least=least))
@@ -177,7 +176,8 @@ def add_text_reader(
     wire: Wire | TextWire, recipe: WireRecipe, session: Session | None = None
 ) -> Path:
     """Train the recipe's wire, which becomes one more reader of a text wire; a wire of one reader
-    becomes a text wire first, in the code of that reader. The folder of the text wire."""
+    becomes a text wire first, in the code of that reader. The run folder, whose text-wire/ has all
+    readers."""
     before = TextWire(wire.lm, [wire]) if isinstance(wire, Wire) else wire
     wires = [reader.wire for reader in before.readers]
     if recipe.wire.reader in [w.reader for w in wires]:
@@ -186,7 +186,7 @@ def add_text_reader(
     if parallel.rank() == 0:
         wires.append(Wire.from_pretrained(out / "wire"))
         TextWire(before.code.lm, wires).save(out / "text-wire")
-    return out / "text-wire"
+    return out
 
 
 def train_format(

@@ -10,8 +10,9 @@ is a KVPrefix; `with_format`, `question_prompt` and `answer_ids` make the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,17 +45,18 @@ class Passage:
 def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     """Rows of a JSONL file, or the first `limit`; raises DataError naming the line at fault."""
     fields = {"id": str, "context": str, "question": str, "answers": list}
-    rows = []
-    for row in read_jsonl(path, fields):
-        if not all(isinstance(a, str) and a.strip() for a in row["answers"]):
-            raise DataError(f"{path}: row {row['id']!r}: every answer must be a non-empty string")
-        for name in ("context", "question"):
-            if not row[name].strip():
-                raise DataError(f"{path}: row {row['id']!r}: {name} is blank; expected text")
-        rows.append(Question(row["id"], row["context"], row["question"], tuple(row["answers"])))
-        if len(rows) == limit:
-            break
-    return rows
+    return [_question(row, str(path)) for row in islice(read_jsonl(path, fields), limit)]
+
+
+def _question(row: Mapping[str, Any], source: str) -> Question:
+    """Raises DataError for a row that asks nothing, or has no answer in words."""
+    where, answers = f"{source}: row {row['id']!r}", row["answers"]
+    if not isinstance(answers, list) or not all(isinstance(a, str) and a.strip() for a in answers):
+        raise DataError(f"{where}: answers are {answers!r}; expected a list of non-empty strings")
+    for name in ("context", "question"):
+        if not isinstance(row[name], str) or not row[name].strip():
+            raise DataError(f"{where}: {name} is {row[name]!r}; expected text")
+    return Question(str(row["id"]), row["context"], row["question"], tuple(answers))
 
 
 def load_questions(source: str, limit: int | None = None, least: int = 1) -> list[Question]:
@@ -85,11 +87,8 @@ def _read_hub(name: str, limit: int | None) -> list[Question]:
         raise DataError(f"hub:{name}: no column {sorted(missing)}; expected SQuAD's columns")
     answers = [r["answers"] for r in rows]
     listed = [a["text"] if isinstance(a, dict) else a for a in answers]  # SQuAD's, or plain lists
-    return [
-        Question(str(r["id"]), r["context"], r["question"], tuple(texts))
-        for r, texts in zip(rows, listed, strict=True)
-        if texts
-    ]
+    both = zip(rows, listed, strict=True)
+    return [_question({**row, "answers": texts}, f"hub:{name}") for row, texts in both if texts]
 
 
 def by_context(rows: Sequence[Question]) -> list[Passage]:
@@ -185,6 +184,7 @@ class Receiver(Protocol):
     def receive(self, messages: Sequence[Any], /) -> KVPrefix: ...
 
 
+@torch.no_grad()
 def ask(reader: Receiver, message: Any, questions: Sequence[str]) -> list[str]:
     """A reader's greedy answers to questions about the text of a message, of which it sees the
     latents alone; reader: a wire of one reader, or one of any wire's `.readers`. Raises what

@@ -13,7 +13,6 @@ global generator.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
-from latentwire.files import write_whole
+from latentwire.files import digest, write_whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -141,11 +140,6 @@ def _moments(tensor: Tensor, step: int) -> tuple[str, ...]:
     return MOMENTS if step and tensor.requires_grad else ()
 
 
-def digest(config: str) -> str:
-    """What a checkpoint keeps of its run's config.json."""
-    return hashlib.sha256(config.encode()).hexdigest()[:16]
-
-
 def check_run(path: Path, metadata: Mapping[str, str], run: str) -> None:
     """Raises CheckpointError for a checkpoint that another run wrote."""
     if metadata.get("run", run) != run:
@@ -179,15 +173,17 @@ def log_row(path: Path, row: Mapping[str, object]) -> None:
 def logged(path: Path, stage: str, step: int) -> list[dict]:
     """The rows of a stage up to a step. Those after it, which a killed process logged before its
     next checkpoint, are taken out of the file, and so is a line that was cut off."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().rpartition(b"\n")[0].decode().split("\n")
-    rows = [json.loads(line) for line in lines if line]
-    kept = [r for r in rows if r["stage"] != stage or r["step"] <= step]
+    kept = [r for r in log_rows(path) if r["stage"] != stage or r["step"] <= step]
     text = "".join(json.dumps(r) + "\n" for r in kept)
-    if text.encode() != path.read_bytes():
+    if path.exists() and text.encode() != path.read_bytes():
         write_whole(path, text)
     return [r for r in kept if r["stage"] == stage]
+
+
+def log_rows(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl, but for one that was cut off; none where there is no file."""
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    return [json.loads(line) for line in whole.decode().split("\n") if line]
 
 
 def _metadata(path: Path) -> dict[str, str]:

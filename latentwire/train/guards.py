@@ -20,9 +20,8 @@ Where a figure is absent its rule is silent. Alarms stand in metrics.jsonl, in t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -55,14 +54,9 @@ def collapsed(checks: Sequence[Mapping[str, str]]) -> str | None:
     return next((last[-1][n] for n in COLLAPSE if all(n in check for check in last)), None)
 
 
-def standing(folder: Path) -> dict[str, str]:
-    """The alarms of each stage's last check in a run folder, by "STAGE NAME"."""
-    path = folder / "metrics.jsonl"
-    last: dict[str, dict[str, str]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        row = json.loads(line)
-        if "alarms" in row:
-            last[row["stage"]] = row["alarms"]
+def standing(log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The alarms of each stage's last check in the rows of metrics.jsonl, by "STAGE NAME"."""
+    last = {row["stage"]: row["alarms"] for row in log if "alarms" in row}
     return {f"{stage} {name}": text for stage, of in last.items() for name, text in of.items()}
 
 

@@ -64,6 +64,7 @@ class Adapter(nn.Module):
         self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
     ) -> Slots:
         """What the ways in are given."""
+        states = [row.to(self.format.device) for row in states]
         batch, mask = padded(in_blocks(self.layer, states, self.block))
         codes = padded([row.to(batch.device) for row in values])[0]
         fitting = torch.tensor([min(span, self.room) for span in spans], device=mask.device)

@@ -147,7 +147,8 @@ class SharedWire(nn.Module):
         self.adapters = nn.ModuleList(
             self._adapter(lms[name], i) for i, name in enumerate(config.readers)
         )
-        self.to(lms[config.source].device)
+        for part in (self.encoder, self.widen, self.trunk, self.private):
+            part.to(lms[config.source].device)  # adapters are where their readers are
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
 
     @property
@@ -187,7 +188,8 @@ class SharedWire(nn.Module):
     def calibrate(self, adapter: nn.Module, texts: Sequence[str]) -> None:
         """What is measured on training texts for one adapter."""
         assert isinstance(adapter, Adapter)
-        values = [self.layout.shared(row) for row in self.encode(texts)]
+        device = adapter.lm.device
+        values = [self.layout.shared(row).to(device) for row in self.encode(texts)]
         units = [len(self.encoder.units(text)) / self.encoder.per_latent for text in texts]
         for way in adapter.ways:
             way.calibrate(adapter.lm, texts, values, units)  # type: ignore
