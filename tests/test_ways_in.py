@@ -83,7 +83,7 @@ def test_lora_is_in_the_first_blocks_alone(family):
     linear = [n for n, m in lm.model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
     expected = {name for name in linear if name.startswith(first)}
     way = Lora(lm, 8, 64, True, "regression")
-    found = {n for n, m in lm.model.named_modules() if way.adapter in getattr(m, "lora_A", {})}
+    found = {n for n, m in lm.model.named_modules() if way.view.adapter in getattr(m, "lora_A", {})}
     assert len(expected) == 4 * (4 if family == "gpt2" else 7) and found == expected
     assert len(way.lora) == 2 * len(expected)
     assert all(min(p.shape) == Lora.RANK for p in way.lora.values())

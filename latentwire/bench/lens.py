@@ -22,7 +22,7 @@ from rich.console import Console
 
 from latentwire.bench.measure import measured
 from latentwire.lens.decoder import Decoder, DecoderConfig
-from latentwire.lm import FrozenLM, Prompt, StraightThroughGumbel, seeded_noise
+from latentwire.lm import FrozenLM, Prompt, StraightThroughGumbel, seeded_noise, token_log_probs
 
 MODES = {"uncached": "none", "checkpointed": "checkpoint", "cached": "kv"}
 PROMPT, ANSWER = 448, 64
@@ -103,8 +103,8 @@ def _scoring(lm: FrozenLM, case: str, batch: int) -> Callable[[int], None]:
             lm.score(Prompt.from_ids(lm, list(prompt)), answer)
             return
         whole = Prompt.from_ids(lm, list(ids[:, : PROMPT + tokens]))
-        log_probs = lm.head(lm.final(whole))[:, :-1].float().log_softmax(-1)
-        log_probs.gather(-1, ids[:, 1 : PROMPT + tokens, None])[:, -tokens:]
+        logits = lm.head(lm.final(whole))[:, :-1]
+        token_log_probs(logits, ids[:, 1 : PROMPT + tokens])[:, -tokens:]
 
     return run
 

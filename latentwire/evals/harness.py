@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentwire.evals.baselines import Condition
 from latentwire.evals.metrics import bootstrap, exact_match, f1
-from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
+from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right, token_log_probs
 from latentwire.tasks.qa import (
     ANSWER_TOKENS,
     ROWS,
@@ -107,7 +107,7 @@ def _answers(
     prompt = _last_column(lm, question_prompt(lm, [q.question for q in questions], prefix))
     targets, mask = pad_right([answer_ids(lm, q.answers[0]) for q in questions])
     logits = lm.logits(prompt, targets, mask)
-    log_probs = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0] * mask
+    log_probs = token_log_probs(logits, targets) * mask
     rank = (logits[:, 0] > logits[:, 0].gather(-1, targets[:, :1])).sum(-1)
     out = lm.decode(prompt, Greedy(), answer_tokens, stop_strings=("\n",))
     for i, q in enumerate(questions):

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+RESAMPLES = 2000
+"""Of the bootstrap, from one seed."""
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -34,62 +37,46 @@ def f1(answer: str, gold: Sequence[str]) -> float:
     return max(_f1(normalise(answer).split(), normalise(g).split()) for g in gold)
 
 
-def bootstrap(
-    scores: Sequence[float], groups: Sequence[object], samples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap(scores: Sequence[float], groups: Sequence[object]) -> tuple[float, float]:
     """95% percentile interval of the mean (Efron 1979), over resamples of whole groups: questions
     on one passage share its luck, so passages are drawn and not questions."""
-    _, low, high = ratio(scores, [1.0] * len(scores), groups, samples, seed)
+    _, low, high = ratio(scores, [1.0] * len(scores), groups)
     return low, high
 
 
 def explained(
-    errors: Sequence[float],
-    distances: Sequence[float],
-    groups: Sequence[object],
-    samples: int = 2000,
-    seed: int = 0,
+    errors: Sequence[float], distances: Sequence[float], groups: Sequence[object]
 ) -> tuple[float, float, float]:
     """Fraction of variance explained, 1 - SSE / SST, and its 95% interval over resamples of whole
     groups. errors: squared error of each vector; distances: its squared distance to the *training*
     mean (a mean of the vectors themselves would credit a constant that was never learned)."""
-    unexplained, low, high = ratio(errors, distances, groups, samples, seed)
+    unexplained, low, high = ratio(errors, distances, groups)
     return 1 - unexplained, 1 - high, 1 - low
 
 
 def ratio(
-    top: Sequence[float],
-    bottom: Sequence[float],
-    groups: Sequence[object],
-    samples: int = 2000,
-    seed: int = 0,
+    top: Sequence[float], bottom: Sequence[float], groups: Sequence[object]
 ) -> tuple[float, float, float]:
     """sum(top) / sum(bottom), and its 95% interval over resamples of whole groups."""
-    return mean_ratio([top], [bottom], groups, samples, seed)
+    return mean_ratio([top], [bottom], groups)
 
 
 def mean_ratio(
-    tops: Sequence[Sequence[float]],
-    bottoms: Sequence[Sequence[float]],
-    groups: Sequence[object],
-    samples: int = 2000,
-    seed: int = 0,
+    tops: Sequence[Sequence[float]], bottoms: Sequence[Sequence[float]], groups: Sequence[object]
 ) -> tuple[float, float, float]:
     """The mean of several such ratios of the same groups, as of readers that answer the same
     questions, and its 95% interval: a resample is the same for all of them."""
     found = np.mean(np.sum(tops, 1) / np.sum(bottoms, 1))
-    totals = np.split(np.stack(_resampled([*tops, *bottoms], groups, samples, seed)), 2)
+    totals = np.split(np.stack(_resampled([*tops, *bottoms], groups)), 2)
     low, high = np.percentile(np.mean(totals[0] / totals[1], 0), [2.5, 97.5])
     return float(found), float(low), float(high)
 
 
-def _resampled(
-    columns: Sequence[Sequence[float]], groups: Sequence[object], samples: int, seed: int
-) -> list[np.ndarray]:
-    """Sums of each column in `samples` resamples of the groups, drawn together."""
+def _resampled(columns: Sequence[Sequence[float]], groups: Sequence[object]) -> list[np.ndarray]:
+    """Sums of each column in RESAMPLES resamples of the groups, drawn together."""
     _, member = np.unique([str(g) for g in groups], return_inverse=True)
     sums = [np.bincount(member, weights=np.asarray(c, dtype=float)) for c in columns]
-    drawn = np.random.default_rng(seed).integers(0, len(sums[0]), (samples, len(sums[0])))
+    drawn = np.random.default_rng(0).integers(0, len(sums[0]), (RESAMPLES, len(sums[0])))
     return [s[drawn].sum(1) for s in sums]
 
 

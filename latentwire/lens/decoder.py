@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from latentwire.lens.activations import Text
 from latentwire.lens.checks import LensError, check_places, checked
-from latentwire.lens.parts import Projection, own_copy, trainable, with_lora
+from latentwire.lens.parts import Projection, own_copy, trainable
 from latentwire.lm import Decoded, FrozenLM, Patch, Pick, Prompt, Scored
+from latentwire.lm.adapters import fresh_lora
 from latentwire.lm.frozen import Caching
 from latentwire.ridge import Ridge
 
@@ -80,7 +81,11 @@ class Decoder(nn.Module):
         self.before = nn.Parameter(before, requires_grad=config.train_prompt)
         self.after = nn.Parameter(after, requires_grad=config.train_prompt)
         self.to(lm.device)
-        self.lm = own_copy(lm) if config.own_copy else with_lora(lm, config.lora, len(lm.blocks))
+        self.lm = lm.with_adapter(None)
+        if config.own_copy:
+            self.lm = own_copy(lm)
+        elif config.lora:
+            self.lm = fresh_lora(lm, config.lora, len(lm.blocks))
 
     def tensors(self) -> dict[str, Tensor]:
         """What training changes, by name."""

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from latentwire.lens.activations import Tokens
 from latentwire.lens.checks import LensError, check_layer
-from latentwire.lens.parts import Projection, trainable, with_lora
+from latentwire.lens.parts import Projection, trainable
 from latentwire.lm import FrozenLM, Prompt
+from latentwire.lm.adapters import fresh_lora
 from latentwire.positions import sinusoids
 
 INSTRUCTION = "Read this text and keep in mind what it says:\n"
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
         if self.position is not None:
             nn.init.zeros_(self.position.weight)  # step 0 is the encoder without it
         self.to(lm.device)
-        self.lm = with_lora(lm, config.lora, layer + 1)
+        self.lm = fresh_lora(lm, config.lora, layer + 1) if config.lora else lm.with_adapter(None)
 
     def tensors(self) -> dict[str, Tensor]:
         """What training changes, by name."""

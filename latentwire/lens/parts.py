@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
-from latentwire.lm.adapters import leave_with, lora_config, unused_name
 
 
 class Projection(nn.Module):
@@ -35,19 +34,6 @@ class Projection(nn.Module):
     def forward(self, vectors: Float[Tensor, "b d"]) -> Float[Tensor, "n b d"]:
         scaled = vectors * self.gain[:, None, None]
         return scaled @ self.weight.transpose(1, 2) + self.bias[:, None]
-
-
-def with_lora(lm: FrozenLM, rank: int, blocks: int) -> FrozenLM:
-    """The view of `lm` that one part runs: with a fresh LoRA of this rank on its first blocks, or
-    without any at rank 0. The model has that LoRA as long as there is the view."""
-    if rank == 0:
-        return lm.with_adapter(None)
-    name = unused_name(lm.model, "lens")
-    with torch.random.fork_rng(devices=[]):  # the same start whatever was drawn before
-        torch.manual_seed(0)
-        view = lm.add_lora(name, lora_config(lm.model.config, rank, blocks))
-    leave_with(view, lm.model, name)
-    return view
 
 
 def own_copy(lm: FrozenLM) -> FrozenLM:

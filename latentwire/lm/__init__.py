@@ -2,7 +2,15 @@
 
 from latentwire.lm.checkpointing import gradient_checkpointing
 from latentwire.lm.frozen import Dtype, FrozenLM
-from latentwire.lm.outputs import Decoded, Scored, States, kl_divergence
+from latentwire.lm.outputs import (
+    Decoded,
+    Scored,
+    States,
+    entropy,
+    kl_divergence,
+    log_softmax,
+    token_log_probs,
+)
 from latentwire.lm.picks import (
     Choice,
     Greedy,
@@ -43,9 +51,12 @@ __all__ = [
     "Span",
     "States",
     "StraightThroughGumbel",
+    "entropy",
     "gradient_checkpointing",
     "kl_divergence",
+    "log_softmax",
     "pad_right",
     "seed_of",
     "seeded_noise",
+    "token_log_probs",
 ]

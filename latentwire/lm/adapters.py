@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
+import torch
 from torch import Tensor, nn
 
 from latentwire.lm.families import family_of
+
+if TYPE_CHECKING:
+    from latentwire.lm.frozen import FrozenLM
 
 _ON = "_latentwire_adapter"
 """Attribute of a model that names the adapter that is on: switching walks through every module, and
@@ -49,19 +53,22 @@ def adapted(model: Any, adapter: str | None) -> Iterator[None]:
         switch(model, before)
 
 
-def unused_name(model: Any, kind: str) -> str:
-    """A name for one more adapter of a model: its kind and a number that none has there."""
-    taken = getattr(model, "peft_config", {})
-    return next(f"{kind}{i}" for i in count() if f"{kind}{i}" not in taken)
-
-
-def leave_with(owner: object, model: Any, adapter: str) -> None:
-    """Have an adapter taken off its model when its owner is gone: models outlive what is loaded on
-    them. It goes when the next one is added, since an object may be collected at any moment, in the
-    middle of a walk through the model's modules."""
-    if not hasattr(model, _LEFT):
-        setattr(model, _LEFT, [])
-    finalize(owner, getattr(model, _LEFT).append, adapter).atexit = False
+def fresh_lora(lm: FrozenLM, rank: int, blocks: int, attention_only: bool = False) -> FrozenLM:
+    """The view of `lm` that runs with a LoRA of `lora_config`, which is zero at first and begins
+    the same whatever was drawn before. The model has it as long as there is this view: models
+    outlive what is loaded on them."""
+    taken = getattr(lm.model, "peft_config", {})
+    name = next(f"lora{i}" for i in count() if f"lora{i}" not in taken)
+    config = lora_config(lm.model.config, rank, blocks, attention_only)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        view = lm.add_lora(name, config)
+    # It goes when the next one is added: the view may be collected at any moment, in the middle of
+    # a walk through the model's modules.
+    if not hasattr(lm.model, _LEFT):
+        setattr(lm.model, _LEFT, [])
+    finalize(view, getattr(lm.model, _LEFT).append, name).atexit = False
+    return view
 
 
 def remove_left(model: Any) -> None:
@@ -71,10 +78,10 @@ def remove_left(model: Any) -> None:
         model.delete_adapter(left.pop())
 
 
-def as_module(model: Any, adapter: str) -> nn.ParameterDict:
-    """The trainable tensors of one adapter, for the module that trains, saves and loads them: the
-    same objects, under names without the adapter's and without dots."""
-    end, found = f".{adapter}.weight", lora_parameters(model, adapter)
+def as_module(view: FrozenLM) -> nn.ParameterDict:
+    """The trainable tensors of a view's adapter, for the module that trains, saves and loads them:
+    the same objects, under names without the adapter's and without dots."""
+    end, found = f".{view.adapter}.weight", view.adapter_parameters()
     return nn.ParameterDict(
         {name.removesuffix(end).replace(".", "/"): p for name, p in found.items()}
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -36,7 +37,7 @@ from latentwire.lm.devices import accelerator
 from latentwire.lm.families import family_of, softcap
 from latentwire.lm.hooks import Reached, attending, hooked, masked, replacing, tensor_of
 from latentwire.lm.loading import check_setting, fingerprint_of, load_model
-from latentwire.lm.outputs import Decoded, Scored, States
+from latentwire.lm.outputs import Decoded, Scored, States, entropy, log_softmax, token_log_probs
 from latentwire.lm.picks import Pick
 from latentwire.lm.prompt import KVPrefix, Prompt
 from latentwire.lm.words import Words
@@ -55,16 +56,17 @@ class FrozenLM(Words):
     """
 
     fingerprint: str
-    """Of the weights: the same for one copy of a model in any float type, another after quantising
-    or tuning it. Taken while they are whole, since a training may share them out."""
+    """Of the weights: the same for one copy of a model in float32 and bfloat16, another after
+    quantising or tuning it. Taken while they are whole, since a training may share them out."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, adapter: str | None = None):
+    adapter: str | None = None
+    """The LoRA adapter that is on in this view."""
+
+    def __init__(self, model: Any, tokenizer: Any, name: str):
         super().__init__(model, tokenizer, name)
-        self.adapter = adapter
         self._family = family_of(model.config)
         check_setting(model, name)
-        if adapter is None:
-            model.eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
         self.fingerprint = fingerprint_of(model.get_input_embeddings().weight, self.blocks)
 
     @classmethod
@@ -242,10 +244,9 @@ class FrozenLM(Words):
     ) -> Float[Tensor, "b n"]:
         """Log-probabilities of target tokens at a temperature, differentiable; 0 where masked.
 
-        `-score(...)` is the training loss of every recipe and the quantity rewards read.
+        Its negative is the loss of a training and the NLL of an evaluation.
         """
-        log_probs = _log_softmax(self.logits(prompt, targets, mask), temperature)
-        chosen = log_probs.gather(-1, targets[..., None])[..., 0]
+        chosen = token_log_probs(self.logits(prompt, targets, mask), targets, temperature)
         return chosen if mask is None else chosen.masked_fill(~mask, 0.0)
 
     def scored(
@@ -256,9 +257,9 @@ class FrozenLM(Words):
         temperature: float = 1.0,
     ) -> Scored:
         """What `score` gives, with the entropy of each distribution beside it."""
-        log_probs = _log_softmax(self.logits(prompt, targets, mask), temperature)
+        log_probs = log_softmax(self.logits(prompt, targets, mask), temperature)
         chosen = log_probs.gather(-1, targets[..., None])[..., 0]
-        entropies = -(log_probs.exp() * log_probs).sum(-1)
+        entropies = entropy(log_probs)
         if mask is None:
             return Scored(chosen, entropies)
         return Scored(chosen.masked_fill(~mask, 0.0), entropies.masked_fill(~mask, 0.0))
@@ -316,8 +317,7 @@ class FrozenLM(Words):
             logits = self.head(final)
             choice = pick(logits, step)
             chosen = torch.where(alive, choice.ids, stops[0] if stops else 0)
-            step_log_probs = _log_softmax(logits, pick.temperature)
-            chosen_log_probs = step_log_probs.gather(-1, chosen[:, None])[:, 0]
+            chosen_log_probs = token_log_probs(logits, chosen, pick.temperature)
             soft = choice.weights
             embed = self.embed(chosen) if soft is None else self.embed_soft(soft)
             ids.append(chosen)
@@ -346,8 +346,7 @@ class FrozenLM(Words):
         if adapter is not None and adapter not in getattr(self.model, "peft_config", {}):
             have = ", ".join(getattr(self.model, "peft_config", {})) or "none"
             raise ValueError(f"no adapter {adapter!r} on {self.name}; it has: {have}")
-        view = FrozenLM.__new__(FrozenLM)
-        view.__dict__.update(self.__dict__)
+        view = copy(self)
         view.adapter = adapter
         return view
 
@@ -408,7 +407,7 @@ class FrozenLM(Words):
 
     @contextmanager
     def _setting(self, prompt: Prompt) -> Iterator[None]:
-        """What blocks run in."""
+        """What has to be on while blocks run: the adapter, and masks for each head."""
         with adapted(self.model, self.adapter):
             if prompt.prefix is None or not prompt.prefix.head_slots:
                 yield
@@ -440,11 +439,6 @@ class FrozenLM(Words):
 def _after(fed: Prompt, prefix: KVPrefix) -> Prompt:
     """The last column of `fed` alone, after the cache of everything before it."""
     return Prompt(fed.embeds[:, -1:], fed.mask[:, -1:], fed.positions[:, -1:], prefix)
-
-
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return (logits.to(dtype) / temperature).log_softmax(-1)
 
 
 def _cut(text: str, stop_strings: Sequence[str]) -> str:

@@ -30,10 +30,27 @@ class Scored:
     entropies: Float[Tensor, "b n"]
 
 
+def log_softmax(logits: Float[Tensor, "*n v"], temperature: float = 1.0) -> Float[Tensor, "*n v"]:
+    """Log-probabilities of every token, in float32 or finer."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return (logits.to(dtype) / temperature).log_softmax(-1)
+
+
+def token_log_probs(
+    logits: Float[Tensor, "*n v"], ids: Int[Tensor, "*n"], temperature: float = 1.0
+) -> Float[Tensor, "*n"]:
+    """Log-probabilities of these tokens, in nats."""
+    return log_softmax(logits, temperature).gather(-1, ids[..., None])[..., 0]
+
+
+def entropy(log_probs: Float[Tensor, "*n v"]) -> Float[Tensor, "*n"]:
+    """Entropy in nats of distributions that are given as log-probabilities."""
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
 def kl_divergence(p: Float[Tensor, "*n v"], q: Float[Tensor, "*n v"]) -> Float[Tensor, "*n"]:
-    """KL(p || q) in nats of two distributions that are given as logits, in float32 or finer."""
-    dtype = torch.promote_types(p.dtype, torch.float32)
-    log_p, log_q = p.to(dtype).log_softmax(-1), q.to(dtype).log_softmax(-1)
+    """KL(p || q) in nats of two distributions that are given as logits."""
+    log_p, log_q = log_softmax(p), log_softmax(q)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 

@@ -21,7 +21,7 @@ from latentwire.evals.metrics import bootstrap, ratio
 from latentwire.lens.activations import Place, at
 from latentwire.lens.lens import Lens
 from latentwire.lens.objectives import scaled_mse
-from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, States
+from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, States, token_log_probs
 from latentwire.recipes.evaluation import conditions
 from latentwire.tasks.qa import Passage
 from latentwire.train.guards import pairwise_cosine
@@ -155,7 +155,7 @@ def compared(told: Sequence[tuple[FrozenLM, Sequence[Answer], Tensor]]) -> dict[
 def forced_rows(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """[b, 3] of each answer under training's code, which gave the logits [b, n, v]: its NLL, its
     tokens, and whether the most likely token is right everywhere."""
-    log_probs = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    log_probs = token_log_probs(logits, targets)
     right = ((logits.argmax(-1) == targets) | ~mask).all(1)
     return torch.stack([-(log_probs * mask).sum(1), mask.sum(1), right], 1).cpu().double()
 

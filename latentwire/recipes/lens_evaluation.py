@@ -30,7 +30,7 @@ from latentwire.lens.decoder import Decoder
 from latentwire.lens.interventions import swapping
 from latentwire.lens.lens import Lens, several
 from latentwire.lens.objectives import next_token_kl
-from latentwire.lm import seed_of
+from latentwire.lm import seed_of, token_log_probs
 from latentwire.train.loop import shuffled
 
 BATCH = 16
@@ -206,11 +206,11 @@ def _effects(
         part = batch.pick(index)
         swap = swapping(lens.lm, lens.config.layer, part.texts, part.positions)
         original = swap(None)
-        targets = torch.cat(part.after(1))[:, None]
+        targets = torch.cat(part.after(1))
         for name in kls:
             logits = original if name == "original" else swap(rows[name][list(index)])
             kls[name].append(next_token_kl(original, logits))
-            losses[name].append(-logits.float().log_softmax(-1).gather(1, targets)[:, 0])
+            losses[name].append(-token_log_probs(logits, targets))
     return {
         n: (torch.cat(k).mean().item(), torch.cat(losses[n]).mean().item()) for n, k in kls.items()
     }

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, Pick
+from latentwire.lm import FrozenLM, Pick, log_softmax
 from latentwire.seek.region import Span
 
 ORIGINAL_EPSILONS = (1e-8, 1e-10)
@@ -52,7 +52,7 @@ class Policy:
             to_probs, to_log = ORIGINAL_EPSILONS
             log_probs = (logits.softmax(-1) + to_probs + to_log).log()
         else:
-            log_probs = (logits / self.temperature).log_softmax(-1)
+            log_probs = log_softmax(logits, self.temperature)
         total = torch.zeros((), device=logits.device)
         for action, advantage in zip(actions, advantages, strict=True):
             chosen = log_probs.gather(-1, action[:, None])[:, 0]

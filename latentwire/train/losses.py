@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from latentwire.lm import kl_divergence
+from latentwire.lm import entropy, kl_divergence, log_softmax
 
 
 def distillation(teacher: Float[Tensor, "k v"], student: Float[Tensor, "k v"]) -> Float[Tensor, ""]:
@@ -30,8 +30,7 @@ def entropy_loss(logits: Float[Tensor, "k v"], floor: float | None) -> Float[Ten
     """Mean entropy of next-token distributions in nats, which makes them sure when minimised; or
     how far each is below `floor`, which keeps them from being too sure (Pereyra et al. 2017, arXiv
     1701.06548)."""
-    log_probs = logits.float().log_softmax(-1)
-    entropies = -(log_probs.exp() * log_probs).sum(-1)
+    entropies = entropy(log_softmax(logits))
     return entropies.mean() if floor is None else (floor - entropies).clamp_min(0.0).mean()
 
 

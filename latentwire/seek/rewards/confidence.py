@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, Prompt, pad_right
+from latentwire.lm import FrozenLM, Prompt, log_softmax, pad_right
 from latentwire.seek.answers import prompt_ids
 from latentwire.seek.rewards.base import Attempt, Rating, failed
 
@@ -24,7 +24,7 @@ def confidence(logits: Float[Tensor, "*n v"], k: int) -> Float[Tensor, "*n"]:
     It rises with the token confidence -mean(log p) over the top k that LTPO (arXiv 2510.04182)
     takes as reward, which has no upper bound.
     """
-    top = logits.float().log_softmax(-1).topk(k, -1).values
+    top = log_softmax(logits).topk(k, -1).values
     return -(k * top.mean(-1).exp()).clamp(max=1.0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latentwire.lm import FrozenLM
-from latentwire.lm.adapters import as_module, leave_with, lora_config, unused_name
+from latentwire.lm.adapters import as_module, fresh_lora
 from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.encoders.lm_states import LMStates
 
@@ -20,8 +20,5 @@ class LoraStates(LMStates):
 
     def __init__(self, lm: FrozenLM, config: EncoderConfig):
         super().__init__(lm, config)
-        name = unused_name(lm.model, "encoder")
-        lora = lora_config(lm.model.config, RANK, len(lm.blocks), attention_only=True)
-        self.reading = lm.add_lora(name, lora)
-        leave_with(self, lm.model, name)
-        self.lora = as_module(lm.model, name)
+        self.reading = fresh_lora(lm, RANK, len(lm.blocks), attention_only=True)
+        self.lora = as_module(self.reading)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from latentwire.lm import FrozenLM, KVPrefix
-from latentwire.lm.adapters import as_module, leave_with, lora_config, unused_name
+from latentwire.lm.adapters import as_module, fresh_lora
 from latentwire.wire.ways_in.base import Calibration, Slots
 from latentwire.wire.ways_in.embeddings import Embeddings
 
@@ -27,13 +27,10 @@ class Lora(Embeddings):
         self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
     ):
         super().__init__(lm, channels, width, first, calibration)
-        self.adapter = unused_name(lm.model, "wire")
-        config = lora_config(lm.model.config, self.RANK, self.BLOCKS)
-        lm.add_lora(self.adapter, config)
-        leave_with(self, lm.model, self.adapter)
-        self.lora = as_module(lm.model, self.adapter)
+        self.view = fresh_lora(lm, self.RANK, self.BLOCKS)
+        self.lora = as_module(self.view)
 
     def forward(
         self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
     ) -> KVPrefix:
-        return super().forward(lm.with_adapter(self.adapter), head, slots, before)
+        return super().forward(self.view, head, slots, before)
