@@ -108,7 +108,7 @@ def main() -> None:
     recipe = replace(
         recipe,
         train=LoopConfig(steps, given.lr, warmup=max(1, min(100, steps // 10)), save_every=10**6),
-        objectives=Objectives(again=Schedule(1.0, 0.3, over=steps / 2)),
+        objectives=Objectives(reconstruction=Schedule(1.0, 0.3, over=steps / 2)),
     )
     session = Session(check_every=every, check_size=given.check_size, keep=1)
     folder = train_shared(recipe, session, lms)

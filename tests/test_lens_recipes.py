@@ -524,7 +524,10 @@ def test_mistakes_are_one_line(text, trained, tmp_path, monkeypatch, capsys):
         ),
         (("explain", str(tmp_path / "none"), "a"), "is no lens; expected a folder"),
         (("eval", trained, "--text", str(tmp_path / "none.txt")), "no such file"),
-        (("eval", trained, "--text", str(tmp_path / "one.txt")), "one usable document"),
+        (
+            ("eval", trained, "--text", str(tmp_path / "one.txt")),
+            "has 1 usable documents",
+        ),
         (("eval", trained, "--text", str(text), "--limit", "1"), "documents is 1; expected"),
         (("train", "smollm2"), "no text to train on"),
         (

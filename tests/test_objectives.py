@@ -22,7 +22,8 @@ from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.losses import cosine_distance, moment_error, token_loss
 from latentwire.train.schedules import Schedule
 from latentwire.train.step import update
-from latentwire.wire.shared import SharedConfig, SharedWire, Values
+from latentwire.wire.reader import Values
+from latentwire.wire.shared import SharedConfig, SharedWire
 
 SHARED = ("gist", "contrast", "diversity")
 WEIGHTS = [n for n in Objectives().schedules if n not in steps.SHARES]
@@ -73,7 +74,15 @@ def test_what_weighs_nothing_is_not_computed(lms, monkeypatch):  # noqa: F811
     def never(*_, **__):
         raise AssertionError("computed for a weight of 0")
 
-    for name in ("full_texts", "_again", "_onward", "_embeds", "halves", "mean_cosine", "dropped"):
+    for name in (
+        "full_texts",
+        "_reconstruction",
+        "_continuation",
+        "_embeds",
+        "halves",
+        "mean_cosine",
+        "dropped",
+    ):
         monkeypatch.setattr(steps, name, never)
     given = recipe(wire.config, objectives=only(ce=1.0))
     figures = wire_loss(wire, wire.readers, Stock(passages(), []), given, 0)[1]
@@ -185,11 +194,12 @@ def test_texts_go_on_after_latents(lms):  # noqa: F811
     ):
         assert split(text, share) == parts
     wire = make_wire(lms)
-    reader, lm, step = wire.readers[0], wire.readers[0].lm, step_of(only(onward=1.0))
-    onward = steps.send_onward(wire, step)
-    assert onward is not None
-    loss, expected = steps.reader_parts(reader, step, steps.send(wire, step), onward)["onward"], []
-    for passage, before, after in zip(step.batch, onward.texts, onward.rests, strict=True):
+    reader, lm, step = wire.readers[0], wire.readers[0].lm, step_of(only(continuation=1.0))
+    cut = steps.send_continuation(wire, step)
+    assert cut is not None
+    loss = steps.reader_parts(reader, step, steps.send(wire, step), cut)["continuation"]
+    expected = []
+    for passage, before, after in zip(step.batch, cut.texts, cut.rests, strict=True):
         assert before + after == passage.context and after
         content = Values(wire.encode([before])[0], wire.encoder.span(before))
         ids = lm.ids(after)[:9]
@@ -233,7 +243,9 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
     data = data_of(passages(), tmp_path)
     sizes = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2}
     config = SharedConfig(BOTH[:1], "tiny-llama", **sizes)
-    some = only(again=1.0, kl=1.0, gist=1.0, contrast=1.0, text=0.3, dropout=0.3, sampled=0.5)
+    some = only(
+        reconstruction=1.0, kl=1.0, gist=1.0, contrast=1.0, text=0.3, dropout=0.3, sampled=0.5
+    )
     gated = Schedule(0.0, 1.0, over=2.0, gate=("held", "below", 2.0))
     monkeypatch.setattr(recipes, "check_readers", lambda *_: {"held": 1.0})
     few = LoopConfig(1, 3e-3, warmup=1)
@@ -243,7 +255,7 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
         batch_size=4,
         format=few,
         train=replace(few, steps=4),
-        objectives=replace(some, onward=gated),
+        objectives=replace(some, continuation=gated),
     )
     session = Session(check_every=2)
 
@@ -270,7 +282,7 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
     sent = load_file(straight / "wire" / "shared-0.safetensors")
     assert not any("gist" in name for name in sent)  # of the training, not of the wire
     log = [json.loads(line) for line in (straight / "metrics.jsonl").open()]
-    seen = ["tiny-llama.onward" in row for row in log if row["stage"] == "wire"]
+    seen = ["tiny-llama.continuation" in row for row in log if row["stage"] == "wire"]
     assert seen == [False, False, True, True]  # step 1 begins the way, which begins at 0
 
 

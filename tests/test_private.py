@@ -14,7 +14,8 @@ from latentwire.recipes.stock import Stock
 from latentwire.wire.encoders import ENCODERS, WritingEncoder
 from latentwire.wire.message import MessageError
 from latentwire.wire.private import Layout
-from latentwire.wire.shared import Reader, SharedWire, Values
+from latentwire.wire.reader import Reader, Values
+from latentwire.wire.shared import SharedWire
 from latentwire.wire.shared_message import SharedMessage
 
 LONG = "A text of more than one window, in the tokens of the source, is cut. " * 2

@@ -31,7 +31,8 @@ from latentwire.train.losses import token_loss
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.message import MessageError
-from latentwire.wire.shared import SharedConfig, SharedWire, Values
+from latentwire.wire.reader import Values
+from latentwire.wire.shared import SharedConfig, SharedWire
 from latentwire.wire.shared_message import SharedMessage
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
@@ -219,7 +220,7 @@ def recipe(wire: SharedConfig, **changes) -> SharedRecipe:
 )
 def test_eight_examples_are_learnt_by_heart(reading, encoder, ways, private):
     wire = make_wire(reading, encoder, ways, private=private).train()
-    given = recipe(wire.config, objectives=Objectives(kl=OFF, again=OFF))
+    given = recipe(wire.config, objectives=Objectives(kl=OFF, reconstruction=OFF))
     stock, readers = Stock(passages(), []), wire.readers
     wire.fit([p.context for p in stock.passages])
     trained = [p for p in wire.parameters() if p.requires_grad]
@@ -245,7 +246,7 @@ def test_losses_and_checks_of_a_step(lms):
     wire = make_wire(lms)
     given, stock = recipe(wire.config), Stock(passages(), [])
     total, figures = wire_loss(wire, wire.readers, stock, given, 0)
-    parts = [figures[f"{name}.{part}"] for name in BOTH for part in ("again", "ce", "kl")]
+    parts = [figures[f"{name}.{part}"] for name in BOTH for part in ("reconstruction", "ce", "kl")]
     torch.testing.assert_close(total, sum(parts) / 2)
     some = uneven()[:2]
     found = check_readers(wire.readers, some, ["text"])
@@ -416,7 +417,7 @@ def test_fsdp2_shares_out_every_frozen_lm_and_gives_the_same_losses(lms, given, 
         dist.destroy_process_group()
 
     assert in_two_processes(sharded) == [0, 0]
-    parts = [f"{name}.{part}" for name in BOTH for part in ("again", "ce", "kl")]
+    parts = [f"{name}.{part}" for name in BOTH for part in ("reconstruction", "ce", "kl")]
     assert_same_losses(train_shared(given), tmp_path / "b", steps=4, names=parts)
 
 

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from latentwire.recipes.runs import begin_training, check_training
+from latentwire.train.batches import shuffled
 from latentwire.train.checkpoints import CheckpointError, Checkpoints
-from latentwire.train.loop import LoopConfig, Session, shuffled, train
+from latentwire.train.loop import LoopConfig, Session, train
 from latentwire.train.losses import (
     cosine_distance,
     distillation,
@@ -358,3 +359,19 @@ def test_a_gate_stays_open():
         gated.at(0, 1)
     with pytest.raises(ValueError, match=r"waits for 'gap'; checks find held, step: name one"):
         gated.at(9, 1, [{"step": 1.0, "held": 2.0}])
+
+
+def test_a_schedule_is_read_from_words_and_said_in_them():
+    gated = Schedule(0.0, 1.0, 2.0, "epochs", "cosine", 3.0, ("held", "below", 2.5))
+    said = "0 end=1.0 over=2.0 unit=epochs shape=cosine after=3.0 gate=held,below,2.5"
+    assert Schedule.parse(said.split()) == gated and gated.words() == said.split()
+    assert Schedule.parse(["0.5"]) == Schedule(0.5) and Schedule(0.5).words() == ["0.5"]
+    for words, wrong in (
+        ("", "is no schedule"),
+        ("1 ende=3", "argument 'ende'"),
+        ("1 end", "expected a number, and after it"),
+        ("1 end=1 unit=hours", "hours"),
+        ("1 gate=held,under,2", "under"),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            Schedule.parse(words.split())

@@ -16,7 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.recipes.shared import train_shared
 from latentwire.train.loop import Session
-from latentwire.wire.shared import Reader, SharedWire, Values
+from latentwire.wire.reader import Reader, Values
+from latentwire.wire.shared import SharedWire
 from latentwire.wire.ways_in import WAYS_IN, Slots
 from latentwire.wire.ways_in.caches import turned
 from latentwire.wire.ways_in.embeddings import Embeddings

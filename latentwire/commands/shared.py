@@ -81,7 +81,8 @@ def _parsed(
     recipes: Mapping[str, Callable[[], Any]], arguments: list[str], prog: str
 ) -> tuple[Any, Any]:
     """A recipe and a session, as the command line says."""
-    from latentwire.train.loop import Session
+    from latentwire.train.schedules import Schedule
+    from latentwire.train.settings import Session
 
     name, listed = (arguments or ["--help"])[0], ", ".join(recipes)
     if name in ("-h", "--help"):
@@ -95,13 +96,21 @@ def _parsed(
         raise ValueError(f"unknown recipe {name!r}{hint}: expected one of {listed}")
     recipe = recipes[name]()
 
+    def scheduled(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+        if info.type is Schedule:  # else six options for each, of which most stay as they are
+            return tyro.constructors.PrimitiveConstructorSpec(
+                "*", "SCHEDULE", Schedule.parse, lambda x: isinstance(x, Schedule), Schedule.words
+            )
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(scheduled)
     top = tyro.conf.arg(name="")  # the fields of both stand side by side, without a prefix
     parts = {"recipe": recipe, "session": Session()}
     fields = [(key, Annotated[type(value), top], value) for key, value in parts.items()]
     both = make_dataclass("Training", fields, namespace={"__doc__": recipes[name].__doc__})
     said = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(said), registry:
             parsed: Any = tyro.cli(both, args=arguments[1:], prog=f"{prog} {name}")
     except SystemExit as stop:
         if not stop.code:

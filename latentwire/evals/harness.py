@@ -1,6 +1,7 @@
 """One evaluation of many conditions on the same questions.
 
-    report = evaluate(lm, format_tokens, passages, {"text": full_text(lm), ...})
+    for answers in evaluate(lm, format_tokens, passages, {"text": full_text(lm), ...}):
+        print(summarise(answers)["f1"])
 
 For every question and condition: the greedy answer with its exact match and F1, the NLL of the
 first gold answer's tokens (EOS counted), and whether its first token is among the top 1 and top 5.

@@ -14,7 +14,7 @@ from latentwire.lm.prompt import HeadSlots, KVPrefix, Prompt
 
 class Room:
     """A buffer that keys or values [b, h, n, e] grow into, so that a decoding step does not copy
-    all that came before it. Columns up to `used` are somebody's and are never written again."""
+    all that came before it. Columns up to `used` belong to a prefix and are never written again."""
 
     def __init__(self, start: Tensor, more: int):
         b, h, n, e = start.shape
@@ -30,7 +30,7 @@ class Room:
 
 
 class GrowingLayer(DynamicLayer):
-    """Grows in place where no gradient is wanted, by concatenation where one is. One pass goes over
+    """Grows in place under no_grad, by concatenation else. One pass goes over
     it, but twice with gradient checkpointing, so it always grows from what it began with. slots:
     what attention sees before all that; padded for as long as one layer runs, or for as long as
     its gradient is waited for."""
@@ -137,8 +137,8 @@ def attention_mask(prompt: Prompt, config: Any) -> Tensor | dict[str, Tensor]:
 
 
 def head_mask(prompt: Prompt, config: Any, layer: int, mask: Tensor) -> Tensor:
-    """A layer's additive mask [b, q, t, r + p + t] over what its prefix holds for each head and
-    then what `mask` [b, 1, t, p + t] is of. q: query heads."""
+    """A layer's additive mask [b, q, t, r + p + t], q query heads: over the slots that its prefix
+    holds for each head, and then over the columns of `mask` [b, 1, t, p + t]."""
     assert prompt.prefix is not None
     slots = prompt.prefix.head_slots[layer]
     seen = slots.mask[:, :, None]

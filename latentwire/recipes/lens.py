@@ -46,7 +46,8 @@ from latentwire.recipes.lens_config import Data, LensRecipe, Rates
 from latentwire.recipes.lens_steps import Source, joint_loss, read_pairs, warm_loss
 from latentwire.recipes.runs import begin_training, check_training, training_config
 from latentwire.train import parallel
-from latentwire.train.loop import LoopConfig, Session, shuffled, train
+from latentwire.train.batches import shuffled
+from latentwire.train.loop import LoopConfig, Session, train
 from latentwire.train.schedules import Schedule
 from latentwire.wire.wire import soft_token_rate
 

@@ -31,7 +31,7 @@ from latentwire.lens.interventions import swapping
 from latentwire.lens.lens import Lens, several
 from latentwire.lens.objectives import next_token_kl
 from latentwire.lm import seed_of, token_log_probs
-from latentwire.train.loop import shuffled
+from latentwire.train.batches import shuffled
 
 BATCH = 16
 """Activations that are explained together."""
@@ -78,7 +78,10 @@ def evaluate_lens(lens: Lens, text: Sequence[Path], config: LensEvaluation | Non
     texts = tokenized(lens.lm, read_documents(text), config.window, config.skip)
     texts = [t for t in texts if len(t.usable) > 1]  # the next token is needed for its loss
     if len(texts) < 2:
-        raise LensError("the text has one usable document; expected at least 2 between blank lines")
+        raise LensError(
+            f"the text has {len(texts)} usable documents; expected at least 2, with blank lines "
+            "between them"
+        )
     count = min(config.documents, len(texts))
     chosen = [texts[i] for i in sorted(shuffled(len(texts), config.seed, 0, count))]
     places = draw(chosen, config.positions, config.seed, followed=True)

@@ -35,7 +35,8 @@ from latentwire.lm import (
 from latentwire.recipes.lens_config import Data, LensRecipe
 from latentwire.tasks.base import DataError, read_jsonl
 from latentwire.train import parallel
-from latentwire.train.loop import Loss, shuffled
+from latentwire.train.batches import shuffled
+from latentwire.train.loop import Loss
 from latentwire.train.schedules import Schedule
 
 Source = Callable[[Sequence[Place]], Activations]

@@ -33,7 +33,8 @@ from latentwire.train.losses import (
 )
 from latentwire.train.noise import dropped, halves, scheduled_sampling
 from latentwire.train.schedules import Schedule
-from latentwire.wire.shared import Reader, SharedWire, Values
+from latentwire.wire.reader import Reader, Values
+from latentwire.wire.shared import SharedWire
 from latentwire.wire.ways_in.embeddings import Embeddings, share_means
 
 OFF, FULL, FALLING = Schedule(0.0), Schedule(1.0), Schedule(1.0, 0.3, over=2000.0)
@@ -42,7 +43,7 @@ SHARES = ("text", "dropout", "sampled")
 ANSWERED = ("ce", "first", "leading", "entropy", "kl", "states")
 """Those that the answers are trained for."""
 CUE = 4
-"""Tokens of a piece of text that are given when the rest of it is to be said again."""
+"""Tokens of a piece of text that are given when the rest of it is to be rebuilt."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Objectives:
     calibration by the statistics of a batch.
     """
 
-    again: Schedule = FALLING
-    """Cross-entropy of a piece of the text, said again."""
+    reconstruction: Schedule = FALLING
+    """Cross-entropy of a piece of the text, from its first tokens on."""
     ce: Schedule = FULL
     """Cross-entropy of the answers."""
     first: Schedule = OFF
@@ -69,7 +70,7 @@ class Objectives:
     """KL to the same reader, all adapters off, with the full text."""
     states: Schedule = OFF
     """Error of the states that predict the answers, beside that reader's."""
-    onward: Schedule = OFF
+    continuation: Schedule = OFF
     """Cross-entropy of how a text goes on after a cut, given latents of what is before it."""
     embeds: Schedule = OFF
     """Cosine distance and error of statistics of the reader's input embeddings, beside the means of
@@ -88,7 +89,7 @@ class Objectives:
     sampled: Schedule = OFF
     """Share of the answers' tokens that are the model's own picks where they are fed back."""
     piece: int = 48
-    """Tokens of a text that are said again, or said onward."""
+    """Tokens of a text that `reconstruction` and `continuation` take."""
     leading_tokens: int = 4
     entropy_floor: float | None = None
     """In nats; None to minimise the entropy itself."""
@@ -151,10 +152,10 @@ class Step:
     def cut(self, passage: Passage) -> tuple[str, str]:
         """A text cut somewhere in its middle half."""
         text = passage.context
-        return split(text, random.Random(self.draw(text, "onward")).uniform(0.25, 0.75))
+        return split(text, random.Random(self.draw(text, "continuation")).uniform(0.25, 0.75))
 
     def piece(self, lm: FrozenLM, passage: Passage) -> Int[Tensor, " n"]:
-        """The tokens of a text that are said again, the cue among them."""
+        """The tokens of a text that are rebuilt, the cue among them."""
         ids, most = lm.ids(passage.context), self.objectives.piece
         start = random.Random(self.draw(passage.context)).randint(0, max(0, len(ids) - most))
         return ids[start : start + most]
@@ -200,9 +201,9 @@ def send(wire: SharedWire, step: Step) -> Sent:
     return _sent(wire, step, [step.shown(p) for p in step.batch])
 
 
-def send_onward(wire: SharedWire, step: Step) -> Sent | None:
+def send_continuation(wire: SharedWire, step: Step) -> Sent | None:
     """The same texts, each cut somewhere in its middle half."""
-    if not step.on("onward"):
+    if not step.on("continuation"):
         return None
     return _sent(wire, step, [step.cut(p) for p in step.batch])
 
@@ -248,23 +249,26 @@ def shared_parts(wire: SharedWire, step: Step, sent: Sent, gist: Gist | None) ->
     return parts
 
 
-def reader_parts(reader: Reader, step: Step, sent: Sent, onward: Sent | None) -> dict[str, Tensor]:
-    """What one reader is trained for behind the latents. onward: where texts are cut to go on."""
+def reader_parts(
+    reader: Reader, step: Step, sent: Sent, continuation: Sent | None
+) -> dict[str, Tensor]:
+    """What one reader is trained for behind the latents. continuation: of texts that are cut, what
+    is sent of them."""
     parts: dict[str, Tensor] = {}
     if any(p.questions for p in step.whole):  # a part without questions adds 0 to the step's means
         parts = {name: torch.zeros(()) for name in ANSWERED if step.on(name)}
     asked = parts and any(p.questions for p in step.batch)
-    if asked or step.on("again"):
+    if asked or step.on("reconstruction"):
         prefix = reader.prefix(sent.contents)
         if any(sent.rests):
             rests = [reader.lm.ids(rest) for rest in sent.rests]
             prefix = reader.lm.prefill(Prompt.from_ids(reader.lm, rests, prefix))
-        if step.on("again"):
-            parts["again"] = _again(reader.lm, step, prefix)
+        if step.on("reconstruction"):
+            parts["reconstruction"] = _reconstruction(reader.lm, step, prefix)
         if asked:
             parts |= _answer_parts(reader, step, prefix)
-    if onward is not None:
-        parts["onward"] = _onward(reader, step, onward)
+    if continuation is not None:
+        parts["continuation"] = _continuation(reader, step, continuation)
     if step.on("embeds"):
         parts["embeds"] = _embeds(reader, sent)
     return parts
@@ -328,8 +332,8 @@ def _told(reader: Reader, batch: Sequence[Passage], fed: Tensor, mask: Tensor) -
     return lm.predicting(prompt, fed, mask)[mask]
 
 
-def _again(lm: FrozenLM, step: Step, prefix: KVPrefix) -> Tensor:
-    """Cross-entropy of a piece of each text, said again from its first CUE tokens on."""
+def _reconstruction(lm: FrozenLM, step: Step, prefix: KVPrefix) -> Tensor:
+    """Cross-entropy of a piece of each text, given its first CUE tokens."""
     pieces = [step.piece(lm, p) for p in step.batch]
     request = torch.cat([lm.ids("\n\nRepeat the text above from here on."), lm.frame.tail])
     prompt = Prompt.from_ids(lm, [torch.cat([request, p[:CUE]]) for p in pieces], prefix)
@@ -338,7 +342,7 @@ def _again(lm: FrozenLM, step: Step, prefix: KVPrefix) -> Tensor:
     return loss * step.weight(lambda p: len(step.piece(lm, p)[CUE:]))
 
 
-def _onward(reader: Reader, step: Step, sent: Sent) -> Tensor:
+def _continuation(reader: Reader, step: Step, sent: Sent) -> Tensor:
     """Cross-entropy of what follows the cut, its first token given: the prompt has to end with
     something."""
     lm, most = reader.lm, step.objectives.piece

@@ -43,7 +43,7 @@ from latentwire.recipes.objectives import (
     full_texts,
     reader_parts,
     send,
-    send_onward,
+    send_continuation,
     shared_parts,
     taught,
     values_of,
@@ -59,7 +59,8 @@ from latentwire.train.losses import token_loss
 from latentwire.wire.encoders import ENCODERS
 from latentwire.wire.folder import WireError
 from latentwire.wire.load import load_wire
-from latentwire.wire.shared import Reader, SharedWire
+from latentwire.wire.reader import Reader
+from latentwire.wire.shared import SharedWire
 from latentwire.wire.wire import soft_token_rate
 
 
@@ -93,7 +94,7 @@ def train_shared(
         begin_training(out, config)
     wire.fit([p.context for p in stock.passages[: recipe.fitted]])
     train_formats(wire.readers, known, stock, recipe, out, session)
-    train_wire(wire, wire.readers, wire, stock, recipe, out, session)
+    train_latents(wire, wire.readers, wire, stock, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")
     return out
@@ -123,7 +124,7 @@ def add_reader(
     new.adapter.requires_grad_(True)
     recipe = replace(recipe, objectives=recipe.objectives.of_readers())
     train_formats([new], known, stock, recipe, out, session)
-    train_wire(wire, [new], new.adapter, stock, recipe, out, session)
+    train_latents(wire, [new], new.adapter, stock, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")
     return out
@@ -228,7 +229,7 @@ def train_formats(
         tensor.requires_grad_(False)
 
 
-def train_wire(
+def train_latents(
     wire: SharedWire,
     readers: Sequence[Reader],
     part: nn.Module,
@@ -285,13 +286,13 @@ def wire_loss(
     of = recipe.objectives
     now = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
     this = Step(parallel.share(whole), whole, of, now, recipe.seed, step)
-    sent, onward = send(wire, this), send_onward(wire, this)
+    sent, continuation = send(wire, this), send_continuation(wire, this)
     shared = shared_parts(wire, this, sent, gist)
     figures |= shared
     # No objective may apply to a step's passages: then nothing moves, and that is no error.
     total = 0 * next(readers[0].adapter.layer.parameters()).sum() + this.total(shared)
     for reader in readers:
-        parts = reader_parts(reader, this, sent, onward)
+        parts = reader_parts(reader, this, sent, continuation)
         total = total + this.total(parts) / len(readers)
         figures |= {f"{reader.reader}.{name}": part for name, part in parts.items()}
     figures["tokens"] = float(

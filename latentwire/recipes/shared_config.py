@@ -40,7 +40,7 @@ class SharedRecipe:
     longest: int = 320
     """Most tokens of a passage, as the source counts; longer ones are left out."""
     objectives: Objectives = field(default_factory=Objectives)
-    """What stage 2 minimises."""
+    """What stage 2 minimises. A SCHEDULE is a number, or a way to another: 1 end=0.3 over=2000."""
     held_out: int = 100
     """Passages at the end of the first file that are never trained on."""
     fitted: int = 64

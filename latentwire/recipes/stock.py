@@ -17,7 +17,7 @@ from latentwire.tasks.base import DataError, read_text
 from latentwire.tasks.qa import Passage, by_context, load_questions, tokenise
 from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
-from latentwire.wire.shared import Reader
+from latentwire.wire.reader import Reader
 
 LONGEST_ANSWER = 12
 """Tokens; questions with longer answers are not trained on, since a batch is padded to them."""

@@ -9,6 +9,19 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 
 import torch
+from torch import Tensor
+
+
+def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
+    """The examples of one step: `size` indices below `count`; each epoch has its seeded order."""
+    places = [divmod(position, count) for position in range(step * size, (step + 1) * size)]
+    return [int(_permutation(count, seed, epoch)[place]) for epoch, place in places]
+
+
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1000 + epoch))
+
 
 CHUNK = 50
 """Batches whose examples are sorted by length together: more pad less, and mix examples less."""

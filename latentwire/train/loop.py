@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,8 +48,8 @@ def train(
     """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors. Those
     without requires_grad (running averages, which the loss itself moves) are kept, not trained.
 
-    rate: of a part, which the first two words of a parameter's name are, and a step: the part's
-    learning rate in multiples of the config's. probe: what the checks for alarms (guards.py)
+    rate: the learning rate of a part at a step, in multiples of the config's; parameters are of one
+    part whose names begin with the same two words. probe: what the checks for alarms (guards.py)
     measure on held-out examples. measured: a list that a loss may look at: the loop keeps in it
     what every check so far found, as it is logged, with its "step". Where processes train together
     (parallel.py), each has its own share of a step's rows, gradients are averaged, and the first
@@ -143,21 +142,6 @@ def train(
                 _stopped(stage, step, console if first else None, asked["term"] > 0)
             if end:
                 raise CollapseError(f"{stage} ended at step {step} by --stop-on: {ending}")
-
-
-def shuffled(count: int, seed: int, step: int, size: int) -> list[int]:
-    """The items of one step: `size` indices below `count`, each epoch in its own seeded order."""
-    indices = []
-    for position in range(step * size, (step + 1) * size):
-        epoch, place = divmod(position, count)
-        indices.append(int(_order(count, seed, epoch)[place]))
-    return indices
-
-
-@lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int) -> Tensor:
-    """All items in the order of one epoch."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1000 + epoch))
 
 
 def _optimizer(parameters: Mapping[str, Tensor], config: LoopConfig) -> Optimizer:

@@ -1,13 +1,22 @@
-"""Values that change while a recipe trains."""
+"""Values that change while a recipe trains.
+
+A command line writes them as a number and fields that are not as they are by default:
+
+    --objectives.ce 1
+    --objectives.reconstruction 1 end=0.3 over=2000
+    --objectives.kl 0 end=1 over=2 unit=epochs gate=held,below,2.5
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
-Gate = tuple[str, Literal["below", "above"], float]
+UNITS, SHAPES = Literal["steps", "epochs"], Literal["linear", "cosine"]
+SIDES = Literal["below", "above"]
+Gate = tuple[str, SIDES, float]
 """A figure of the checks (metrics.jsonl names them), and what it has to pass: ("held", "below",
 2.0) or ("gap", "above", 0.1). When checks are made is up to the session, and with it when a gate
 opens."""
@@ -23,9 +32,9 @@ class Schedule:
     """Value after the last; the start's if None."""
     over: float = 0.0
     """How long the way takes."""
-    unit: Literal["steps", "epochs"] = "steps"
+    unit: UNITS = "steps"
     """What `over` and `after` are measured in."""
-    shape: Literal["linear", "cosine"] = "linear"
+    shape: SHAPES = "linear"
     """Of the way: a straight line, or half a cosine, level at both ends (Loshchilov and Hutter
     2016, arXiv 1608.03983)."""
     after: float = 0.0
@@ -40,6 +49,37 @@ class Schedule:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         if self.after and self.end is None:
             raise ValueError(f"after is {self.after} and end is None; expected a value to end at")
+        for name, known in (("unit", UNITS), ("shape", SHAPES)):
+            if getattr(self, name) not in get_args(known):
+                listed = " or ".join(get_args(known))
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {listed}")
+        if self.gate is not None and (len(self.gate) != 3 or self.gate[1] not in get_args(SIDES)):
+            raise ValueError(f"gate is {self.gate}; expected a figure, below or above, a number")
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> Schedule:
+        """What a command line says, its words. Raises ValueError for anything else."""
+        try:
+            given: dict[str, Any] = dict(word.split("=") for word in words[1:])
+            for name in given.keys() - {"unit", "shape", "gate"}:
+                given[name] = float(given[name])
+            if "gate" in given:
+                figure, side, limit = given["gate"].split(",")
+                given["gate"] = (figure, side, float(limit))
+            return cls(float(words[0]), **given)
+        except (IndexError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{' '.join(words)!r} is no schedule ({error}); expected a number, and after it "
+                "any of end=X over=N unit=epochs shape=cosine after=N gate=FIGURE,below,X"
+            ) from None
+
+    def words(self) -> list[str]:
+        """What `parse` reads."""
+        said = [f"{self.start:g}"]
+        for name, value in vars(self).items():
+            if name != "start" and value != getattr(Schedule, name):
+                said.append(f"{name}={','.join(map(str, value)) if name == 'gate' else value}")
+        return said
 
     @property
     def lowest(self) -> float:

@@ -14,9 +14,9 @@ from latentwire.train import parallel
 from latentwire.train.settings import LoopConfig, Session
 
 Loss = Callable[[int], tuple[Tensor, Mapping[str, Tensor | float]]]
-"""loss(step) -> (scalar to minimise, figures to log). A figure with a gradient is an objective;
-"tokens" is how many targets there are, by which parts of a step count unless "count" says by what,
-"waited" the seconds that making the batch took."""
+"""loss(step) -> (scalar to minimise, figures to log). A figure with a gradient is an objective.
+Parts of a step are weighted by the figure "count" if there is one, else by "tokens", how many
+targets there are, else alike; "waited" is the seconds that making the batch took."""
 ADDED = ("tokens", "waited")
 """Figures that are sums over the parts of a step; all others are means."""
 

@@ -30,7 +30,10 @@ def read_record(folder: Path, kind: str | None, version: int) -> dict[str, Any]:
     holds none, or one that another release wrote."""
     record = _record(folder)
     if record.get("kind") != kind or "format_version" not in record:
-        raise WireError(f"{folder}/config.json is not a {kind or 'wire'}'s")
+        raise WireError(
+            f"{folder}/config.json is not a {kind or 'wire'}'s (kind is {record.get('kind')!r}); "
+            "latentwire.load_wire takes a wire of any kind"
+        )
     if record.get("format_version") != version:
         raise WireError(
             f"{folder}: {kind or 'wire'} format {record.get('format_version')}; expected {version}"

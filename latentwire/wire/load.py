@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from latentwire.lm import FrozenLM
-from latentwire.wire import shared, text_wire
+from latentwire.wire import reader, shared, text_wire
 from latentwire.wire.folder import WireError, folder_of, kind_of
 from latentwire.wire.keep import finder
 from latentwire.wire.wire import Wire, read_config
 
 AnyWire = Wire | shared.SharedWire | text_wire.TextWire
-Reader = Wire | shared.Reader | text_wire.TextReader
+Reader = Wire | reader.Reader | text_wire.TextReader
 KINDS = {shared.KIND: shared.SharedWire, text_wire.KIND: text_wire.TextWire}
 
 

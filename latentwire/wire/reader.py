@@ -1,71 +1,138 @@
-"""What one frozen LM needs in order to read the latents of a shared wire: its adapter."""
+"""One reader of a shared wire, and what a message holds for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from latentwire.lm import FrozenLM, KVPrefix
-from latentwire.wire.encoders.base import in_blocks, padded, transformer
-from latentwire.wire.latents import head_of
-from latentwire.wire.ways_in import WAYS_IN, Calibration, Slots
-from latentwire.wire.wire import RESERVE, initial_format
+from latentwire.wire import fsq
+from latentwire.wire.adapter import Adapter
+from latentwire.wire.message import MessageError
+from latentwire.wire.private import Layout
+from latentwire.wire.shared_message import SharedMessage
+
+if TYPE_CHECKING:
+    from latentwire.wire.shared import SharedWire
 
 
-class Adapter(nn.Module):
-    """One bidirectional layer of the reader's own, its ways in, and its format tokens."""
+@dataclass(frozen=True)
+class Values:
+    """What a message holds: the values of its codes, in [-1, 1], and the positions that its text
+    takes up in a reader."""
 
-    def __init__(
-        self,
-        lm: FrozenLM,
-        channels: int,
-        width: int,
-        block: int,
-        ways: Sequence[str],
-        format_tokens: int,
-        calibration: Calibration,
-    ):
-        """channels: of a code; width: of a state; block: most latents that see one another;
-        calibration: of input embeddings."""
-        super().__init__()
-        self.lm, self.block = lm, block
-        self.layer = transformer(width, 1)
-        self.ways = nn.ModuleList(
-            WAYS_IN[way](lm, channels, width, not i, calibration) for i, way in enumerate(ways)
-        )
-        self.format = nn.Parameter(initial_format(lm, format_tokens).float())
-        self.to(lm.device)
+    codes: Float[Tensor, "m c"]
+    span: int
 
-    @cached_property
-    def head(self) -> KVPrefix:
-        """What every prompt begins with, as a cache of one row."""
-        return head_of(self.lm)
+    def zeros(self) -> Values:
+        """The same with every code at its middle: a control."""
+        return replace(self, codes=torch.zeros_like(self.codes))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One reader of a shared wire, with what an evaluation asks of any wire."""
+
+    wire: SharedWire
+    reader: str
+    """Name of the LM."""
+    adapter: Adapter
+    number: int
+    """Its place among the wire's readers."""
 
     @property
-    def room(self) -> int:
-        """Positions that a context may take up."""
-        return self.lm.window - len(self.head) - RESERVE
+    def lm(self) -> FrozenLM:
+        return self.adapter.lm
 
-    def forward(
-        self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
-    ) -> KVPrefix:
-        """Values [m, c] and states [m, w] of each context's latents as this reader's cache, the
-        head before them. A span longer than the room is drawn together, evenly."""
-        slots, prefix = self.slots(values, states, spans), None
-        for way in self.ways:
-            prefix = way(self.lm, self.head, slots, prefix)
-        assert prefix is not None
-        return prefix
+    @property
+    def format(self) -> Tensor:
+        """Soft tokens between context and question."""
+        return self.adapter.format
 
-    def slots(
-        self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
-    ) -> Slots:
-        """What the ways in are given."""
-        states = [row.to(self.format.device) for row in states]
-        batch, mask = padded(in_blocks(self.layer, states, self.block))
-        codes = padded([row.to(batch.device) for row in values])[0]
-        fitting = torch.tensor([min(span, self.room) for span in spans], device=mask.device)
-        return Slots(codes, batch, mask, fitting, self.block)
+    @property
+    def head(self) -> KVPrefix:
+        return self.adapter.head
+
+    @property
+    def id(self) -> bytes:
+        return self.wire.id
+
+    @property
+    def ratio(self) -> int:
+        """Tokens in per shared latent out."""
+        return self.wire.config.sizes.ratio
+
+    @property
+    def keep(self) -> None:
+        """Nothing is kept as text: a message has codes alone."""
+
+    @property
+    def bits(self) -> int:
+        """Of a message's codes."""
+        return self.wire.config.bits
+
+    @property
+    def layout(self) -> Layout:
+        """Of the latents that it gets."""
+        return self.wire.layout.of(self.number)
+
+    def check_bits(self, bits: int | None) -> None:
+        """Raises MessageError for other bits than the code was trained with."""
+        if bits not in (None, self.bits):
+            raise MessageError(f"this wire's codes have {self.bits} bits; got {bits}")
+
+    def latents(self, text: str) -> int:
+        """Latents of a text that it gets."""
+        return self.layout.count(self.wire.encoder.lengths(text))
+
+    def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
+        """Latents of a text that it gets, and bytes of the message, which holds those of others."""
+        self.check_bits(bits)
+        return self.latents(text), self.wire.cost(text)[1]
+
+    def send(self, texts: Sequence[str], bits: int | None = None) -> list[SharedMessage]:
+        """Texts as messages, the same for every reader."""
+        self.check_bits(bits)
+        return self.wire.send(texts)
+
+    def receive(self, messages: Sequence[SharedMessage]) -> KVPrefix:
+        """Messages as a cache that the reader continues from. Raises what `open` raises."""
+        return self.prefix(self.open(messages))
+
+    def open(self, messages: Sequence[SharedMessage]) -> list[Values]:
+        """What messages hold. Raises MessageError for no messages, for one of another wire, and for
+        one that does not fit the reader."""
+        if not messages:
+            raise MessageError("got no messages; expected at least one")
+        wire_id, config = self.wire.id, self.wire.config
+        for message in messages:
+            if message.wire_id != wire_id:
+                raise MessageError(
+                    f"message of wire {message.wire_id.hex()}; this is wire {wire_id.hex()}"
+                )
+            if (message.codes.shape[1], message.bits) != (config.sizes.channels, config.bits):
+                raise MessageError("the message was altered: its shape is not this wire's")
+            self.wire.layout.check(len(message))
+            got = len(self.wire.layout.heard(message.codes, self.number))
+            if got > self.adapter.room:
+                raise MessageError(
+                    f"message has {got} latents; {self.reader} has room for {self.adapter.room}"
+                )
+        return [Values(fsq.values(m.codes, m.bits), m.span) for m in messages]
+
+    def prefix(self, contents: Sequence[Values]) -> KVPrefix:
+        """What messages hold as a cache that the reader continues from, with gradients."""
+        return self.adapter(*self.heard(contents))
+
+    def heard(
+        self, contents: Sequence[Values]
+    ) -> tuple[list[Float[Tensor, "_ c"]], list[Float[Tensor, "_ w"]], list[int]]:
+        """What its adapter is given of contents: values and states of the latents that it gets, and
+        their spans."""
+        values = [self.wire.layout.heard(c.codes, self.number) for c in contents]
+        return values, self.wire.states(values, self.layout), [c.span for c in contents]

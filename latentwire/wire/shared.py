@@ -25,18 +25,18 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from latentwire.files import write_whole
-from latentwire.lm import Dtype, FrozenLM, KVPrefix
+from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
 from latentwire.wire import fsq
+from latentwire.wire.adapter import Adapter
 from latentwire.wire.encoders import ENCODERS, WritingEncoder
 from latentwire.wire.encoders.base import EncoderConfig, in_blocks, transformer
 from latentwire.wire.encoders.lm_states import LMStates
 from latentwire.wire.folder import WireError, folder_of, read_record
-from latentwire.wire.message import MessageError
 from latentwire.wire.pooling import POOLINGS
 from latentwire.wire.private import Layout, Private
-from latentwire.wire.reader import Adapter
+from latentwire.wire.reader import Reader
 from latentwire.wire.shared_message import SharedMessage, message_size
 from latentwire.wire.ways_in import WAYS_IN, Calibration
 from latentwire.wire.wire import check_kept
@@ -55,9 +55,10 @@ class SharedConfig:
     source: str
     """The LM whose states or embeddings are encoded, and whose tokens a training counts."""
     encoder: str = "lm_states"
-    """One of ENCODERS."""
+    """lm_states, lora_states, anchor, minilm, utf8 or pca."""
     ways_in: tuple[str, ...] = ("deep_prefix",)
-    """Of WAYS_IN, one after another."""
+    """Of embeddings, lora, refiner, deep_prefix, coprocessor and cross_attention, one after
+    another."""
     sizes: EncoderConfig = field(default_factory=EncoderConfig)
     """Of the encoder; its width is the trunk's too."""
     bits: int = 4
@@ -117,11 +118,14 @@ class SharedConfig:
                 f"calibration is {self.calibration}, of input embeddings; ways_in is {listed}, "
                 "which makes none"
             )
-        if self.bits > 8 or self.sizes.channels > 255:
-            raise WireError(f"bits is {self.bits}; expected at most 8, and at most 255 channels")
-        if self.sizes.window % self.sizes.ratio or self.sizes.width % 2:
-            raise WireError("expected a window that is a multiple of the ratio, and an even width")
+        for name, value, most in (("bits", self.bits, 8), ("channels", self.sizes.channels, 255)):
+            if value > most:
+                raise WireError(f"{name} is {value}; expected at most {most}")
         pooling, ratio = self.sizes.pooling, self.sizes.ratio
+        if self.sizes.window % ratio:
+            raise WireError(f"window is {self.sizes.window}; expected a multiple of ratio, {ratio}")
+        if self.sizes.width % 2:
+            raise WireError(f"width is {self.sizes.width}; expected an even number")
         if pooling != "strided" and not issubclass(ENCODERS[self.encoder], LMStates):
             raise WireError(
                 f"pooling is {pooling}; {self.encoder} has one of its own: leave it at strided"
@@ -319,123 +323,6 @@ class SharedWire(nn.Module):
 
     def _shared(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.state_dict().items() if not k.startswith("adapters.")}
-
-
-@dataclass(frozen=True)
-class Values:
-    """What a message holds: the values of its codes, in [-1, 1], and the positions that its text
-    takes up in a reader."""
-
-    codes: Float[Tensor, "m c"]
-    span: int
-
-    def zeros(self) -> Values:
-        """The same with every code at its middle: a control."""
-        return replace(self, codes=torch.zeros_like(self.codes))
-
-
-@dataclass(frozen=True)
-class Reader:
-    """One reader of a shared wire, with what an evaluation asks of any wire."""
-
-    wire: SharedWire
-    reader: str
-    """Name of the LM."""
-    adapter: Adapter
-    number: int
-    """Its place among the wire's readers."""
-
-    @property
-    def lm(self) -> FrozenLM:
-        return self.adapter.lm
-
-    @property
-    def format(self) -> Tensor:
-        """Soft tokens between context and question."""
-        return self.adapter.format
-
-    @property
-    def head(self) -> KVPrefix:
-        return self.adapter.head
-
-    @property
-    def id(self) -> bytes:
-        return self.wire.id
-
-    @property
-    def ratio(self) -> int:
-        """Tokens in per shared latent out."""
-        return self.wire.config.sizes.ratio
-
-    @property
-    def keep(self) -> None:
-        """Nothing is kept as text: a message has codes alone."""
-
-    @property
-    def bits(self) -> int:
-        """Of a message's codes."""
-        return self.wire.config.bits
-
-    @property
-    def layout(self) -> Layout:
-        """Of the latents that it gets."""
-        return self.wire.layout.of(self.number)
-
-    def check_bits(self, bits: int | None) -> None:
-        """Raises MessageError for other bits than the code was trained with."""
-        if bits not in (None, self.bits):
-            raise MessageError(f"this wire's codes have {self.bits} bits; got {bits}")
-
-    def latents(self, text: str) -> int:
-        """Latents of a text that it gets."""
-        return self.layout.count(self.wire.encoder.lengths(text))
-
-    def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
-        """Latents of a text that it gets, and bytes of the message, which holds those of others."""
-        self.check_bits(bits)
-        return self.latents(text), self.wire.cost(text)[1]
-
-    def send(self, texts: Sequence[str], bits: int | None = None) -> list[SharedMessage]:
-        """Texts as messages, the same for every reader."""
-        self.check_bits(bits)
-        return self.wire.send(texts)
-
-    def receive(self, messages: Sequence[SharedMessage]) -> KVPrefix:
-        """Messages as a cache that the reader continues from. Raises what `open` raises."""
-        return self.prefix(self.open(messages))
-
-    def open(self, messages: Sequence[SharedMessage]) -> list[Values]:
-        """What messages hold. Raises MessageError for no messages, for one of another wire, and for
-        one that does not fit the reader."""
-        if not messages:
-            raise MessageError("got no messages; expected at least one")
-        wire_id, config = self.wire.id, self.wire.config
-        for message in messages:
-            if message.wire_id != wire_id:
-                raise MessageError(
-                    f"message of wire {message.wire_id.hex()}; this is wire {wire_id.hex()}"
-                )
-            if (message.codes.shape[1], message.bits) != (config.sizes.channels, config.bits):
-                raise MessageError("the message was altered: its shape is not this wire's")
-            self.wire.layout.check(len(message))
-            got = len(self.wire.layout.heard(message.codes, self.number))
-            if got > self.adapter.room:
-                raise MessageError(
-                    f"message has {got} latents; {self.reader} has room for {self.adapter.room}"
-                )
-        return [Values(fsq.values(m.codes, m.bits), m.span) for m in messages]
-
-    def prefix(self, contents: Sequence[Values]) -> KVPrefix:
-        """What messages hold as a cache that the reader continues from, with gradients."""
-        return self.adapter(*self.heard(contents))
-
-    def heard(
-        self, contents: Sequence[Values]
-    ) -> tuple[list[Float[Tensor, "_ c"]], list[Float[Tensor, "_ w"]], list[int]]:
-        """What its adapter is given of contents: values and states of the latents that it gets, and
-        their spans."""
-        values = [self.wire.layout.heard(c.codes, self.number) for c in contents]
-        return values, self.wire.states(values, self.layout), [c.span for c in contents]
 
 
 def _config(folder: Path, record: dict) -> SharedConfig:

@@ -337,7 +337,9 @@ class Wire(nn.Module):
         head, tokens, latents = len(self.head), len(raw), self._count(raw)
         windows = raw.split(self.config.window)
         room = self.lm.window - head - RESERVE
-        if room < self._count(torch.zeros_like(raw)) or room < len(windows[0]):
+        if room < len(windows[0]):
+            self.check_window()
+        if room < self._count(torch.zeros_like(raw)):
             most = room * self.config.ratio
             raise WireError(
                 f"context has {tokens} tokens; at most {most} fit {self.lm.name} at "

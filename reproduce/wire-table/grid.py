@@ -42,7 +42,7 @@ def config(encoder: str, way: str) -> SharedConfig:
 
 def member(wire: SharedConfig) -> SharedRecipe:
     """The training of one cell."""
-    again = Schedule(1.0, 0.3, over=STEPS / 2)
+    falling = Schedule(1.0, 0.3, over=STEPS / 2)
     return SharedRecipe(
         "table",
         wire,
@@ -52,7 +52,9 @@ def member(wire: SharedConfig) -> SharedRecipe:
         batch_size=8,
         questions=1,
         longest=64,
-        objectives=Objectives(again=OFF, kl=OFF) if HEART else Objectives(again=again, piece=20),
+        objectives=Objectives(reconstruction=OFF, kl=OFF)
+        if HEART
+        else Objectives(reconstruction=falling, piece=20),
         held_out=1,  # nothing is checked while it trains: a check costs as much as some steps
         fitted=16,
     )

@@ -31,7 +31,8 @@ class EncoderConfig:
     layers: int = 2
     """Bidirectional layers."""
     pooling: str = "strided"
-    """One of POOLINGS, of lm_states and lora_states; the other encoders have one of their own."""
+    """strided, windows, queries or hierarchical, of lm_states and lora_states; the other encoders
+    have one of their own."""
     sentence_encoder: str = "all-minilm-l6-v2"
     """Zoo name, Hugging Face id or folder of what minilm and anchor read."""
 
