@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains the lens of smollm2-135m's middle layer and evaluates its greedy explanations on the documents
-# held out, as README quotes.
-#   reproduce/lens-smollm2.sh ../shared/data/text_*.txt
+# held out, as docs/results.md quotes.
+#   reproduce/lens-smollm2.sh TEXT.txt...
 # Interrupt it and start it again as you like. On one CPU core 100 minutes; its log is beside the
 # results in lens-smollm2/.
 set -euo pipefail

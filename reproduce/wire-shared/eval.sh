@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's tables of F1: the shipped shared wire at 4x with all rows, and at 1x to 16x, on the
+# The tables of F1 in README and docs/results.md: the shipped shared wire at 4x with all rows, and at 1x to 16x, on the
 # first 200 questions of SQuAD dev. Its first reader is the wire `default`.
 #   reproduce/wire-shared/eval.sh squad_dev.jsonl
 # On 2 CPU cores: about two hours.
