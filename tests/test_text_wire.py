@@ -21,7 +21,7 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_format,
 )
-from latentwire.wire.load import load_wire
+from latentwire.wire.load import load_reader, load_wire
 from latentwire.wire.message import MessageError
 from latentwire.wire.shared import SharedWire
 from latentwire.wire.text_message import TextMessage
@@ -150,6 +150,20 @@ def test_a_source_in_bfloat16_is_loaded_again_in_float32(lms, tmp_path, monkeypa
     assert loaded.code.lm.dtype == torch.float32
     assert loaded.readers[0].lm.dtype == torch.bfloat16
     assert loaded.texts(through_bytes(make_wire(lms), TEXTS)) == TEXTS
+
+
+def test_a_worker_loads_no_reader_but_its_own(lms, tmp_path, monkeypatch):
+    make_wire(lms).save(tmp_path)
+    loaded = []
+
+    def load(cls, name, *_, **__):
+        loaded.append(name)
+        return lms[name]
+
+    monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(load))
+    assert load_reader(tmp_path, 5, None, 0).reader == NAMES[0] and loaded == [NAMES[0]]
+    second = load_reader(tmp_path, 5, None, 1)
+    assert (second.reader, second.ratio) == (NAMES[1], 5)
 
 
 def test_folders_that_hold_no_such_wire(lms, tmp_path):

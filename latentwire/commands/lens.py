@@ -5,14 +5,19 @@ from typing import Annotated
 
 import tyro
 
-from latentwire.commands.shared import check_folder, run_training, write_json
-
-Positional = tyro.conf.Positional
+from latentwire.commands.shared import (
+    LENS,
+    TEXT,
+    Positional,
+    check_folder,
+    run_training,
+    write_json,
+)
 
 
 def explain(
-    lens: Positional[str],
-    text: Positional[str],
+    lens: LENS,
+    text: TEXT,
     token: int | None = None,
     every: Annotated[bool, tyro.conf.arg(name="all")] = False,
     k: int = 1,
@@ -60,7 +65,10 @@ def explain(
 
 
 def edit(
-    lens: Positional[str], text: Positional[str], words: Positional[str], token: int | None = None
+    lens: LENS,
+    text: TEXT,
+    words: Positional[Annotated[str, tyro.conf.arg(metavar="WORDS")]],
+    token: int | None = None,
 ) -> None:
     """Replace what a token's activation says by other words, and see what the model then predicts.
 
@@ -86,7 +94,7 @@ def edit(
 
 
 def evaluate(
-    lens: Positional[str],
+    lens: LENS,
     text: tuple[Path, ...],
     limit: int = 200,
     positions: int = 1,

@@ -1,23 +1,25 @@
 """Commands about models and runs: fetch, doctor, report."""
 
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from latentwire.commands.shared import out
-
-Positional = tyro.conf.Positional
+from latentwire.commands.shared import MODEL, Positional, out
 
 
-def fetch(name: Positional[str]) -> None:
-    """Bring a model to this machine: smollm2-135m, gemma3-270m, all-minilm-l6-v2, or a
-    Hugging Face id."""
+def fetch(name: MODEL) -> None:
+    """Bring a model to this machine, and say where it is.
+
+    Args:
+        name: smollm2-135m, gemma3-270m, all-minilm-l6-v2, or a Hugging Face id.
+    """
     from latentwire.lm.zoo import locate
 
     print(locate(name))
 
 
-def doctor(model: Positional[str]) -> int:
+def doctor(model: MODEL) -> int:
     """Check that every path through a model agrees: prefill, cache, padding, patches, scores,
     gradients, and Hugging Face's own output. Exit status 1 where one does not.
 
@@ -40,8 +42,12 @@ def doctor(model: Positional[str]) -> int:
     return min(failed, 1)
 
 
-def report(run: Positional[Path]) -> None:
-    """Write RUN/report.html from what a run folder holds."""
+def report(run: Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]) -> None:
+    """Write RUN/report.html from what a run folder holds.
+
+    Args:
+        run: Of a training, an evaluation, a search or a sweep.
+    """
     from latentwire.report.page import write_report
 
     print(write_report(run))

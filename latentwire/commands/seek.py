@@ -6,9 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from latentwire.commands.shared import check_folder, out, write_json
-
-Positional = tyro.conf.Positional
+from latentwire.commands.shared import MODEL, check_folder, out, write_json
 
 
 def seek(arguments: list[str]) -> None:
@@ -19,7 +17,7 @@ def seek(arguments: list[str]) -> None:
     from latentwire.report.seek import seek_table, verdict
 
     def command(
-        model: Positional[str],
+        model: MODEL,
         recipe: tyro.conf.OmitArgPrefixes[SeekRecipe],
         prompt: str | None = None,
         run: Path | None = None,

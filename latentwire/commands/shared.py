@@ -16,6 +16,12 @@ from latentwire.files import write_whole
 
 out = Console()
 
+Positional = tyro.conf.Positional
+WIRE = Positional[Annotated[str, tyro.conf.arg(metavar="WIRE")]]
+LENS = Positional[Annotated[str, tyro.conf.arg(metavar="LENS")]]
+MODEL = Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
+TEXT = Positional[Annotated[str, tyro.conf.arg(metavar="TEXT")]]
+
 
 def check_folder(path: Path | None, option: str = "--json") -> None:
     """Raises ValueError where an option's file can't be written, before anything is computed."""

@@ -5,9 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from latentwire.commands.shared import check_folder, out, write_json
-
-Positional = tyro.conf.Positional
+from latentwire.commands.shared import Positional, check_folder, out, write_json
 
 
 def sweep(arguments: list[str]) -> int:
@@ -18,7 +16,7 @@ def sweep(arguments: list[str]) -> int:
     from latentwire.train.loop import Session
 
     def command(
-        grid: Positional[Path],
+        grid: Positional[Annotated[Path, tyro.conf.arg(metavar="GRID.py")]],
         evaluation: tyro.conf.OmitArgPrefixes[Evaluation],
         session: tyro.conf.OmitArgPrefixes[Session],
         run: Path | None = None,

@@ -7,13 +7,20 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from latentwire.commands.shared import check_folder, out, run_training, trained, write_json
-
-Positional = tyro.conf.Positional
+from latentwire.commands.shared import (
+    MODEL,
+    WIRE,
+    Positional,
+    check_folder,
+    out,
+    run_training,
+    trained,
+    write_json,
+)
 
 
 def ask(
-    question: Positional[str],
+    question: Positional[Annotated[str, tyro.conf.arg(metavar="QUESTION")]],
     context: Path,
     wire: str = "default",
     full_text: bool = False,
@@ -56,7 +63,7 @@ def ask(
 
 
 def evaluate(
-    wire: Positional[str] = "default",
+    wire: WIRE = "default",
     data: str | None = None,
     limit: int | None = None,
     json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
@@ -155,8 +162,8 @@ def add_reader(arguments: list[str]) -> int:
     from latentwire.wire.shared import SharedWire
 
     def command(
-        wire: Positional[str],
-        model: Positional[str],
+        wire: WIRE,
+        model: MODEL,
         session: tyro.conf.OmitArgPrefixes[Session],
         data: str,
         run: Path | None = None,

@@ -28,13 +28,18 @@ def load_wire(name: str | Path, lms: Mapping[str, FrozenLM] | None = None) -> An
     return Wire.from_pretrained(name, (lms or {}).get(read_config(folder_of(name))["reader"]))
 
 
-def load_with(name: str | Path, ratio: int | None = None, keep: str | None = None) -> AnyWire:
+def load_with(
+    name: str | Path, ratio: int | None = None, keep: str | None = None, only: int | None = None
+) -> AnyWire:
     """A wire, at another ratio than its own unless that is None, with what a rule finds
-    kept as text unless that is None. Raises WireError for a wire of learned codes, which has one
-    ratio and no slots that could be kept."""
+    kept as text unless that is None. only: of a text wire this reader alone, by its place. Raises
+    WireError for a wire of learned codes, which has one ratio and no slots that could be kept."""
     if keep is not None:  # a mistake in it is told before models are loaded
         finder(keep)
-    wire = load_wire(name)
+    if only is not None and kind_of(name) == text_wire.KIND:
+        wire = text_wire.TextWire.from_pretrained(name, only=only)
+    else:
+        wire = load_wire(name)
     if not isinstance(wire, shared.SharedWire):
         return (wire if ratio is None else wire.at(ratio)).keeping(keep)
     if ratio is not None:
@@ -45,5 +50,6 @@ def load_with(name: str | Path, ratio: int | None = None, keep: str | None = Non
 
 
 def load_reader(name: str | Path, ratio: int | None, keep: str | None, number: int) -> Reader:
-    """One of the readers of `load_with`, for a worker."""
-    return load_with(name, ratio, keep).readers[number]
+    """One of the readers of `load_with`, for a worker, which may have no room for them all."""
+    wire = load_with(name, ratio, keep, only=number)
+    return wire.readers[0 if isinstance(wire, text_wire.TextWire) else number]

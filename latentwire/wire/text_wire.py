@@ -119,13 +119,16 @@ class TextWire:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, lms: Mapping[str, FrozenLM] | None = None
+        cls,
+        name: str | Path,
+        lms: Mapping[str, FrozenLM] | None = None,
+        only: int | None = None,
     ) -> TextWire:
         """Load a text wire as Wire.from_pretrained does, or the shipped one by the name "shared".
 
-        lms: those of its models that are loaded already, by name. Any copy of the source will do,
-        if both sides have the same. Raises WireError for a folder that holds none, and whatever
-        Wire.from_pretrained raises.
+        lms: those of its models that are loaded already, by name. only: of its readers this one
+        alone, by its place. Any copy of the source will do, if both sides have the same. Raises
+        WireError for a folder that holds none, and whatever Wire.from_pretrained raises.
         """
         folder = folder_of(name)
         record = read_record(folder, KIND, FORMAT_VERSION)
@@ -136,7 +139,7 @@ class TextWire:
         found = dict(lms or {})
         source, *places = map(str, names)
         wires = []
-        for place in places:
+        for place in places if only is None else places[only : only + 1]:
             reader = read_config(folder / place)["reader"]
             wires.append(Wire.from_pretrained(folder / place, found.get(reader)))
             found[reader] = wires[-1].lm
