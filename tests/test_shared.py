@@ -231,7 +231,7 @@ def test_eight_examples_are_learnt_by_heart(reading, encoder, ways, private):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        if loss < 0.235:  # soft-capped logits cannot get below 0.34
+        if loss < 0.21:  # soft-capped logits cannot get below 0.34, which is 0.17 of the mean
             break
     wire.eval()
     for reader in readers:
