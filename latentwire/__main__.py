@@ -3,12 +3,11 @@
 import sys
 import warnings
 
-import tyro
-
 from latentwire.commands.bench import bench
 from latentwire.commands.lens import lens
 from latentwire.commands.models import doctor, fetch, report
 from latentwire.commands.seek import seek
+from latentwire.commands.shared import run_command
 from latentwire.commands.sweep import sweep
 from latentwire.commands.wire import add_reader, ask, evaluate, train
 
@@ -25,12 +24,8 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"latentwire: {message}\n"
     try:
         if arguments[:1] and arguments[0] in GROUPS:
-            if status := GROUPS[arguments[0]](arguments[1:]):
-                raise SystemExit(status)
-            return
-        every = {**COMMANDS, **GROUPS}
-        status = tyro.extras.subcommand_cli_from_dict(every, args=arguments, prog="latentwire")
-        raise SystemExit(status or 0)
+            raise SystemExit(GROUPS[arguments[0]](arguments[1:]) or 0)
+        raise SystemExit(run_command({**COMMANDS, **GROUPS}, arguments, "latentwire"))
     except (ValueError, OSError, FloatingPointError) as error:
         # Some messages come from libraries and have many lines; a user's mistake costs one.
         print("latentwire:", " ".join(str(error).split()), file=sys.stderr)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from latentwire.commands.shared import check_folder, write_json
+from latentwire.commands.shared import check_folder, run_command, write_json
 
 
 def seek(
@@ -113,4 +113,4 @@ def train(
 def bench(arguments: list[str]) -> None:
     """What our work costs: `latentwire bench seek`, `bench lens`, `bench train`."""
     commands = {"seek": seek, "lens": lens, "train": train}
-    tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="latentwire bench")
+    run_command(commands, arguments, "latentwire bench")

@@ -10,6 +10,7 @@ from latentwire.commands.shared import (
     TEXT,
     Positional,
     check_folder,
+    run_command,
     run_training,
     write_json,
 )
@@ -143,5 +144,5 @@ def lens(arguments: list[str]) -> int:
     if arguments[:1] == ["train"]:
         return train(arguments[1:])
     commands = {"explain": explain, "edit": edit, "eval": evaluate, "train": train}
-    tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="latentwire lens")
+    run_command(commands, arguments, "latentwire lens")
     return 0

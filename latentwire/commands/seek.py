@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from latentwire.commands.shared import MODEL, check_folder, out, write_json
+from latentwire.commands.shared import MODEL, check_folder, out, run_command, write_json
 
 
 def seek(arguments: list[str]) -> None:
@@ -54,7 +54,7 @@ def seek(arguments: list[str]) -> None:
         write_json(json_out, result)
         print(f"report: {write_report(run)}")
 
-    tyro.cli(command, args=arguments, prog="latentwire seek")
+    run_command(command, arguments, "latentwire seek")
 
 
 def _print_trace(found: Any) -> None:

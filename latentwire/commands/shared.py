@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
 from dataclasses import make_dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +36,27 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
     """Write a result where --json says."""
     if path is not None:
         write_whole(path, json.dumps(result, indent=1))
+
+
+def run_command(
+    commands: Callable | Mapping[str, Callable], arguments: list[str], prog: str
+) -> int:
+    """Parse the arguments of a command, or of one of several by name, and run it; the exit status.
+    Raises ValueError, of one line, for arguments that it does not take."""
+
+    def parsed(command: Callable) -> Callable:
+        @wraps(command)
+        def call(*given: Any, **named: Any) -> Callable[[], int | None]:
+            return partial(command, *given, **named)
+
+        return call
+
+    if isinstance(commands, Mapping):
+        all_parsed = {name: parsed(command) for name, command in commands.items()}
+        parse = partial(tyro.extras.subcommand_cli_from_dict, all_parsed)
+    else:
+        parse = partial(tyro.cli, parsed(commands))
+    return _in_one_line(partial(parse, args=arguments, prog=prog))() or 0
 
 
 def run_training(
@@ -114,19 +136,25 @@ def _parsed(
     parts = {"recipe": recipe, "session": Session()}
     fields = [(key, Annotated[type(value), top], value) for key, value in parts.items()]
     both = make_dataclass("Training", fields, namespace={"__doc__": recipes[name].__doc__})
-    said = io.StringIO()
-    try:
-        with redirect_stderr(said), registry:
-            parsed: Any = tyro.cli(both, args=arguments[1:], prog=f"{prog} {name}")
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ValueError(_in_one_line(said.getvalue())) from None
+    with registry:
+        parsed = _in_one_line(lambda: tyro.cli(both, args=arguments[1:], prog=f"{prog} {name}"))
     return parsed.recipe, parsed.session
 
 
-def _in_one_line(boxed: str) -> str:
-    """What tyro draws a box around: the mistake, and the options that it takes for meant."""
+def _in_one_line(parse: Callable[[], Any]) -> Any:
+    """What tyro parses; a mistake that it would draw a box around is a ValueError of one line."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return parse()
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_unboxed(said.getvalue())) from None
+
+
+def _unboxed(boxed: str) -> str:
+    """The mistake, and the options that tyro takes for meant."""
     sections: list[list[str]] = [[]]
     for line in (line.strip("│ ") for line in boxed.splitlines()):
         if line and set(line) <= set("─-"):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from latentwire.commands.shared import Positional, check_folder, out, write_json
+from latentwire.commands.shared import Positional, check_folder, out, run_command, write_json
 
 
 def sweep(arguments: list[str]) -> int:
@@ -48,4 +48,4 @@ def sweep(arguments: list[str]) -> int:
         print(f"report: {write_report(run)}")
         return int(any(m.get("error", True) for m in result["members"].values()))
 
-    return tyro.cli(command, args=arguments, prog="latentwire sweep")
+    return run_command(command, arguments, "latentwire sweep")

@@ -13,6 +13,7 @@ from latentwire.commands.shared import (
     Positional,
     check_folder,
     out,
+    run_command,
     run_training,
     trained,
     write_json,
@@ -226,4 +227,4 @@ def add_reader(arguments: list[str]) -> int:
 
         return trained(train, compare)
 
-    return tyro.cli(command, args=arguments, prog="latentwire add-reader")
+    return run_command(command, arguments, "latentwire add-reader")
