@@ -1,5 +1,6 @@
 """Entry point: which command, and how a mistake is told."""
 
+import os
 import sys
 import warnings
 
@@ -26,6 +27,9 @@ def main() -> None:
         if arguments[:1] and arguments[0] in GROUPS:
             raise SystemExit(GROUPS[arguments[0]](arguments[1:]) or 0)
         raise SystemExit(run_command({**COMMANDS, **GROUPS}, arguments, "latentwire"))
+    except BrokenPipeError:  # who reads our output has enough, as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, OSError, FloatingPointError) as error:
         # Some messages come from libraries and have many lines; a user's mistake costs one.
         print("latentwire:", " ".join(str(error).split()), file=sys.stderr)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The benchmarks whose ratios docs/LOG.md gives, one thread each.
+# The benchmarks whose figures README and docs give, one thread each.
 #   reproduce/bench.sh squad_train.jsonl
 # The plain loop at 1024 tokens takes two hours of a core, all the rest half an hour.
 set -euo pipefail

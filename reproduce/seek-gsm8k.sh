@@ -5,7 +5,7 @@
 # each of the two rewards, 10 minutes for an attempt.
 #   reproduce/seek-gsm8k.sh FOLDER_WITH_gsm8k_test.jsonl_AND_svamp.jsonl [exact|self|attempts]
 set -euo pipefail
-data=$(realpath "${1:?a folder with gsm8k_test.jsonl and gsm8k_train.jsonl}")
+data=$(realpath "${1:?a folder with gsm8k_test.jsonl and svamp.jsonl}")
 what=${2:-all}
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"

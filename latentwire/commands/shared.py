@@ -125,7 +125,7 @@ def _parsed(
     recipe = recipes[name]()
 
     def scheduled(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-        if info.type is Schedule:  # else six options for each, of which most stay as they are
+        if info.type is Schedule:  # else seven options for each, of which most stay as they are
             return tyro.constructors.PrimitiveConstructorSpec(
                 "*", "SCHEDULE", Schedule.parse, lambda x: isinstance(x, Schedule), Schedule.words
             )

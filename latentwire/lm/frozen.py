@@ -244,7 +244,7 @@ class FrozenLM(Words):
     ) -> Float[Tensor, "b n"]:
         """Log-probabilities of target tokens at a temperature, differentiable; 0 where masked.
 
-        Its negative is the loss of a training and the NLL of an evaluation.
+        Their negative sum is an evaluation's NLL, and what `token_loss` is the mean of.
         """
         chosen = token_log_probs(self.logits(prompt, targets, mask), targets, temperature)
         return chosen if mask is None else chosen.masked_fill(~mask, 0.0)

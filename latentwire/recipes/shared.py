@@ -6,7 +6,7 @@ Two stages, each resumable:
    can be and the wire never gets credit for form;
 2. wire: everything else at once, every reader at each step. Each reader answers from latents as it
    answers from the text (KL over the answer's positions, answer cross-entropy) and says pieces of
-   the text again, from a few of their tokens on; objectives.py has these and others.
+   the text, given their first tokens; objectives.py has these and others.
 
 With `init_from`, a trained wire, that one's format tokens stand in for stage 1, so that
 members of a sweep share it and differ in nothing else.
