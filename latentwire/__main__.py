@@ -25,8 +25,9 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"latentwire: {message}\n"
     try:
         if arguments[:1] and arguments[0] in GROUPS:
-            raise SystemExit(GROUPS[arguments[0]](arguments[1:]) or 0)
-        raise SystemExit(run_command({**COMMANDS, **GROUPS}, arguments, "latentwire"))
+            status = GROUPS[arguments[0]](arguments[1:])
+        else:
+            status = run_command({**COMMANDS, **GROUPS}, arguments, "latentwire")
     except BrokenPipeError:  # who reads our output has enough, as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
@@ -42,6 +43,8 @@ def main() -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    if status:
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -240,6 +240,25 @@ def test_a_recipe_that_cannot_be_trained(arguments, message, wire, tmp_path, mon
     assert not (tmp_path / "runs").exists()  # which would refuse the recipe, once mended
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("", "Expected one of {ask, eval, "),
+        ("nope", "Unrecognized options: nope"),
+        ("eval --nope", "Unrecognized options: --nope"),
+        ("ask", "Missing from latentwire ask: QUESTION"),
+        ("add-reader default", "MODEL Zoo name"),
+        ("lens eval default", "Missing from latentwire lens eval: --text"),
+        ("sweep", "Missing from latentwire sweep: GRID.py"),
+        ("seek smollm2-135m --steps x", "Error parsing --steps: "),
+        ("bench train --steps x", "Error parsing --steps: "),
+    ],
+)
+def test_what_no_command_takes_is_one_line(arguments, said, monkeypatch, capsys):
+    status, out, err = run(monkeypatch, capsys, *arguments.split())
+    assert status == 2 and not out and said in err and err.count("\n") == 1, err
+
+
 @pytest.mark.parametrize("as_squad", [True, False])
 def test_hub_data_is_read_from_a_folder(as_squad, tmp_path):
     from latentwire.tasks.qa import load_questions
