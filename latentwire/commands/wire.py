@@ -201,7 +201,8 @@ def add_reader(arguments: list[str]) -> int:
         def adjusted(recipe: Any, **counts: int | None) -> Any:
             given = {part: n for part, n in counts.items() if n is not None}
             stages = {part: replace(getattr(recipe, part), steps=n) for part, n in given.items()}
-            return replace(recipe, batch_size=batch_size or recipe.batch_size, **stages)
+            rows = recipe.batch_size if batch_size is None else batch_size
+            return replace(recipe, batch_size=rows, **stages)
 
         def train() -> Path:
             if isinstance(loaded, SharedWire):
