@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -28,3 +29,15 @@ def wait(folder: Path) -> None:
 
 def do(path: Path, text: str) -> None:
     die(path, text) if text == "die" else note(path, text)
+
+
+def doubling(mark: Path, _large: str, _model: object) -> Callable[[int], int]:
+    """Work of a worker that dies the first time that it is asked."""
+
+    def double(item: int) -> int:
+        if not mark.exists():
+            note(mark, "")
+            die(mark, "")
+        return 2 * item
+
+    return double

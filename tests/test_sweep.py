@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jobs
@@ -28,7 +29,7 @@ from latentwire.recipes.shared import load_models, train_shared
 from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.recipes.sweep import KINDS, Evaluation, load_grid, run_sweep
 from latentwire.recipes.wire import WireRecipe
-from latentwire.recipes.workers import apart
+from latentwire.recipes.workers import apart, on_ray
 from latentwire.report.sweep import matrix
 from latentwire.train.loop import LoopConfig
 from latentwire.wire.encoders import ENCODERS
@@ -99,6 +100,13 @@ def test_a_killed_job_stops_no_other(by, request, tmp_path):
     assert set(ended) == set(asked) and ended["a"] is ended["b"] is None
     assert ended["die"] and "\n" not in ended["die"]
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "a", "b": "b"}
+
+
+def test_a_worker_that_died_begins_again_however_large_its_work(ray, tmp_path, capfd):
+    build = partial(jobs.doubling, tmp_path / "died", "x" * 1_000_000)
+    assert list(on_ray(ray, object)(build, [1, 2, 3, 4])) == [2, 4, 6, 8]
+    assert (tmp_path / "died").exists()
+    assert "arguments in the object store" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])

@@ -48,9 +48,12 @@ def on_ray(address: str, load: Callable[[], Any]) -> Spread:
             )
             count = min(gpus or cores, len(items))
             folder, workers = os.getcwd(), ray.util.ActorPool
-            pool = workers([made.remote(folder, load, build) for _ in range(count)])
+            pool = workers([made.remote(folder, load) for _ in range(count)])
+            # Not given to a worker when it starts: what is large there, Ray may have dropped when
+            # the worker has to start again.
+            built = ray.put(build)
             try:
-                yield from pool.map(lambda worker, item: worker.do.remote(item), items)
+                yield from pool.map(lambda worker, item: worker.do.remote(built, item), items)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             except ray.exceptions.RayError as error:
@@ -127,11 +130,13 @@ def _in_folder(folder: str, job: Callable[..., None], arguments: tuple) -> None:
 class _Worker:
     """A process of a Ray, with its own model."""
 
-    def __init__(self, folder: str, load: Callable[[], Any], build: Build):
+    def __init__(self, folder: str, load: Callable[[], Any]):
         os.chdir(folder)
-        self.work = build(load())
+        self.model, self.work = load(), None
 
-    def do(self, item: Any) -> Any:
+    def do(self, build: Build, item: Any) -> Any:
+        """build: the same each time."""
+        self.work = self.work or build(self.model)
         return self.work(item)
 
 
