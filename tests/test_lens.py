@@ -84,7 +84,7 @@ def test_lenses_that_are_gone_leave_no_adapters_on_the_lm(tmp_path):
     lens.save(tmp_path)
     for _ in range(3):
         second = Lens.from_pretrained(str(tmp_path), lens.lm)
-        assert set(lens.lm.model.peft_config) == {"lens0", "lens1", *adapters(second)}
+        assert set(lens.lm.model.peft_config) == {"lora0", "lora1", *adapters(second)}
         del second
         gc.collect()
     assert adapters(lens) == {"lens0", "lens1"}
