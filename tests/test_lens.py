@@ -87,7 +87,7 @@ def test_lenses_that_are_gone_leave_no_adapters_on_the_lm(tmp_path):
         assert set(lens.lm.model.peft_config) == {"lora0", "lora1", *adapters(second)}
         del second
         gc.collect()
-    assert adapters(lens) == {"lens0", "lens1"}
+    assert adapters(lens) == {"lora0", "lora1"}
     lens.reconstruct(["sea"])
 
 
