@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 
 def digest(data: bytes | str) -> str:
@@ -22,3 +24,10 @@ def write_whole(path: Path, data: bytes | str, writer: str = "") -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The JSON of each line of a file that is appended to, but for one that was cut off, maybe
+    inside a character; none where there is no file."""
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    return [json.loads(line) for line in whole.decode().split("\n") if line]

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from latentwire.files import write_whole
+from latentwire.files import read_rows, write_whole
 
 out = Console()
 
@@ -83,7 +83,6 @@ def trained(train: Callable[[], Path], after: Callable[[Path], None]) -> int:
     but the first are done when it is trained."""
     from latentwire.report.tables import pace
     from latentwire.train import parallel
-    from latentwire.train.checkpoints import log_rows
     from latentwire.train.guards import CollapseError, standing
 
     try:
@@ -96,7 +95,7 @@ def trained(train: Callable[[], Path], after: Callable[[Path], None]) -> int:
     if parallel.rank() > 0:  # a launcher ends all processes when one has a status of its own
         return 0
     after(folder)
-    rows = log_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder / "metrics.jsonl")
     for said in pace(rows):
         out.print(said, markup=False, highlight=False, soft_wrap=True)
     alarms = standing(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from latentwire.files import digest
 from latentwire.lm.zoo import ZooError
 
 
@@ -35,7 +35,7 @@ def fingerprint_of(embeddings: Tensor, blocks: Any) -> str:
     matrices = (p for n, p in blocks.named_parameters() if p.dim() > 1 and "lora_" not in n)
     rows = [embeddings[:64], *(matrix[0] for matrix in matrices)]
     some = torch.cat([row.detach().flatten().to("cpu", torch.bfloat16) for row in rows])
-    return hashlib.sha256(some.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+    return digest(some.view(torch.int16).numpy().tobytes())
 
 
 def check_setting(model: Any, name: str) -> None:

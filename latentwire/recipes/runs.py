@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from latentwire.files import digest, write_whole
+from latentwire.files import digest, read_rows, write_whole
 from latentwire.train.checkpoints import check_folder
 
 PREDICTIONS = "predictions.jsonl"
@@ -56,11 +56,7 @@ def open_run(out: Path, setting: dict) -> list[dict]:
         differs = _difference(known, setting)
         raise ValueError(f"{out} holds another run{differs}; give another --run or remove it")
     write_whole(config, json.dumps(setting, indent=1))
-    if not predictions.exists():
-        return []
-    # What follows the last line end is a record that was cut off, maybe inside a character.
-    lines = predictions.read_bytes().rpartition(b"\n")[0].decode().split("\n")
-    return [json.loads(line) for line in lines if line]
+    return read_rows(predictions)
 
 
 def rewrite(out: Path, records: Sequence[dict]) -> None:

@@ -28,14 +28,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latentwire.files import write_whole
+from latentwire.files import read_rows, write_whole
 from latentwire.recipes.evaluation import ALMANAC, evaluate_wire, load_passages
 from latentwire.recipes.readers import evaluate_readers
 from latentwire.recipes.shared import load_models, train_shared
 from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.recipes.wire import WireRecipe, train_wire
 from latentwire.recipes.workers import apart
-from latentwire.train.checkpoints import log_rows
 from latentwire.train.guards import standing
 from latentwire.train.loop import Session
 from latentwire.wire.codec import BITS
@@ -175,7 +174,7 @@ def run_member(
         for bits in evaluation.bits or kind.bits(recipe)[:1]:
             asked = (evaluation.data, evaluation.limit, folder / evaluation.folder(bits), bits)
             results[str(bits)] = kind.evaluate(wire, *asked)
-        alarms = standing(log_rows(folder / "metrics.jsonl"))
+        alarms = standing(read_rows(folder / "metrics.jsonl"))
         _write(folder, recipe, evaluation, alarms=alarms, evaluations=results)
     except Exception as error:  # whatever it is, it is this member's alone
         traceback.print_exc()

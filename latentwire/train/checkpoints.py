@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
-from latentwire.files import digest, write_whole
+from latentwire.files import digest, read_rows, write_whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -173,17 +173,11 @@ def log_row(path: Path, row: Mapping[str, object]) -> None:
 def logged(path: Path, stage: str, step: int) -> list[dict]:
     """The rows of a stage up to a step. Those after it, which a killed process logged before its
     next checkpoint, are taken out of the file, and so is a line that was cut off."""
-    kept = [r for r in log_rows(path) if r["stage"] != stage or r["step"] <= step]
+    kept = [r for r in read_rows(path) if r["stage"] != stage or r["step"] <= step]
     text = "".join(json.dumps(r) + "\n" for r in kept)
     if path.exists() and text.encode() != path.read_bytes():
         write_whole(path, text)
     return [r for r in kept if r["stage"] == stage]
-
-
-def log_rows(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl, but for one that was cut off; none where there is no file."""
-    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
-    return [json.loads(line) for line in whole.decode().split("\n") if line]
 
 
 def _metadata(path: Path) -> dict[str, str]:
