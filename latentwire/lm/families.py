@@ -82,6 +82,23 @@ def sliding_windows(config) -> dict[str, int | None] | None:
     return {t: config.sliding_window if t == "sliding_attention" else None for t in types}
 
 
+def wide_layers(config) -> list[int]:
+    """The layers whose attention has no window."""
+    windows = sliding_windows(config)
+    if windows is None:
+        return list(range(config.num_hidden_layers))
+    return [i for i, kind in enumerate(config.layer_types) if windows[kind] is None]
+
+
+def key_gains(model: Any) -> list[Tensor | None]:
+    """The gain [e] of the RMS norm that each layer's attention puts on the keys of a head before it
+    rotates them (Gemma 3, Qwen3), or None."""
+    family = family_of(model.config)
+    blocks = getattr(getattr(model, family.body), family.blocks)
+    norms = [getattr(getattr(block, family.attends), "k_norm", None) for block in blocks]
+    return [n if n is None else n(torch.ones_like(n.weight)).detach() for n in norms]
+
+
 def softcap(config) -> float | None:
     """Bound c of the final logits c*tanh(x/c) (Gemma 2), or None."""
     return getattr(config, "final_logit_softcapping", None)
