@@ -33,7 +33,7 @@ class CodeRecipe:
     fitted: int = 1200
     """Passages of the closed form."""
     sensitive: int = 48
-    """Passages whose answers weight it, and twice as many whose attention the scorer is fitted to."""
+    """Passages whose answers weight it; the scorer is fitted to the attention of twice as many."""
     attention: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=5000, lr=3e-4, save_every=250)
     )

@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from latentwire.files import write_whole
-from latentwire.lm import FrozenLM, KVPrefix, Prompt
+from latentwire.lm import FrozenLM, Prompt
 from latentwire.lm.families import rotate
 from latentwire.recipes.codes.fitting import pairs
 from latentwire.tasks.qa import Passage, answer_targets, passages_prompt
 from latentwire.wire.codes.code import CodeConfig, read
+from latentwire.wire.latents import head_of
 
 
 class Recorder:
@@ -45,18 +46,15 @@ class Recorder:
             return tensors
 
 
-def source_features(
-    source: FrozenLM, head: KVPrefix, config: CodeConfig, text: str
-) -> dict[str, Tensor]:
-    """features [n, f] of the tokens of one chunk."""
+def source_features(source: FrozenLM, config: CodeConfig, text: str) -> dict[str, Tensor]:
+    """features [n, f] of the tokens of a text's first chunk."""
     ids = source.ids(text)[: config.chunk_size]
-    return {"features": read(source, head, config, ids).bfloat16()}
+    return {"features": read(source, head_of(source), config, ids).bfloat16()}
 
 
 @torch.no_grad()
 def reader_attention(
     reader: FrozenLM,
-    head: KVPrefix,
     format_tokens: Tensor,
     source: FrozenLM,
     tokens: int,
@@ -76,7 +74,7 @@ def reader_attention(
     reader_ends = reader.offsets(text)[:, 1]
     ids = reader.ids(text)[reader_ends <= ends[-1]]
     owner = pairs(ends, reader_ends[: len(ids)])
-    context = reader.prefill(Prompt.from_ids(reader, [ids], head))
+    context = reader.prefill(Prompt.from_ids(reader, [torch.cat([reader.frame.head, ids])]))
     targets, mask = answer_targets(reader, [passage])
     prompt = passages_prompt(reader, format_tokens, [passage], context)
     asked = prompt.append(reader.embed(targets[:, :-1]), mask[:, :-1])

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.families import rotate
-from latentwire.wire.codes.code import Code, CodeConfig, read
+from latentwire.wire.codes.code import Code, read
 from latentwire.wire.codes.decoder import Decoder
 from latentwire.wire.codes.message import HEADER_BYTES, TEXT_BYTES, CodeMessage
 from latentwire.wire.folder import WireError
@@ -35,7 +35,6 @@ from latentwire.wire.latents import Latents, as_prefix, head_of
 from latentwire.wire.message import MessageError
 from latentwire.wire.slots import chosen
 from latentwire.wire.wire import RESERVE, check_kept
-
 
 KIND, FORMAT_VERSION = "code wire", 1
 
