@@ -20,8 +20,9 @@ def test_normalisation():
         # The best gold answer counts.
         ("1842", ["in 1842", "1842."], 1.0),
         ("", ["x"], 0.0),
-        # Both are empty once articles are gone: no common word, so 0 in evaluate-v1.1.py.
+        # Both are empty once articles are gone, and no more the same for it.
         ("the", ["a"], 0.0),
+        ("Of", ["of", "x"], 1.0),
         ("Bern", ["Basel"], 0.0),
     ],
 )
@@ -32,6 +33,25 @@ def test_f1(answer, gold, expected):
 def test_exact_match():
     assert exact_match("The Rhine.", ["rhine", "Rhein"]) == 1.0
     assert exact_match("the upper Rhine", ["rhine"]) == 0.0
+
+
+@pytest.mark.parametrize("text", ["A", "the", "+", "?!", "A.", "¿", "%", "a the"])
+def test_an_answer_that_normalises_to_nothing_is_itself(text):
+    """evaluate-v1.1.py finds all of these equal (1.0) and to have no word in common (0.0)."""
+    assert exact_match(text, [text]) == f1(text, [text]) == 1.0
+    assert exact_match("", [text]) == f1("", [text]) == 0.0
+    assert exact_match("-", [text]) == f1("-", [text]) == 0.0
+
+
+def test_punctuation_still_does_not_count():
+    assert exact_match("A.", ["a"]) == exact_match('"the"', ["The"]) == 1.0
+    assert exact_match("", [""]) == 1.0
+
+
+@pytest.mark.parametrize("metric", [exact_match, f1])
+def test_one_text_is_no_list_of_gold_answers(metric):
+    with pytest.raises(TypeError, match=r"gold is one text; expected a list .* \['Paris'\]"):
+        metric("Paris", "Paris")
 
 
 def test_bootstrap_of_independent_scores_is_the_normal_interval():

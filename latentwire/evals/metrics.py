@@ -2,7 +2,8 @@
 
 Exact match and F1 are SQuAD's: lower case, no punctuation, no articles, single spaces; F1 over
 bags of words, the best over all gold answers (Rajpurkar et al. 2016, arXiv 1606.05250; the formulas
-of the official evaluate-v1.1.py). Written here, not taken from torchmetrics, because intervals need
+of the official evaluate-v1.1.py, but for answers of which those leave nothing, such as "A" or "+":
+these are compared as they stand). Written here, not taken from torchmetrics, because intervals need
 the score of every question and torchmetrics keeps sums only.
 """
 
@@ -15,6 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from latentwire.texts import check_texts
+
 RESAMPLES = 2000
 """Of the bootstrap, from one seed."""
 
@@ -23,17 +26,23 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(answer: str) -> str:
-    """An answer as SQuAD compares it."""
-    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
+    """An answer as SQuAD compares it; its articles, or else its punctuation too, stay where nothing
+    would be left without them."""
+    lower = answer.lower()
+    bare = lower.translate(_PUNCTUATION)
+    candidates = (" ".join(text.split()) for text in (_ARTICLES.sub(" ", bare), bare, lower))
+    return next(filter(None, candidates), "")
 
 
 def exact_match(answer: str, gold: Sequence[str]) -> float:
     """1.0 where the answer equals any gold answer after normalisation, else 0.0."""
+    check_texts(gold, "gold")
     return float(any(normalise(answer) == normalise(g) for g in gold))
 
 
 def f1(answer: str, gold: Sequence[str]) -> float:
     """Harmonic mean of word precision and recall, as bags, against the best gold answer; 0..1."""
+    check_texts(gold, "gold")
     return max(_f1(normalise(answer).split(), normalise(g).split()) for g in gold)
 
 
