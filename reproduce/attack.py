@@ -9,7 +9,9 @@ import pytest
 
 TESTS = Path(__file__).parents[1] / "tests"
 start = time.monotonic()
-status = pytest.main(["-p", "no:xdist", "-o", "addopts=-q", str(TESTS / "test_fuzz.py")])
+status = pytest.main(
+    ["-p", "no:xdist", "-o", "addopts=-q", "--disable-warnings", str(TESTS / "test_fuzz.py")]
+)
 from hostile import TRIED  # noqa: E402  (pytest has put its folder on the path)
 
 print(f"{os.environ.get('LATENTWIRE_FUZZ', '1')} times the inputs of the suite")
