@@ -11,6 +11,7 @@ from latentwire.commands.seek import seek
 from latentwire.commands.shared import run_command
 from latentwire.commands.sweep import sweep
 from latentwire.commands.wire import add_reader, ask, evaluate, train
+from latentwire.terminal import printable
 
 COMMANDS = {"ask": ask, "eval": evaluate, "fetch": fetch, "doctor": doctor, "report": report}
 # These parse what follows their name themselves: they have commands of their own, or options that
@@ -22,7 +23,7 @@ GROUPS |= {"lens": lens, "bench": bench}
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit status 2."""
     arguments = sys.argv[1:]
-    warnings.formatwarning = lambda message, *_, **__: f"latentwire: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"latentwire: {printable(str(message))}\n"
     try:
         if arguments[:1] and arguments[0] in GROUPS:
             status = GROUPS[arguments[0]](arguments[1:])
@@ -33,12 +34,12 @@ def main() -> None:
         raise SystemExit(141) from None
     except (ValueError, OSError, FloatingPointError) as error:
         # Some messages come from libraries and have many lines; a user's mistake costs one.
-        print("latentwire:", " ".join(str(error).split()), file=sys.stderr)
+        print("latentwire:", printable(" ".join(str(error).split())), file=sys.stderr)
         raise SystemExit(2) from None
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
-        said = " ".join(str(error).split())
+        said = printable(" ".join(str(error).split()))
         print(f"latentwire: {said} Take fewer rows at a time, or bfloat16.", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -1,7 +1,12 @@
 """What the rules find that are to be kept as text."""
 
+import random
+import re
+import time
+
 import pytest
 
+from latentwire import patterns
 from latentwire.wire.folder import WireError
 from latentwire.wire.keep import finder
 
@@ -29,7 +34,53 @@ def test_rules(rule, expected):
 
 
 def test_what_is_no_rule():
-    with pytest.raises(WireError, match=r"'\(a' does not compile \(missing \), .*numbers,"):
+    with pytest.raises(WireError, match=r"'\(a' does not compile \(missing \) at .*numbers,"):
         finder("(a")
     with pytest.raises(WireError, match="no rule 'Number' \\(did you mean 'numbers'\\?\\)"):
         finder("Number")
+
+
+# The rule as one regular expression, which is right and takes a time that grows with the square.
+ONE_EXPRESSION = re.compile(
+    r"(?P<begin>(?:\A|(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St))(?<!\bMrs)[.!?\u2026][\"'\u201d\u2019)\]]*\s"
+    r"|\n[^\S\n]*\n)\s*[\"'\u201c\u2018(\[]*)?(?P<word>\w+(?:[-.:/@'\u2019]\w+)*)"
+)
+IDENTIFIER = re.compile(r"[_@]|\d.*[^\W\d_]|[^\W\d_].*\d|[a-z][A-Z]")
+PIECES = [*'Ab1.!?\u2026\n \t"\u201c\u201d\u2019([)]-@_é\r\u2028', "\n\n"]
+PIECES += ["Dr", "Mrs", "St", "Smith", "x1", "XMr", "J"]
+
+
+def test_names_are_those_of_one_regular_expression():
+    draw = random.Random(0)
+    for _ in range(20_000):
+        text = "".join(draw.choices(PIECES, k=draw.randrange(1, 14)))
+        expected = [
+            match.span("word")
+            for match in ONE_EXPRESSION.finditer(text)
+            if (match["begin"] is None and match["word"][0].isupper())
+            or IDENTIFIER.search(match["word"])
+        ]
+        assert list(finder("names")(text)) == expected, text
+
+
+@pytest.mark.parametrize("piece", ["\n", "1", '"', "A ", "a1", ".\n", "1-", "\n-"])
+@pytest.mark.parametrize("rule", ["names", "numbers"])
+def test_rules_take_time_that_grows_with_the_text(rule, piece):
+    start = time.process_time()
+    list(finder(rule)(piece * 100_000 + "-"))
+    assert time.process_time() - start < 2
+
+
+def test_a_regular_expression_that_never_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr(patterns, "SECONDS", 0.2)
+    start = time.process_time()
+    with pytest.raises(WireError, match=r"took longer than 0\.2 s on a text of 61 characters"):
+        list(finder(r"(a|aa)+$")("a" * 60 + "b"))
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("bad", ["(" * 50_000 + ")" * 50_000, "a{99999999999}", "(?P<a>", "["])
+def test_patterns_that_do_not_compile_are_one_line(bad):
+    with pytest.raises(WireError, match="does not compile") as caught:
+        finder(bad)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500

@@ -385,7 +385,7 @@ def test_a_bad_task_is_named(task, error, tmp_path):
     ("text", "error"),
     [
         (None, "no such file"),
-        ("{", "line 1: not JSON"),
+        ("{", "arc.json: not JSON"),
         ("[1]", "a JSON list; expected an object"),
         ("{}", "has no tasks"),
     ],
@@ -398,3 +398,81 @@ def test_a_bad_file_is_named(text, error, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no tasks"):
         load_arc(tmp_path / "empty")
+
+
+def test_an_integer_of_thousands_of_digits_fails_its_own_pair_alone():
+    code = "def solve(grid):\n    return [[10 ** 5000]] if len(grid) == 1 else grid"
+    first, second = run_program(code, [A, B])
+    assert first == A and second == Failure(
+        "returned no grid: row 1 has cell 1000, expected 0 to 9"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "type('x' * 10 ** 7, (ValueError,), {})",
+        "type('M', (type,), {'__name__': property(lambda _: 10 ** 5000)})('E', (ValueError,), {})",
+    ],
+)
+def test_the_name_of_an_error_fails_its_own_pair_alone(error):
+    code = f"def solve(grid):\n    if len(grid) == 1:\n        raise {error}()\n    return grid"
+    results = run_program(code, [B, A])
+    assert isinstance(results[0], Failure) and len(results[0].why) <= 200 and results[1] == A
+
+
+DEADLOCK = """
+import collections
+lock = collections._sys.modules["_thread"].allocate_lock()
+lock.acquire()
+def solve(grid):
+    lock.acquire()
+"""
+
+
+def descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [p for child in children for p in (int(child), *descendants(int(child)))]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_program_that_waits_for_ever_ends_with_a_killed_caller():
+    calls = (
+        f"from latentwire.tasks.sandbox import run_program; run_program({DEADLOCK!r}, [((1,),)])"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", calls])
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (found := descendants(caller.pid)):
+        time.sleep(0.05)
+    (child,) = found
+    # It is under its limits once it holds no file open.
+    while time.monotonic() < until and "Max open files            0" not in (
+        Path(f"/proc/{child}/limits").read_text()
+    ):
+        time.sleep(0.05)
+    time.sleep(0.3)
+    assert alive(child)
+    caller.kill()
+    caller.wait()
+    until = time.monotonic() + 3
+    while time.monotonic() < until and alive(child):
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+def test_a_flood_of_line_breaks_costs_the_caller_little(monkeypatch):
+    read = []
+    real = sandbox._result
+    monkeypatch.setattr(sandbox, "_result", lambda *args: read.append(1) or real(*args))
+    flood = POSIX + "posix.write(1, b'\\n' * 2 ** 20)" + IDENTITY
+    start = time.process_time()
+    results = run_program(flood, [A, B])
+    assert [r.why for r in results] == ["forbidden: wrote into the results"] * 2
+    assert len(read) <= 3 and time.process_time() - start < 1

@@ -378,7 +378,7 @@ def test_save_and_load_and_one_more_reader(lms, tmp_path):
         ({"kind": "wire"}, "is not a shared wire's"),
         ({"config": {**record["config"], "trunk_layers": 3}}, "does not fit the weights"),
         ({"config": {}}, "lacks a field"),
-        ({"sha256": None}, "lacks a field"),
+        ({"sha256": None}, "sha256 is None; expected an object"),
         ({"config": {**record["config"], "bits": 0}}, "bits is 0"),
     ]:
         (tmp_path / "again" / "config.json").write_text(json.dumps(record | change))

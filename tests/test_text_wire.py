@@ -176,8 +176,8 @@ def test_folders_that_hold_no_such_wire(lms, tmp_path):
     for change, said in (
         ({"format_version": 2}, "text wire format 2; expected 1"),
         ({"wires": ["reader-7"]}, "is no wire"),
-        ({"wires": 3}, "lacks a field"),
-        ({"source": None}, "lacks a field"),
+        ({"wires": 3}, "wires is 3; expected a list"),
+        ({"source": None}, "source is None; expected text"),
         ({"kind": []}, "is not a text wire's"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**record, **change}))

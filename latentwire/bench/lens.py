@@ -18,11 +18,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from latentwire.bench.measure import measured
 from latentwire.lens.decoder import Decoder, DecoderConfig
 from latentwire.lm import FrozenLM, Prompt, StraightThroughGumbel, seeded_noise, token_log_probs
+from latentwire.terminal import terminal
 
 MODES = {"uncached": "none", "checkpointed": "checkpoint", "cached": "kv"}
 PROMPT, ANSWER = 448, 64
@@ -47,7 +47,7 @@ def bench_lens(
 
 
 def _apart(model: str, case: str, tokens: int, batch: int) -> Cost:
-    Console(stderr=True).print(f"{case}, {tokens} tokens")
+    terminal(stderr=True).print(f"{case}, {tokens} tokens")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(_limited, model, case, tokens, batch).result()

@@ -30,15 +30,13 @@ def doctor(model: MODEL) -> int:
     from latentwire.lm.frozen import FrozenLM
 
     failed = 0
-    out.print(
-        f"{'check':34}{'input':11}{'batch':8}{'difference':>12}{'allowed':>10}", highlight=False
-    )
+    out.print(f"{'check':34}{'input':11}{'batch':8}{'difference':>12}{'allowed':>10}")
     for f in examine(FrozenLM.from_pretrained(model)):
         failed += not f.passed
         batch, word = ("ragged" if f.ragged else "one row"), ("" if f.passed else "  FAILED")
         line = f"{f.check:34}{f.kind:11}{batch:8}{f.difference:12.1e}{f.tolerance:10.0e}{word}"
-        out.print(line, style="red" if word else None, highlight=False)
-    out.print(f"{failed} checks failed" if failed else "all checks passed", highlight=False)
+        out.print(line, style="red" if word else None)
+    out.print(f"{failed} checks failed" if failed else "all checks passed")
     return min(failed, 1)
 
 

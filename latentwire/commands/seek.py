@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from latentwire.commands.shared import MODEL, check_folder, out, run_command, write_json
+from latentwire.terminal import printable
 
 
 def seek(arguments: list[str]) -> None:
@@ -50,7 +51,7 @@ def seek(arguments: list[str]) -> None:
         result = run_seek(load_lm(model, recipe.dtype), recipe, run, task, spread)
         out.print(seek_table(result))
         for line in verdict(result):
-            out.print(f"- {line}", markup=False, highlight=False)
+            out.print(f"- {line}")
         write_json(json_out, result)
         print(f"report: {write_report(run)}")
 
@@ -60,12 +61,12 @@ def seek(arguments: list[str]) -> None:
 def _print_trace(found: Any) -> None:
     """A search's steps, and the answer it came to."""
     if found.note:
-        out.print(f"note: {found.note}", markup=False, highlight=False)
+        out.print(f"note: {found.note}")
     for s in found.trace:
         reward = "failed" if s.reward is None else f"{s.reward:.3f}"
         parts = ", ".join(f"{name} {value:g}" for name, value in s.parts.items())
         line = f"step {s.step:2}: reward {reward}, {s.flipped} tokens flipped, {s.tokens} run over"
-        out.print(f"[dim]{line}[/dim] [dim]{parts}[/dim]", highlight=False)
-    print(found.text)
+        out.print(f"{line} {parts}", style="dim")
+    print(printable(found.text))
     if found.failure is not None:
         raise ValueError(found.failure)

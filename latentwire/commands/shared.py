@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from latentwire.files import read_rows, write_whole
+from latentwire.terminal import terminal
 
-out = Console()
+out = terminal()
 
 Positional = tyro.conf.Positional
 WIRE = Positional[Annotated[str, tyro.conf.arg(metavar="WIRE")]]
@@ -90,17 +90,17 @@ def trained(train: Callable[[], Path], after: Callable[[Path], None]) -> int:
     except CollapseError as collapse:
         if parallel.rank() > 0:
             return 0
-        out.print(f"latentwire: {collapse}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"latentwire: {collapse}", soft_wrap=True)
         return 3
     if parallel.rank() > 0:  # a launcher ends all processes when one has a status of its own
         return 0
     after(folder)
     rows = read_rows(folder / "metrics.jsonl")
     for said in pace(rows):
-        out.print(said, markup=False, highlight=False, soft_wrap=True)
+        out.print(said, soft_wrap=True)
     alarms = standing(rows)
     for name, text in alarms.items():
-        out.print(f"alarm: {name}: {text}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"alarm: {name}: {text}", soft_wrap=True)
     return 3 if alarms else 0
 
 

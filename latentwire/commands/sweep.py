@@ -40,7 +40,7 @@ def sweep(arguments: list[str]) -> int:
         members, run = load_grid(grid), run or Path("runs") / grid.stem
 
         def said(line: str) -> None:
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
+            out.print(line, soft_wrap=True)
 
         result = run_sweep(members, run, evaluation, session, ray, said)
         out.print(sweep_table(result))

@@ -44,6 +44,7 @@ def ask(
     from latentwire.evals import baselines
     from latentwire.tasks import qa
     from latentwire.tasks.base import DataError, read_text
+    from latentwire.terminal import printable
     from latentwire.wire.load import load_with
 
     if not question.strip():
@@ -53,14 +54,12 @@ def ask(
     (message,) = loaded.send([text])
     for reader in loaded.readers:
         lm = reader.lm
-        print(qa.ask(reader, message, [question])[0])
+        print(printable(qa.ask(reader, message, [question])[0]))
         tokens, latents = len(lm.ids(text)), reader.latents(text)
-        out.print(
-            f"[dim]{lm.name} read {tokens} tokens as {latents} latents[/dim]", highlight=False
-        )
+        out.print(f"{lm.name} read {tokens} tokens as {latents} latents", style="dim")
         if full_text:
             read = qa.with_format(lm, reader.format, baselines.full_text(lm)([text]))
-            print(f"full text: {qa.answers(lm, [question], read)[0]}")
+            print(printable(f"full text: {qa.answers(lm, [question], read)[0]}"))
 
 
 def evaluate(
@@ -119,14 +118,14 @@ def evaluate(
     for i, (name, one) in enumerate(each.items()):
         folder = f"reader-{i}" if "readers" in result else "."
         if len(each) > 1:
-            out.print(f"[bold]{name}[/bold]", highlight=False)
+            out.print(name, style="bold")
         out.print(results_table(one))
         for line in verdict(one):
-            out.print(f"- {line}", markup=False, highlight=False)
+            out.print(f"- {line}")
         if run is not None:
             print(f"report: {write_report(run / folder)}")
     if "joint" in result:
-        out.print(joint_verdict(result["joint"]), markup=False, highlight=False)
+        out.print(joint_verdict(result["joint"]))
     if run is not None and "readers" in result:
         print(f"report of all: {write_report(run)}")
     write_json(json_out, result)
@@ -224,7 +223,7 @@ def add_reader(arguments: list[str]) -> int:
             print(f"added: {made}")
             readers = load_wire(made).readers
             for line in lost(readers, model, held_out(data, readers), beside):
-                out.print(f"- {line}", markup=False, highlight=False)
+                out.print(f"- {line}")
 
         return trained(train, compare)
 

@@ -28,10 +28,12 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from latentwire.artifact import one_error, typed
 from latentwire.files import write_whole
 from latentwire.lens.checks import LensError, check_layer
 from latentwire.lm import FrozenLM, Prompt, seed_of
 from latentwire.lm.devices import precise
+from latentwire.reading import check_name, parse_json
 from latentwire.tasks.base import read_text
 
 BATCH = 16
@@ -248,12 +250,26 @@ def dump(lm: FrozenLM, layer: int, texts: Sequence[Text], folder: Path, shard: i
     write_whole(folder / "index.json", json.dumps(index, indent=1))
 
 
+@dataclass(frozen=True)
+class Shards:
+    """What of a dump's index.json names its files."""
+
+    shards: dict[str, int]
+    """Rows of each file, by its name."""
+
+    def __post_init__(self) -> None:
+        for name in self.shards:
+            check_name(name)
+
+
 class Dump:
     """What `dump` wrote, read where it is asked for. Raises LensError where that was of another
     model, layer or text."""
 
     def __init__(self, lm: FrozenLM, layer: int, texts: Sequence[Text], folder: Path):
-        index = json.loads(read_text(folder / "index.json"))
+        with one_error(LensError, f"{folder}/index.json"):
+            index = parse_json(read_text(folder / "index.json"))
+            shards = typed(Shards, index).shards
         for name, expected in _origin(lm, layer, texts).items():
             if index.get(name) != expected:
                 raise LensError(
@@ -261,9 +277,9 @@ class Dump:
                     "give another folder or remove it"
                 )
         self.device = lm.device
-        files = [safe_open(str(folder / name), framework="pt") for name in index["shards"]]
+        files = [safe_open(str(folder / name), framework="pt") for name in shards]
         self._vectors = [file.get_slice("vectors") for file in files]
-        self._starts = list(accumulate(index["shards"].values(), initial=0))
+        self._starts = list(accumulate(shards.values(), initial=0))
         lengths = accumulate((len(text.usable) for text in texts), initial=0)
         self._first = {t.number: s for t, s in zip(texts, lengths, strict=False)}
 

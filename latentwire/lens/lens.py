@@ -11,16 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from latentwire.artifact import (
+    ArtifactError,
+    check_sizes,
+    one_error,
+    read_tensors,
+    typed,
+)
 from latentwire.files import write_whole
 from latentwire.lens.activations import Statistics, Tokens
 from latentwire.lens.checks import LensError, check_layer, checked
@@ -29,9 +36,12 @@ from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.objectives import scaled_mse
 from latentwire.lm import Dtype, FrozenLM, Greedy, Sampled, seed_of, seeded_noise
 from latentwire.lm.zoo import locate_saved
+from latentwire.reading import CONFIG_BYTES, parse_json, read_regular, shortened
 
 FORMAT_VERSION = 1
 WEIGHTS = "lens.safetensors"
+TEMPLATE = 4096
+"""Most characters of the template of a lens that is loaded: an LM runs over it at once."""
 TIMING = "block output"
 """When a patch acts, recorded beside the weights."""
 
@@ -50,6 +60,34 @@ class LensConfig:
     """Text to vector."""
     dtype: Dtype = "float32"
     """Of the LM's weights; what is trained is float32."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What config.json of a lens holds: the config, and what must be the same where it is
+    loaded."""
+
+    sha256: str
+    architecture: str
+    model_weights: str
+    template_ids: tuple[tuple[int, ...], ...]
+    patch_timing: str
+    norm: float
+    spread: float
+    model: str
+    layer: int
+    decoder: DecoderConfig
+    encoder: EncoderConfig
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("norm", "spread"):
+            if getattr(self, name) <= 0:
+                raise LensError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if len(self.decoder.template) > TEMPLATE:
+            raise LensError(
+                f"template has {len(self.decoder.template)} characters; expected at most {TEMPLATE}"
+            )
 
 
 @dataclass(frozen=True)
@@ -140,47 +178,35 @@ class Lens(nn.Module):
         """
         shipped = Path(str(files("latentwire") / "data" / "lens"))
         folder = shipped if name == "default" else locate_saved(str(name), "a lens")
-        record = _read_config(folder)
-        try:
-            decoder, encoder = (
-                DecoderConfig(**record["decoder"]),
-                EncoderConfig(**record["encoder"]),
-            )
-            dtype = record.get("dtype", "float32")
-            config = LensConfig(str(record["model"]), int(record["layer"]), decoder, encoder, dtype)
-            norm, spread = float(record["norm"]), float(record["spread"])
-            statistics = Statistics(torch.empty(0), norm, spread)
-        except (KeyError, TypeError, ValueError) as error:
-            raise LensError(
-                f"{folder}/config.json is not a lens's ({error}); expected the one that save wrote"
-            ) from None
-        try:
-            weights = (folder / WEIGHTS).read_bytes()
-        except OSError:
-            raise LensError(f"{folder}: no {WEIGHTS}; expected config.json and {WEIGHTS}") from None
-        if hashlib.sha256(weights).hexdigest() != record["sha256"]:
-            raise LensError(
-                f"{folder / WEIGHTS} is truncated or altered (sha256 differs from config)"
-            )
+        saved = _read_config(folder)
+        config = LensConfig(saved.model, saved.layer, saved.decoder, saved.encoder, saved.dtype)
+        with one_error(LensError, folder):
+            state = read_tensors(folder / WEIGHTS, saved.sha256)
+            _check_state(config, state)
         lm = lm or FrozenLM.from_pretrained(config.model, config.dtype)
         check_layer(config.layer, lm)
-        _check_facts(record, _facts(lm, config), lm, folder)
-        lens = cls(lm, config, statistics)
-        lens._fill(load(weights), folder)
+        if config.decoder.max_new_tokens > lm.window:
+            raise LensError(
+                f"max_new_tokens is {config.decoder.max_new_tokens}; {lm.name} has {lm.window}"
+            )
+        _check_facts(saved, _facts(lm, config), lm, folder)
+        lens = cls(lm, config, Statistics(torch.empty(0), saved.norm, saved.spread))
+        lens._fill(state, folder)
         return lens
 
     @torch.no_grad()
     def _fill(self, saved: dict[str, Tensor], folder: Path) -> None:
         """Saved values into this lens's own tensors; all of them and nothing else."""
-        self.mean = saved.pop("mean", torch.empty(0)).to(self.lm.device)
+        mean = saved.pop("mean", torch.empty(0))
         targets = {**self.tensors(), "decoder.gain": self.decoder.project.gain}
         wrong = set(saved) ^ set(targets)
         wrong |= {n for n in set(saved) & set(targets) if saved[n].shape != targets[n].shape}
-        if wrong or len(self.mean) != self.lm.width:
+        if wrong or mean.shape != (self.lm.width,):
             raise LensError(
                 f"{folder}: config.json does not fit the weights ({', '.join(sorted(wrong)[:3])}); "
                 "it was altered"
             )
+        self.mean = mean.to(self.lm.device)
         for name, tensor in targets.items():
             tensor.copy_(saved[name])
 
@@ -206,14 +232,16 @@ def _facts(lm: FrozenLM, config: LensConfig) -> dict:
     return {
         "architecture": lm.architecture,
         "model_weights": lm.fingerprint,
-        "template_ids": [ids.tolist() for ids in template_ids(lm, config.decoder.template)],
+        "template_ids": tuple(
+            tuple(ids.tolist()) for ids in template_ids(lm, config.decoder.template)
+        ),
         "patch_timing": TIMING,
     }
 
 
-def _check_facts(record: dict, facts: dict, lm: FrozenLM, folder: Path) -> None:
-    different = [name for name, value in facts.items() if record[name] != value]
-    if different == ["model_weights"] and lm.name == record["model"]:
+def _check_facts(saved: Saved, facts: dict, lm: FrozenLM, folder: Path) -> None:
+    different = [name for name, value in facts.items() if getattr(saved, name) != value]
+    if different == ["model_weights"] and lm.name == saved.model:
         warnings.warn(
             f"{folder.name} was trained on another copy of {lm.name} (its weights differ); "
             "expect somewhat worse explanations",
@@ -221,24 +249,39 @@ def _check_facts(record: dict, facts: dict, lm: FrozenLM, folder: Path) -> None:
         )
     elif different:
         raise LensError(
-            f"{folder} was trained on {record['model']} with {different[0]} "
-            f"{record[different[0]]}; {lm.name} has {facts[different[0]]}"
+            f"{folder} was trained on {saved.model} with {different[0]} "
+            f"{getattr(saved, different[0])}; {lm.name} has {facts[different[0]]}"
         )
 
 
-def _read_config(folder: Path) -> dict:
+def _check_state(config: LensConfig, state: Mapping[str, Tensor]) -> None:
+    """Raises ArtifactError where the config has other sizes than the weights, before anything of
+    those sizes is made."""
+    encoder = config.encoder
+    sizes = {"encoder.before": (encoder.before, "encoder.before", 0)}
+    if encoder.after:
+        sizes["encoder.after"] = (encoder.after, "encoder.after", 0)
+    for part, rank in (("decoder", config.decoder.lora), ("encoder", encoder.lora)):
+        down = [n for n in state if n.startswith(f"{part}.lora.") and ".lora_A." in n]
+        if rank:
+            sizes[f"{part}.lora"] = (rank, down[0] if down else f"{part}.lora", 0)
+    if config.decoder.own_copy and not any(n.startswith("decoder.base.") for n in state):
+        raise ArtifactError("own_copy is true, and the weights have no copy; it was altered")
+    check_sizes(state, sizes)
+
+
+def _read_config(folder: Path) -> Saved:
     try:
-        record = json.loads((folder / "config.json").read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        record = parse_json(read_regular(folder / "config.json", CONFIG_BYTES))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise LensError(
-            f"{folder} is no lens; expected a folder with config.json, or default"
+            f"{folder} is no lens; expected a folder with config.json ({reason}), or default"
         ) from None
-    needed = {"sha256", "model", "layer", "architecture", "model_weights", "format_version"}
-    needed |= {"template_ids", "patch_timing"}
-    if not isinstance(record, dict) or not needed <= set(record):
-        raise LensError(f"{folder}/config.json is not a lens's; expected the one that save wrote")
-    if record["format_version"] != FORMAT_VERSION:
-        raise LensError(
-            f"{folder}: lens format {record['format_version']}; expected {FORMAT_VERSION}"
-        )
-    return record
+    version = record.get("format_version") if isinstance(record, dict) else None
+    with one_error(LensError, f"{folder}/config.json is not a lens's"):
+        if version is not None and (version != FORMAT_VERSION or type(version) is not int):
+            raise LensError(
+                f"{folder}: lens format {shortened(version)}; expected {FORMAT_VERSION}"
+            )
+        return typed(Saved, record)

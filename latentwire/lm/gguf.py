@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from latentwire.lm.wheels import Source, wheel_of
 
@@ -93,11 +94,14 @@ def _convert(source: Gguf, gguf: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
+    from latentwire.lm.loading import SAFE
+
     with ExitStack() as quiet:
         quiet.callback(logging.set_verbosity, logging.get_verbosity())
         logging.set_verbosity_error()
         quiet.enter_context(redirect_stderr(io.StringIO()))  # one of the bars has no switch
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        options: dict[str, Any] = {"gguf_file": gguf.name, **SAFE}
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
         if source.single_digits:
             # GGUF names the splitting ("smollm") and does not spell it out; transformers does not
             # know that name and falls back to GPT-2's, which puts "  12" into other tokens.
@@ -110,9 +114,9 @@ def _convert(source: Gguf, gguf: Path, out: Path) -> None:
         # float32 first: Gemma's norms are stored plus 1, and taking it off in bfloat16 rounds them
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
-            gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
+            **options,
         ).bfloat16()
         tokenizer.model_max_length = model.config.max_position_embeddings
         tokenizer.save_pretrained(out)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -14,16 +13,25 @@ from transformers.utils import logging
 from latentwire.files import digest
 from latentwire.lm.zoo import ZooError
 
+# transformers asks on standard input whether to run a repository's own code where this is not said.
+SAFE: dict[str, Any] = {"trust_remote_code": False}
+
 
 def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder. kind: one of transformers' auto classes; said: what that is,
-    in words. Raises ZooError for a folder that holds none."""
+    """Model and tokenizer of a folder, whose own code is never run. kind: one of transformers' auto
+    classes; said: what that is, in words. Raises ZooError for a folder that holds none."""
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # loading takes a second, and its bar hides our output
     try:
-        return kind.from_pretrained(folder, dtype=dtype), AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ZooError(f"{folder} cannot be loaded as {said}: {error}") from error
+        model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **SAFE)
+        return model, AutoTokenizer.from_pretrained(folder, **SAFE)
+    except Exception as error:  # transformers raises every kind for a file that it cannot read
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            reason = (
+                "it needs code of its own, which is never run; expected a model of transformers"
+            )
+        raise ZooError(f"{folder} cannot be loaded as {said}: {reason[:500]}") from error
     finally:
         if bar:
             logging.enable_progress_bar()

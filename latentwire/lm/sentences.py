@@ -17,8 +17,8 @@ from transformers import AutoModel
 
 from latentwire.lm.loading import load_model
 from latentwire.lm.prompt import pad_right
-from latentwire.lm.words import check_unicode
 from latentwire.lm.zoo import ZooError, locate
+from latentwire.reading import check_unicode
 
 
 class SentenceEncoder:

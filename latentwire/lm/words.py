@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from latentwire.lm.prompt import Frame
+from latentwire.reading import check_unicode
 
 REMEMBERED = 50_000
 """Texts whose ids are kept."""
@@ -123,14 +124,3 @@ class Words:
             for row, reals in zip(ids.tolist(), mask.tolist(), strict=True)
         ]
         return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
-
-
-def check_unicode(text: str) -> None:
-    """Raises ValueError for half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"text has {text[error.start]!a} at character {error.start}, half of a surrogate "
-            "pair; expected Unicode text"
-        ) from None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import difflib
 import io
-import json
 import os
 import re
 import sys
@@ -24,11 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentwire.lm import gguf, wheels
+from latentwire.reading import CONFIG_BYTES, check_name, parse_json, read_regular
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 HUB_SECONDS = 4.0  # how long the hub may take to answer at all
+INDEX_BYTES = 64 << 20  # of the largest models' lists of tensors
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -60,9 +61,9 @@ def locate(name: str, *, progress: bool = True) -> Path:
             f"unknown model {name!r}{hint}: expected one of {', '.join(sorted(ZOO))}, "
             "an existing folder with config.json, or a Hugging Face id owner/name"
         )
-    from rich.console import Console  # here, as all that is slow: importing the zoo stays fast
+    from latentwire.terminal import terminal  # here, as all that is slow
 
-    console = Console(file=sys.stderr if progress else io.StringIO(), markup=False, soft_wrap=True)
+    console = terminal(file=sys.stderr if progress else io.StringIO(), soft_wrap=True)
     try:
         return _fetch(name, console) if name in ZOO else _download(name, console)
     except ZooError:
@@ -93,10 +94,10 @@ def locate_saved(name: str, said: str) -> Path:
         return _saved(name, local=True)
     except (OSError, ValueError):  # not in the hub's cache
         pass
-    from rich.console import Console
+    from latentwire.terminal import terminal
 
     try:
-        return _download(name, Console(stderr=True, markup=False, soft_wrap=True), _saved)
+        return _download(name, terminal(stderr=True, soft_wrap=True), _saved)
     except Exception as err:
         raise ZooError(
             f"cannot get {name!r} ({_brief(err)}); expected the folder of {said}, or owner/name of "
@@ -235,8 +236,10 @@ def _saved(hub_id: str, *, local: bool) -> Path:
 
 def _is_ours(folder: Path, entry: wheels.Source) -> bool:
     try:
-        facts = json.loads((folder / "latentwire.json").read_text(encoding="utf-8"))
+        facts = parse_json(read_regular(folder / "latentwire.json", CONFIG_BYTES))
     except (OSError, ValueError):
+        return False
+    if not isinstance(facts, dict):
         return False
     known = (facts.get("format"), facts.get("sha256")) == (wheels.FORMAT, entry.sha256)
     return known and not _missing(folder)
@@ -251,7 +254,11 @@ def _missing(folder: Path) -> str:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return "" if any(folder.glob("*.safetensors")) else "*.safetensors"
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    try:
+        weights = parse_json(read_regular(index, INDEX_BYTES))["weight_map"]
+        shards = sorted({check_name(shard) for shard in weights.values()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return f"{index.name} that lists plain names of files"
     return ", ".join(shard for shard in shards if not (folder / shard).is_file())
 
 

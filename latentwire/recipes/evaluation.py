@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from zstandard import compress
@@ -53,6 +52,7 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_format,
 )
+from latentwire.terminal import terminal
 from latentwire.wire.text_wire import TextReader
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
@@ -191,7 +191,7 @@ def evaluate_reader(
     size = batch_size(wire.lm)
     parts = [left[start : start + size] for start in range(0, len(left), size)]
     work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens)
-    made, console = (spread or here(wire))(work, parts), Console(stderr=True)
+    made, console = (spread or here(wire))(work, parts), terminal(stderr=True)
     for batch in track(made, description="answering", total=len(parts), console=console):
         answers += batch
         if out is not None:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from latentwire.lens.interventions import swapping
 from latentwire.lens.lens import Lens, several
 from latentwire.lens.objectives import next_token_kl
 from latentwire.lm import seed_of, token_log_probs
+from latentwire.terminal import terminal
 from latentwire.train.batches import shuffled
 
 BATCH = 16
@@ -123,7 +123,7 @@ def explanations(
     reconstruction is best."""
     chosen: list[str] = []
     for start in track(
-        range(0, len(batch), BATCH), description="explaining", console=Console(stderr=True)
+        range(0, len(batch), BATCH), description="explaining", console=terminal(stderr=True)
     ):
         vectors, k = batch.vectors[start : start + BATCH], config.samples
         told = [t for t in batch.tokens[start : start + BATCH] for _ in range(k)]
@@ -203,7 +203,7 @@ def _effects(
     kls: dict[str, list[Tensor]] = {name: [] for name in ("original", *rows)}
     losses: dict[str, list[Tensor]] = {name: [] for name in kls}
     for start in track(
-        range(0, len(batch), BATCH), description="swapping", console=Console(stderr=True)
+        range(0, len(batch), BATCH), description="swapping", console=terminal(stderr=True)
     ):
         index = range(start, min(start + BATCH, len(batch)))
         part = batch.pick(index)

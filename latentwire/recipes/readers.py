@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
 from latentwire.evals.harness import Answer, batch_size, evaluate
@@ -29,6 +28,7 @@ from latentwire.recipes.evaluation import (
 from latentwire.recipes.runs import open_run
 from latentwire.recipes.workers import Spread
 from latentwire.tasks.qa import Passage, answer_ids, by_context, load_questions, passages_prompt
+from latentwire.terminal import terminal
 from latentwire.wire.shared import SharedWire
 from latentwire.wire.text_code import BATCH
 from latentwire.wire.text_wire import TextWire
@@ -75,7 +75,7 @@ def decode_ahead(wire: TextWire, passages: Sequence[Passage]) -> None:
     """Have the messages of all passages decoded, which the wire remembers: text is decoded a token
     at a time, and a hundred messages together take little longer than an evaluation's batch."""
     messages = sorted(wire.send([p.context for p in passages]), key=lambda m: m.tokens)
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     for start in track(range(0, len(messages), BATCH), description="decoding", console=console):
         wire.texts(messages[start : start + BATCH])
 
@@ -187,7 +187,7 @@ def _scores(
     latents = conditions(reader, passages, bits)["wire"]
     parts = [passages[i : i + size] for i in range(0, len(passages), size)]
     made = []
-    for part in track(parts, description="rescoring", console=Console(stderr=True)):
+    for part in track(parts, description="rescoring", console=terminal(stderr=True)):
         prompt = passages_prompt(lm, reader.format, part, latents([p.context for p in part]))
         keys = list(chain.from_iterable([(p.context, q.id) for q in p.questions] for p in part))
         candidates = []

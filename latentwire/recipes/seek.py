@@ -30,7 +30,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from latentwire.files import digest, write_whole
@@ -58,6 +57,7 @@ from latentwire.seek.thoughts import Thoughts, ThoughtsConfig
 from latentwire.tasks.arc import load_arc
 from latentwire.tasks.base import DataError, Grade, Problem, Task
 from latentwire.tasks.maths import Form, load_maths
+from latentwire.terminal import terminal
 
 REWARDS: dict[str, Callable[[FrozenLM, Task], Reward]] = {
     "self": lambda lm, task: SelfVerify(lm),
@@ -248,8 +248,8 @@ def _progress() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
-        console=Console(stderr=True),
+        TextColumn("{task.fields[said]}", markup=False),
+        console=terminal(stderr=True),
     )
 
 

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from latentwire.lm import FrozenLM
 from latentwire.lm.picks import seed_of
 from latentwire.recipes.objectives import CUE
 from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.tasks.base import DataError, read_text
 from latentwire.tasks.qa import Passage, by_context, load_questions, tokenise
+from latentwire.terminal import terminal
 from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
 from latentwire.wire.reader import Reader
@@ -119,9 +118,7 @@ def _tell(counts: Mapping[str, int]) -> None:
     """One line on stderr of what of the data is not trained on, by kind; none where all is."""
     said = ", ".join(f"{kind} ({count:,})" for kind, count in counts.items() if count)
     if said and parallel.rank() == 0:
-        Console(stderr=True).print(
-            f"left out: {said}", style="dim", highlight=False, soft_wrap=True
-        )
+        terminal(stderr=True).print(f"left out: {said}", style="dim", soft_wrap=True)
 
 
 def _briefly_answered(passage: Passage, source: FrozenLM) -> Passage:

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -44,6 +43,7 @@ from latentwire.tasks.qa import (
     question_ids,
     tokenise,
 )
+from latentwire.terminal import terminal
 from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
 from latentwire.train.loop import LoopConfig, Session, train
@@ -158,7 +158,7 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     if first:
         wire.save(out / "wire")
     if first and features is not None:
-        Console(stderr=True).print(str(features), style="dim", highlight=False, soft_wrap=True)
+        terminal(stderr=True).print(str(features), style="dim", soft_wrap=True)
     return out
 
 
@@ -228,7 +228,7 @@ def fit_scorer(
     def fitted() -> dict[str, Tensor]:
         layers, width, heads = wire.scorer.weight.shape
         fit = RidgeFit(layers, width, heads)
-        console = Console(stderr=True, quiet=parallel.rank() > 0)
+        console = terminal(stderr=True, quiet=parallel.rank() > 0)
         for passage in track(passages, description="scorer", console=console):
             _, states = _read(wire, [passage])
             fit.add(states.inputs[:, 0], _attention(wire, passage, states.prefix))

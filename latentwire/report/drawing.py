@@ -7,12 +7,12 @@ telephone they are scaled down and their text with them.
 
 from __future__ import annotations
 
-import html
 import io
 import re
 from typing import Any, Literal
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -31,6 +31,7 @@ VARIABLES = {
 }
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar sign in a name is one
     "font.family": "sans-serif",
     "font.size": 8.5,
     "text.color": INK,
@@ -66,7 +67,7 @@ def end_label(axes: Axes, x: float | int, y: float, text: str, colour: str) -> N
     )
 
 
-def svg_of(figure: Figure, prefix: str, label: str) -> str:
+def svg_of(figure: Figure, prefix: str, label: str) -> Markup:
     """The figure as one <svg> element: no prologue, no address, ids unique in the page."""
     drawn = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -81,4 +82,5 @@ def svg_of(figure: Figure, prefix: str, label: str) -> str:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
+    begin = Markup('<svg role="img" aria-label="{}"').format(label)
+    return begin + Markup(svg.removeprefix("<svg"))

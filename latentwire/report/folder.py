@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from latentwire.reading import parse_json, shortened
+
 WORDS = {
     str: "text",
     int: "a whole number",
@@ -59,7 +61,8 @@ def expect(value: Any, shape: Any, where: str, at: str = "") -> Any:
         for key, as_written in named.items():
             if key == "*" or (as_written.endswith("?") and value.get(key) is None):
                 continue
-            place = f"{at}.{key}" if at else key
+            plain = key if key.isprintable() and len(key) < 80 else shortened(key)
+            place = f"{at}.{plain}" if at else plain
             if key not in value:
                 raise ReportError(
                     f"{where}: expected {_said(shape[as_written])} as {place}, got nothing"
@@ -107,7 +110,6 @@ def _text(path: Path) -> str:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    # Brackets nested without end are a RecursionError.
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ReportError(f"{where}: expected JSON: {error}") from error

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from latentwire.files import write_whole
+from latentwire.report.shell import joined
 
 CSS = """
 :root { color-scheme: light; --bg: #fff; --ink: #1b1f24; --muted: #57606a; --line: #d5dae0;
@@ -69,27 +71,13 @@ if (buttons.length) show(buttons.length - 1);
 """
 
 
-def write_lens_page(
-    path: Path,
-    facts: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    around: tuple[str, str] = ("", ""),
-) -> None:
-    """Write the page, whole or not at all. around: text before and after the explained tokens."""
-    before, after = map(escape, around)
-    about = ", ".join(f"{name} {escape(str(value))}" for name, value in facts.items())
-    tokens = "".join(_token(row) for row in rows)
-    # "</" would end the script element, and "<!--" keep it open, whatever the JSON around it.
-    data = json.dumps(list(rows), ensure_ascii=False).replace("<", "\\u003c")
-    write_whole(
-        path,
-        f"""<!doctype html>
+PAGE = Markup("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>latentwire lens</title>
-<style>{CSS}</style>
+<style>{css}</style>
 </head>
 <body>
 <h1>What each activation says</h1>
@@ -99,13 +87,34 @@ mean activation has 0.</p>
 <div id="text">{before}{tokens}{after}</div>
 <section id="said" aria-live="polite"></section>
 <script type="application/json" id="rows">{data}</script>
-<script>{SCRIPT}</script>
+<script>{script}</script>
 </body>
 </html>
-""",
+""")
+
+
+def write_lens_page(
+    path: Path,
+    facts: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    around: tuple[str, str] = ("", ""),
+) -> None:
+    """Write the page, whole or not at all. around: text before and after the explained tokens."""
+    # "</" would end the script element, and "<!--" keep it open, whatever the JSON around it.
+    data = json.dumps(list(rows), ensure_ascii=False).replace("<", "\\u003c")
+    page = PAGE.format(
+        css=Markup(CSS),
+        about=", ".join(f"{name} {value}" for name, value in facts.items()),
+        before=around[0],
+        tokens=joined(_token(row) for row in rows),
+        after=around[1],
+        data=Markup(data),
+        script=Markup(SCRIPT),
     )
+    write_whole(path, page)
 
 
-def _token(row: Mapping[str, Any]) -> str:
+def _token(row: Mapping[str, Any]) -> Markup:
     share = min(1.0, max(0.0, row["explanations"][0]["explained"]))
-    return f'<button type="button" style="--said: {share:.2f}">{escape(row["token"])}</button>'
+    button = Markup('<button type="button" style="--said: {}">{}</button>')
+    return button.format(f"{share:.2f}", row["token"])

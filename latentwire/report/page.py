@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from markupsafe import Markup
+
 from latentwire.files import write_whole
+from latentwire.reading import shortened
 from latentwire.report import seek, seek_page, sweep, sweep_page, tables, wire_page
 from latentwire.report.folder import ReportError, expect, read_object, read_records
 from latentwire.report.shell import config_section, whole_page
@@ -23,7 +26,7 @@ class Kind(NamedTuple):
 
     results: dict[str, Any]
     records: dict[str, dict[str, Any]]
-    sections: Callable[[str, dict[str, Any]], list[str]]
+    sections: Callable[[str, dict[str, Any]], list[Markup]]
 
 
 KINDS = {
@@ -43,7 +46,7 @@ def write_report(run: Path) -> Path:
     named = (results or {}).get("kind", "wire")
     kind = KINDS.get(str(named))
     if kind is None:
-        raise ReportError(f"{source}: expected kind {', '.join(KINDS)}, got {named!r}")
+        raise ReportError(f"{source}: expected kind {', '.join(KINDS)}, got {shortened(named)}")
     if results is not None:
         expect(results, kind.results, str(source))
     found: dict[str, Any] = {"results.json": results}
@@ -55,7 +58,8 @@ def write_report(run: Path) -> Path:
     if config is not None:
         body.append(config_section(config))
     if absent := [file for file, held in found.items() if not held]:
-        body.append(f'<p class="note">Not in this run folder, or empty: {", ".join(absent)}.</p>')
+        note = Markup('<p class="note">Not in this run folder, or empty: {}.</p>')
+        body.append(note.format(", ".join(absent)))
     path = run / "report.html"
     write_whole(path, whole_page(run.resolve().name, body))
     return path

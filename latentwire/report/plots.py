@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,7 +28,7 @@ from latentwire.report.drawing import (
 from latentwire.report.tables import CONTROLS, conditions, name
 
 
-def f1_plot(results: dict[str, Any]) -> str:
+def f1_plot(results: dict[str, Any]) -> Markup:
     """F1 with its 95% interval, a line for each condition, each under its own name. The band is the
     wire's interval: a control that reaches into it is not beaten."""
     rows = conditions(results)
@@ -48,7 +49,7 @@ def f1_plot(results: dict[str, Any]) -> str:
         return svg_of(figure, "f1", f"F1 by condition: {said}")
 
 
-def training_plot(metrics: Sequence[dict[str, Any]]) -> str:
+def training_plot(metrics: Sequence[dict[str, Any]]) -> Markup:
     """The loss of each stage: every step thin, the smoothed course thick, its last value beside."""
     stages = _losses(metrics)
     with matplotlib.rc_context(STYLE):

@@ -45,7 +45,7 @@ RESULTS = {
 """What results.json must hold, as `folder.expect` takes it."""
 
 
-def arms(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+def arms(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The arms in the order of ARMS, then any others. Raises ReportError where something that a
     report needs is missing from the results."""
     found = expect(results, RESULTS, "results")["arms"]
@@ -53,7 +53,7 @@ def arms(results: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {k: found[k] for k in order}
 
 
-def name(key: str, arm: dict[str, float]) -> str:
+def name(key: str, arm: dict[str, Any]) -> str:
     """The human name of an arm, with its mean number of samples."""
     samples = f"{arm['samples']:.1f}".removesuffix(".0") if arm.get("samples") else None
     if key == "best_of_n":
@@ -108,7 +108,7 @@ def arm_rows(results: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def accuracy(arm: dict[str, float], unit: str = "") -> str:
+def accuracy(arm: dict[str, Any], unit: str = "") -> str:
     """Accuracy as percent with its 95% interval: 8.0 (3.0 to 14.0)."""
     return f"{percent(arm['accuracy'])}{unit} ({percent(arm['low'])} to {percent(arm['high'])})"
 
@@ -119,7 +119,7 @@ def _points(share: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
-def _gap(difference: dict[str, float]) -> str:
+def _gap(difference: dict[str, Any]) -> str:
     mean, low, high = (_points(difference[k]) for k in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
 

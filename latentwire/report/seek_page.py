@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from latentwire.report.seek import COLUMNS, arm_rows, arms, helps, verdict
 from latentwire.report.seek_plots import accuracy_plot, flips_plot
-from latentwire.report.shell import drawn, html_table, verdict_section
+from latentwire.report.shell import drawn, html_table, joined, verdict_section
 
 EXAMPLES = 10
 """Problems shown with their answers."""
@@ -41,64 +42,86 @@ RECORDS = {
 """The files with one record a line, and what a record must hold."""
 
 
-def seek_sections(run: str, found: dict[str, Any]) -> list[str]:
+def seek_sections(run: str, found: dict[str, Any]) -> list[Markup]:
     """Sections of the page of a run of this name; found: the contents of its files by name."""
     results, records = found["results.json"], found["predictions.jsonl"]
     return [
         _title(results),
         _results(results),
-        _examples(records) if records else "",
+        _examples(records) if records else Markup(),
         _failures(records),
     ]
 
 
-def _title(results: dict[str, Any]) -> str:
+def _title(results: dict[str, Any]) -> Markup:
     config = results.get("config") or {}
     settings = [f"{k} {config[k]}" for k in SETTINGS if config.get(k) is not None]
     about = ", ".join([f"reward {results['reward']}", *settings])
-    return f"""<h1>Seek on {escape(results["task"])}, {escape(results["model"])}</h1>
-<p class="note">{results["n"]} problems, {results["failures"]} failed; {escape(about)}</p>"""
+    return Markup("""<h1>Seek on {task}, {model}</h1>
+<p class="note">{n} problems, {failures} failed; {about}</p>""").format(
+        **{k: results[k] for k in ("task", "model", "n", "failures")}, about=about
+    )
 
 
-def _results(results: dict[str, Any]) -> str:
-    tone = {True: "good", False: "bad", None: ""}[helps(results)]
-    kinds = [
-        "main" if k == "seek" else "control" if k == "random_sign" else "" for k in arms(results)
-    ]
-    flips = flips_plot(results)
-    if flips:
-        flips = f"""<h2>How far the search goes</h2>
-{flips}
+FLIPS = Markup("""<h2>How far the search goes</h2>
+{}
 <p class="note">Tokens of the searched span that differ from the first answer's; mean over the
-problems that are still searched at that step.</p>"""
-    return f"""{verdict_section(tone, verdict(results))}
+problems that are still searched at that step.</p>""")
+RESULTS = Markup("""{verdict}
 <h2>Scores</h2>
-{html_table(COLUMNS, arm_rows(results), kinds)}
+{scores}
 <p class="note">Brackets: 95% interval. Tokens: positions that LMs ran over, the reward's included,
 mean over problems. Seek minus it: points of accuracy, by paired bootstrap. Random sign: the same
 steps with the reward's sign tossed each time. Best of N: of N samples, the one that the reward
 likes best. pass@K: any of the K samples is right, which only the gold answer can tell.</p>
 <h2>Accuracy against tokens</h2>
-{accuracy_plot(results)}
+{plot}
 <p class="note">Lines: accuracy of the best-rated answer so far. Bars: 95% intervals.</p>
-{flips}"""
+{flips}""")
 
 
-def _examples(records: Sequence[dict[str, Any]]) -> str:
+def _results(results: dict[str, Any]) -> Markup:
+    tone = {True: "good", False: "bad", None: ""}[helps(results)]
+    kinds = [
+        "main" if k == "seek" else "control" if k == "random_sign" else "" for k in arms(results)
+    ]
+    flips = flips_plot(results)
+    return RESULTS.format(
+        verdict=verdict_section(tone, verdict(results)),
+        scores=html_table(COLUMNS, arm_rows(results), kinds),
+        plot=accuracy_plot(results),
+        flips=FLIPS.format(flips) if flips else "",
+    )
+
+
+def _examples(records: Sequence[dict[str, Any]]) -> Markup:
     changed = {str(r["id"]): r for r in records if _changed(r["arms"]["seek"])}
     ids = drawn(changed, EXAMPLES)
-    return f"""<h2>Changed answers</h2>
-<p class="note">In {len(changed)} of {len(records)} problems the final answer is not the first.
-{"Shown are" if ids else "None shown:"} {len(ids)}: the first of their ids, sorted and then shuffled
+    return Markup("""<h2>Changed answers</h2>
+<p class="note">In {} of {} problems the final answer is not the first.
+{} {}: the first of their ids, sorted and then shuffled
 with seed 0.</p>
-{"".join(_example(changed[i]) for i in ids)}"""
+{}""").format(
+        len(changed),
+        len(records),
+        "Shown are" if ids else "None shown:",
+        len(ids),
+        joined(_example(changed[i]) for i in ids),
+    )
 
 
 def _changed(search: dict[str, Any]) -> bool:
     return bool(search["trace"]) and search["trace"][0]["text"] != search["text"]
 
 
-def _example(record: dict[str, Any]) -> str:
+EXAMPLE = Markup("""<article><h3 class="long">{question}</h3><dl>{listed}</dl>
+<details><summary>answers, and rewards by step</summary>
+<h4>first answer</h4><p class="whole">{first}</p>
+<h4>{final}</h4><p class="whole">{last}</p>
+{trace}</details></article>""")
+
+
+def _example(record: dict[str, Any]) -> Markup:
     search = record["arms"]["seek"]
     first = search["trace"][0]
     at = next((s["step"] for s in search["trace"] if s["text"] == search["text"]), None)
@@ -106,24 +129,24 @@ def _example(record: dict[str, Any]) -> str:
     gold = record.get("gold")
     if not isinstance(gold, str):
         gold = "(none)" if gold is None else json.dumps(gold, ensure_ascii=False)
-    said = {"gold": escape(gold), "first answer": _outcome(first), final: _outcome(search)}
-    said |= {k: escape(search[k]) for k in ("note", "failure") if search.get(k)}
-    listed = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in said.items())
-    return f"""<article><h3 class="long">{escape(record["question"])}</h3><dl>{listed}</dl>
-<details><summary>answers, and rewards by step</summary>
-<h4>first answer</h4><p class="whole">{escape(first["text"])}</p>
-<h4>{final}</h4><p class="whole">{escape(search["text"])}</p>
-{_trace(search["trace"])}</details></article>"""
+    said = {"gold": gold, "first answer": _outcome(first), final: _outcome(search)}
+    said |= {k: search[k] for k in ("note", "failure") if search.get(k)}
+    return EXAMPLE.format(
+        question=record["question"],
+        listed=joined(Markup("<dt>{}</dt><dd>{}</dd>").format(*pair) for pair in said.items()),
+        first=first["text"],
+        final=final,
+        last=search["text"],
+        trace=_trace(search["trace"]),
+    )
 
 
-def _outcome(answer: dict[str, Any]) -> str:
-    reward = f'<span class="score">reward {_reward(answer)}</span>'
-    if answer["right"]:
-        return f'<span class="right">&#10003; right</span> {reward}'
-    return f"wrong {reward}"
+def _outcome(answer: dict[str, Any]) -> Markup:
+    right = Markup('<span class="right">&#10003; right</span>') if answer["right"] else "wrong"
+    return Markup('{} <span class="score">reward {}</span>').format(right, _reward(answer))
 
 
-def _trace(trace: Sequence[dict[str, Any]]) -> str:
+def _trace(trace: Sequence[dict[str, Any]]) -> Markup:
     parts = list(dict.fromkeys(part for step in trace for part in step.get("parts") or {}))
     rows = [
         [str(s["step"]), _reward(s)]
@@ -138,8 +161,10 @@ def _reward(answer: dict[str, Any]) -> str:
     return "failed" if answer.get("reward") is None else f"{answer['reward']:.2f}"
 
 
-def _failures(records: Sequence[dict[str, Any]]) -> str:
+def _failures(records: Sequence[dict[str, Any]]) -> Markup:
     """Why searches failed, and how often."""
     why = Counter(r["arms"]["seek"].get("failure") for r in records)
     rows = [[str(reason), str(count)] for reason, count in why.most_common() if reason]
-    return f"<h2>Failures</h2>{html_table(('why', 'searches'), rows)}" if rows else ""
+    if not rows:
+        return Markup()
+    return Markup("<h2>Failures</h2>") + html_table(("why", "searches"), rows)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -34,7 +35,7 @@ LINE_GAP = 0.085
 """Least distance of two names, as a share of the plot's height."""
 
 
-def accuracy_plot(results: dict[str, Any]) -> str:
+def accuracy_plot(results: dict[str, Any]) -> Markup:
     """Accuracy of the best-rated answer so far against tokens spent. At the right edge, each arm's
     last value with its 95% interval; pass@K is a level, greedy a point."""
     rows = arms(results)
@@ -78,12 +79,12 @@ def accuracy_plot(results: dict[str, Any]) -> str:
         return svg_of(figure, "accuracy", f"Accuracy against tokens: {said}")
 
 
-def flips_plot(results: dict[str, Any]) -> str:
+def flips_plot(results: dict[str, Any]) -> Markup:
     """How far each step is from the first answer, in tokens of the span; empty where no span was
     searched."""
     flips = [100 * share for share in results["flips"]]
     if not flips:
-        return ""
+        return Markup()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.5), layout="constrained")
         axes = figure.subplots()

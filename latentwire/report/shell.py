@@ -1,13 +1,18 @@
 """The HTML that every report shares: the page around it, its style sheet, tables, and the choice of
-examples."""
+examples.
+
+HTML is Markup, whose `format` and `join` escape whatever is not Markup itself. So text from outside
+is text wherever it is put, and only a template that is written here is HTML.
+"""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 CSS = """
 :root { color-scheme: light; --bg: #fff; --ink: #1b1f24; --muted: #57606a; --line: #d5dae0;
@@ -49,52 +54,63 @@ pre { overflow-x: auto; font-size: .8rem }
 """
 
 
-def whole_page(title: str, body: Sequence[str]) -> str:
-    """A page that needs nothing else."""
-    return f"""<!doctype html>
+PAGE = Markup("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}: latentwire report</title>
-<style>{CSS}</style>
+<title>{title}</title>
+<style>{css}</style>
 </head>
 <body>
-{"".join(body)}
+{body}
 </body>
 </html>
-"""
+""")
 
 
-def verdict_section(tone: str, said: Sequence[str]) -> str:
+def whole_page(title: str, body: Sequence[str]) -> Markup:
+    """A page that needs nothing else."""
+    title = f"{title}: latentwire report"
+    return PAGE.format(title=title, css=Markup(CSS), body=joined(body))
+
+
+def joined(parts: Iterable[str]) -> Markup:
+    """Parts of a page one after another."""
+    return Markup("").join(parts)
+
+
+def verdict_section(tone: str, said: Sequence[str]) -> Markup:
     """The verdict, one paragraph a sentence. tone: good, bad, or empty for neither."""
-    paragraphs = "".join(f"<p>{escape(s)}</p>" for s in said)
-    return f'<section class="verdict {tone}">{paragraphs}</section>'
+    paragraphs = joined(Markup("<p>{}</p>").format(s) for s in said)
+    return Markup('<section class="verdict {}">{}</section>').format(tone, paragraphs)
 
 
 def html_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str] | None = None
-) -> str:
+) -> Markup:
     """A table of text cells, of a line or more. kinds: for each row main, control or nothing."""
-    top = "".join(f'<th scope="col">{_lines(cell)}</th>' for cell in head)
-    lines = [
-        f'<tr class="{kind}">' + "".join(f"<td>{_lines(cell)}</td>" for cell in row) + "</tr>"
+    top = joined(Markup('<th scope="col">{}</th>').format(_lines(cell)) for cell in head)
+    lines = joined(
+        Markup('<tr class="{}">{}</tr>').format(
+            kind, joined(Markup("<td>{}</td>").format(_lines(cell)) for cell in row)
+        )
         for kind, row in zip(kinds or [""] * len(rows), rows, strict=True)
-    ]
+    )
     # A wide table scrolls by itself; tabindex lets a keyboard do it.
-    return f"""<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead>
-<tbody>{"".join(lines)}</tbody></table></div>"""
+    return Markup("""<div class="scroll" tabindex="0"><table><thead><tr>{}</tr></thead>
+<tbody>{}</tbody></table></div>""").format(top, lines)
 
 
-def _lines(cell: str) -> str:
-    return escape(cell).replace("\n", "<br>")
+def _lines(cell: str) -> Markup:
+    return Markup("<br>").join(cell.split("\n"))
 
 
-def config_section(config: dict[str, Any]) -> str:
+def config_section(config: dict[str, Any]) -> Markup:
     """The run's config.json, folded away."""
-    text = escape(json.dumps(config, indent=2, ensure_ascii=False))
-    return f"""<h2>Configuration</h2>
-<details><summary>config.json</summary><pre>{text}</pre></details>"""
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    return Markup("""<h2>Configuration</h2>
+<details><summary>config.json</summary><pre>{}</pre></details>""").format(text)
 
 
 def drawn(ids: Iterable[str], count: int) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -50,7 +51,7 @@ def cost(one: dict[str, Any], condition: str, unit: Unit) -> float | None:
     return share * (tokens if unit == "tokens" else whole)
 
 
-def cost_plot(rows: Sequence[tuple[int, Scored]], unit: Unit) -> str:
+def cost_plot(rows: Sequence[tuple[int, Scored]], unit: Unit) -> Markup:
     """F1 against tokens or bytes of a context, on a logarithmic axis; numbers are those of the
     table, of several at one place the highest's, bars the wires' 95% intervals."""
     with matplotlib.rc_context(STYLE):

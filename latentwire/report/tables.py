@@ -14,6 +14,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from latentwire.report.folder import expect
 
@@ -66,7 +67,7 @@ READERS = {"readers": {"*": RESULTS}, "joint?": {"*": float}}
 """The same of several readers."""
 
 
-def conditions(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+def conditions(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Rows of the results in the order of NAMES, then any others. Raises ReportError where a row
     lacks a figure."""
     rows = expect(results, RESULTS, "results").get("rows") or {}
@@ -130,9 +131,16 @@ def results_table(results: dict[str, Any]) -> Table:
     return table
 
 
+class TextTable(Table):
+    """A table whose cells are texts, whatever console prints it."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(*(Text(str(cell)) for cell in cells), **options)
+
+
 def terminal_table(columns: Sequence[str], caption: str) -> Table:
     """An empty table of names and numbers, each row on one line."""
-    table = Table(
+    table = TextTable(
         caption=caption,
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -188,12 +196,12 @@ def interval(row: dict[str, Any], figure: str, unit: str = "") -> str:
     return f"{mean}{unit} ({low} to {high})"
 
 
-def _unbeaten(rows: dict[str, dict[str, float]]) -> list[str]:
+def _unbeaten(rows: dict[str, dict[str, Any]]) -> list[str]:
     low = rows["wire"]["f1_low"]
     return [c for c in CONTROLS if c in rows and low <= rows[c]["f1_high"]]
 
 
-def _controls(results: dict[str, Any], rows: dict[str, dict[str, float]]) -> str:
+def _controls(results: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str:
     reads = reads_latents(results)
     if reads is None:
         absent = _and([name(c) for c in ("wire", *CONTROLS) if c not in rows])
@@ -208,7 +216,7 @@ def _controls(results: dict[str, Any], rows: dict[str, dict[str, float]]) -> str
     return f"This wire is not reading its latents: {own} does not lie above {unbeaten}."
 
 
-def _against(rows: dict[str, dict[str, float]], condition: str) -> str | None:
+def _against(rows: dict[str, dict[str, Any]], condition: str) -> str | None:
     if "wire" not in rows or condition not in rows:
         return None
     wire, cut = rows["wire"], rows[condition]
@@ -230,7 +238,7 @@ def _cuts(results: dict[str, Any], condition: str) -> bool:
     return message is not None and text is not None and message < text
 
 
-def _retention(results: dict[str, Any], rows: dict[str, dict[str, float]]) -> str | None:
+def _retention(results: dict[str, Any], rows: dict[str, dict[str, Any]]) -> str | None:
     if results.get("retention") is None:
         return None
     said = f"It keeps {results['retention']:.0%} of the full text's F1"

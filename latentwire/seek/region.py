@@ -6,15 +6,16 @@ the span is generated anew; everything before it stays.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import regex
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from latentwire.lm import FrozenLM
+from latentwire.patterns import PatternError, compiled, find_all
 
 
 class RegionError(ValueError):
@@ -96,15 +97,15 @@ class Section:
     otherwise: Region = field(default_factory=Fraction)
 
     def __post_init__(self):
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ValueError(f"section {self.pattern!r}: {error}; expected a pattern") from None
+        compiled(self.pattern)
 
     def __call__(self, lm: FrozenLM, ids: Int[Tensor, " n"]) -> Span:
         bounds = character_bounds(lm, ids)
         text = lm.text(ids)
-        found = re.search(self.pattern, text, re.DOTALL)
+        try:
+            found = next(find_all(compiled(self.pattern, regex.DOTALL), text), None)
+        except PatternError as error:
+            raise RegionError(str(error)) from None
         first, last = found.span(1 if found and found.re.groups else 0) if found else (0, 0)
         inside = [i for i, (a, b) in enumerate(bounds) if a < last and b > first and b > a]
         if not inside:

@@ -9,7 +9,6 @@ pairs and the test inputs; what comes out of those is known to `grade` alone.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from latentwire.reading import check_unicode, parse_json, shortened
 from latentwire.tasks.base import DataError, Problem, Task, read_text
 from latentwire.tasks.sandbox import MODULES, Grid, as_grid, run_program
 
@@ -91,22 +91,26 @@ def _tasks(path: Path) -> Iterator[tuple[str, str, Any]]:
     """Each task's id, how an error names it, and the task as it stands in the file."""
     if path.is_dir():
         for file in sorted(path.glob("*.json")):
-            yield file.stem, f"{file}, task {file.stem!r}", _json(file)
+            try:  # a name of a file need not be UTF-8, and an id is written
+                check_unicode(file.stem)
+            except ValueError as error:
+                raise DataError(f"{path}: a file's name: {error}") from None
+            yield file.stem, f"{file}, task {shortened(file.stem)}", _json(file)
         return
     tasks = _json(path)
     if not isinstance(tasks, dict):
         raise DataError(f"{path}: a JSON {type(tasks).__name__}; expected an object {{id: task}}")
     for name, task in tasks.items():
-        yield name, f"{path}, task {name!r}", task
+        yield name, f"{path}, task {shortened(name)}", task
 
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg}); expected ARC tasks"
-        ) from None
+        return parse_json(read_text(path))
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); expected ARC tasks") from None
 
 
 def _pairs(task: Any, part: str, where: str) -> tuple[Pair, ...]:

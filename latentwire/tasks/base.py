@@ -3,11 +3,18 @@ line."""
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from stat import S_ISCHR
+from typing import Any, BinaryIO, Protocol, runtime_checkable
+
+from latentwire.reading import parse_json
+
+BOM = "\ufeff"
+"""What some editors begin a file in UTF-8 with."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +56,15 @@ class DataError(ValueError):
     """A file of examples cannot be used. One line: file, line, expected, got."""
 
 
+LINE_BYTES = 1 << 21
+"""Longest line of a JSONL file: half a million tokens, more than any reader's window at 4x."""
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 text file's contents; raises DataError where it is missing, empty or not UTF-8."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder; expected a text file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 (byte {error.start}); expected UTF-8 text, convert it first"
-        ) from None
+    with _opened(path) as file:
+        data = file.read()
+    text = _decoded(data, path).removeprefix(BOM)
     if not text.strip():
         raise DataError(f"{path} is empty; expected text")
     return text
@@ -68,20 +72,68 @@ def read_text(path: Path) -> str:
 
 def read_jsonl(path: Path, fields: dict[str, type]) -> Iterator[dict[str, Any]]:
     """Rows of a JSONL file that have these fields; raises DataError naming the first bad line."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON ({error.msg}); expected one object") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object")
-        for name, kind in fields.items():
-            if name not in row:
-                raise DataError(f"{where}: no field {name!r}; expected {sorted(fields)}")
-            if not isinstance(row[name], kind) or not row[name]:
-                got = "empty" if isinstance(row[name], kind) else type(row[name]).__name__
-                raise DataError(f"{where}: field {name!r} is {got}; expected {kind.__name__}")
+    for _, row in numbered_rows(path, fields):
         yield row
+
+
+def numbered_rows(path: Path, fields: dict[str, type]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What read_jsonl gives, each with its line's number. One line is held at a time."""
+    empty, start = True, 0
+    with _opened(path) as file:
+        for number, data in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), 1):
+            where = f"{path}, line {number}"
+            if len(data) > LINE_BYTES:
+                raise DataError(
+                    f"{where}: more than {LINE_BYTES} bytes; expected one object in at most as "
+                    "many: cut its text into several rows"
+                )
+            line, start = _decoded(data, path, start), start + len(data)
+            line = line.removeprefix(BOM) if number == 1 else line
+            if line.strip():
+                empty = False
+                yield number, _row(line, fields, where)
+    if empty:
+        raise DataError(f"{path} is empty; expected text")
+
+
+def _row(line: str, fields: dict[str, type], where: str) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error}); expected one object") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object")
+    for name, kind in fields.items():
+        if name not in row:
+            raise DataError(f"{where}: no field {name!r}; expected {sorted(fields)}")
+        if not isinstance(row[name], kind) or not row[name]:
+            got = "empty" if isinstance(row[name], kind) else type(row[name]).__name__
+            raise DataError(f"{where}: field {name!r} is {got}; expected {kind.__name__}")
+    return row
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file or a pipe. Raises DataError where there is none, and for a device, which may never
+    end."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder; expected a text file") from None
+    with file:
+        if S_ISCHR(os.fstat(file.fileno()).st_mode) and not file.isatty():
+            raise DataError(f"{path} is a device; expected a text file")
+        yield file
+
+
+def _decoded(data: bytes, path: Path, start: int = 0) -> str:
+    """start: where in the file the bytes stand."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 (byte {start + error.start}); expected UTF-8 text, convert it "
+            "first"
+        ) from None

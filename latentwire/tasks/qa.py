@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
+from latentwire.reading import shortened
 from latentwire.tasks.base import DataError, read_jsonl
 
 
@@ -50,12 +51,14 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
 
 def _question(row: Mapping[str, Any], source: str) -> Question:
     """Raises DataError for a row that asks nothing, or has no answer in words."""
-    where, answers = f"{source}: row {row['id']!r}", row["answers"]
+    where, answers = f"{source}: row {shortened(row['id'])}", row["answers"]
     if not isinstance(answers, list) or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise DataError(f"{where}: answers are {answers!r}; expected a list of non-empty strings")
+        raise DataError(
+            f"{where}: answers are {shortened(answers)}; expected a list of non-empty strings"
+        )
     for name in ("context", "question"):
         if not isinstance(row[name], str) or not row[name].strip():
-            raise DataError(f"{where}: {name} is {row[name]!r}; expected text")
+            raise DataError(f"{where}: {name} is {shortened(row[name])}; expected text")
     return Question(str(row["id"]), row["context"], row["question"], tuple(answers))
 
 

@@ -8,7 +8,8 @@ builtins, forged results) is worth no more to it than another return value. What
 bounded from outside of Python where that can be had:
 
 - CPU time, memory and bytes of output are limited, no file descriptor can be opened, and the whole
-  session is killed at the end (setrlimit, setsid, a wall clock in the parent);
+  session is killed at the end (setrlimit, setsid, a wall clock in the parent); a child that a
+  killed parent leaves behind ends with it on Linux, and by its own clock elsewhere;
 - on Linux on x86-64 and arm64 the kernel kills it at any system call beyond memory, read and write
   (seccomp): no files, sockets, signals, threads or processes, whichever way it got there;
 - everywhere an audit hook ends it at the first event that is not in FREE, before it happens; a
@@ -100,10 +101,11 @@ def run_program(
     """
     mark = os.urandom(16).hex()  # begins each line that is the child's own
     job = {"mark": mark, "code": code, "inputs": inputs, "seconds": seconds, "megabytes": megabytes}
-    status, said = _spawn(json.dumps(job), 4 * seconds + 4)
-    lines = said.split("\n")[:-1]  # a last line without its end was cut off
+    status, said = _spawn(json.dumps(job), _wall(seconds))
+    # What follows the last line's end was cut off, and lines beyond one too many are not read.
+    lines = said.split("\n", len(inputs) + 2)[:-1]
     if not lines or not lines[0].startswith(mark):
-        last = (said.strip().split("\n")[-1] or "nothing")[:200]
+        last = (said.strip().rpartition("\n")[2] or "nothing")[:200]
         raise SandboxError(f"sandbox: its process ended with {status} before it was ready: {last}")
     if missing := json.loads(lines[0][len(mark) :]):
         warnings.warn(
@@ -131,10 +133,15 @@ def _result(mark: str, line: str) -> Grid | Failure:
         return Failure(f"{FORBIDDEN}wrote into the results")
 
 
+def _wall(seconds: float) -> float:
+    """Seconds by the wall clock for a program that has so many of CPU time."""
+    return 4 * seconds + 4
+
+
 def _ending(status: int, seconds: float) -> str:
     if status == -signal.SIGSYS:
         return f"{FORBIDDEN}system call"
-    if status in (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL):
+    if status in (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL, -signal.SIGALRM):
         return f"ran longer than {seconds:g} s"
     return f"ended with status {status}"
 
@@ -142,7 +149,7 @@ def _ending(status: int, seconds: float) -> str:
 def _spawn(job: str, wall: float) -> tuple[int, str]:
     """Exit status and output of the child, which is killed `wall` seconds after its first output,
     which says that it is ready, or at OUTPUT bytes."""
-    until, said = time.monotonic() + START, b""
+    until, said = time.monotonic() + START, bytearray()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as told:
         told.write(job.encode())
         told.seek(0)
@@ -274,18 +281,30 @@ def _child() -> None:
         exec(program, space)
         broken = None if "solve" in space else "defines no solve"
     except BaseException as error:
-        broken = type(error).__name__
-    for grid in job["inputs"]:
-        say(broken or _solve(space["solve"], grid))
-    leave(0)
+        broken = _name(error)
+    try:
+        for grid in job["inputs"]:
+            say(broken or _solve(space["solve"], grid))
+        leave(0)
+    finally:  # the interpreter's own end would raise audit events, as if the program had
+        leave(1)
 
 
 def _solve(solve: Any, grid: Any) -> Any:
     try:
         rows = islice(solve(grid), SIDE + 1)
-        return [[int(index(cell)) for cell in islice(row, SIDE + 1)] for row in rows]
+        return [[_cell(cell) for cell in islice(row, SIDE + 1)] for row in rows]
     except BaseException as error:
-        return type(error).__name__
+        return _name(error)
+
+
+def _cell(cell: Any) -> int:
+    """An integer that can be written in a few digits: no colour is among those that cannot."""
+    return max(-1000, min(int(index(cell)), 1000))
+
+
+def _name(error: BaseException) -> str:
+    return type.__dict__["__name__"].__get__(type(error))[:100]
 
 
 def _limit(seconds: float, megabytes: int) -> list[str]:
@@ -310,6 +329,9 @@ def _limit(seconds: float, megabytes: int) -> list[str]:
         resource.setrlimit(kind, (most, most))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    # Ends one that waits and whose caller is gone.
+    signal.setitimer(signal.ITIMER_REAL, _wall(seconds) + 1)
     if not _filter_syscalls():
         missing.append("a filter of system calls")
     return missing
@@ -333,7 +355,8 @@ def _filter_syscalls() -> bool:
     program = ctypes.create_string_buffer(struct.pack("HP", len(steps), ctypes.addressof(code)))
     prctl = ctypes.CDLL(None).prctl
     prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-    no_new_privileges, set_seccomp, filter_mode = 38, 22, 2
+    parent_death, no_new_privileges, set_seccomp, filter_mode = 1, 38, 22, 2
+    prctl(parent_death, signal.SIGKILL, 0, 0, 0)
     if prctl(no_new_privileges, 1, 0, 0, 0):
         return False
     return prctl(set_seccomp, filter_mode, ctypes.addressof(program), 0, 0) == 0

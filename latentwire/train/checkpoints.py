@@ -82,7 +82,7 @@ class Checkpoints:
         another run or of other tensors, and where all are damaged."""
         note = ""
         # The file of place 0 is missing for a moment while a save moves files.
-        kept = [p for place in range(self.keep + 1) if (p := self.path(place)).exists()]
+        kept = [p for place in range(self.keep + 1) if (p := self.path(place)).is_file()]
         for path in kept:
             try:
                 step = self._fill(path, parameters, optimizer)
@@ -103,13 +103,16 @@ class Checkpoints:
             facts = _metadata(self.path("best"))
         except (OSError, SafetensorError):
             return {}
-        return {name: float(value) for name, value in facts.items() if name != "run"}
+        try:
+            return {name: float(value) for name, value in facts.items() if name != "run"}
+        except ValueError:
+            raise CheckpointError(f"{self.path('best')} has facts that are no numbers") from None
 
     def _fill(self, path: Path, parameters: Mapping[str, Tensor], optimizer: Optimizer) -> int:
         with safe_open(str(path), framework="pt") as saved:
-            metadata = saved.metadata()
+            metadata = saved.metadata() or {}
             check_run(path, metadata, self.run)
-            step = int(metadata["step"])
+            step = _step(path, metadata)
             expected = {
                 f"{kind}/{name}"
                 for name, tensor in parameters.items()
@@ -123,16 +126,34 @@ class Checkpoints:
                 )
             tensors = {name: saved.get_tensor(name) for name in found}
         for name, tensor in parameters.items():
-            value = tensors[f"value/{name}"]
-            if value.shape != tensor.shape:
-                raise CheckpointError(
-                    f"{path}: {name} has shape {list(value.shape)}; expected {list(tensor.shape)}"
-                )
-            tensor.copy_(value)
+            for kind in ("value", *_moments(tensor, step)):
+                _check(path, f"{kind}/{name}", tensors[f"{kind}/{name}"], tensor)
+        for name, tensor in parameters.items():
+            tensor.copy_(tensors[f"value/{name}"])
             if kept := _moments(tensor, step):
                 moments = {m: tensors[f"{m}/{name}"].to(tensor.device) for m in kept}
                 optimizer.state[tensor] = {"step": torch.tensor(float(step)), **moments}
         return step
+
+
+def _step(path: Path, metadata: Mapping[str, str]) -> int:
+    """The step that a checkpoint says it is of. Raises CheckpointError where it names none."""
+    step = metadata.get("step", "")
+    if not (step.isascii() and step.isdigit() and len(step) < 12):
+        raise CheckpointError(f"{path} is of step {step[:20]!r}; expected a number: remove it")
+    return int(step)
+
+
+def _check(path: Path, name: str, saved: Tensor, tensor: Tensor) -> None:
+    """Raises CheckpointError for a saved tensor that cannot be what this parameter was."""
+    if saved.shape != tensor.shape:
+        raise CheckpointError(
+            f"{path}: {name} has shape {list(saved.shape)}; expected {list(tensor.shape)}"
+        )
+    if not saved.is_floating_point():
+        raise CheckpointError(f"{path}: {name} is {saved.dtype}; expected floating numbers")
+    if name.startswith("value/") and not torch.isfinite(saved.float()).all():
+        raise CheckpointError(f"{path}: {name} has values that are NaN or infinite")
 
 
 def _moments(tensor: Tensor, step: int) -> tuple[str, ...]:

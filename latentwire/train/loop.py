@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.optim import Optimizer
 
+from latentwire.terminal import terminal
 from latentwire.train import parallel
 from latentwire.train.checkpoints import CheckpointError, Checkpoints, log_row, logged
 from latentwire.train.guards import CollapseError, alarms, collapsed
@@ -64,11 +65,11 @@ def train(
     session = session or Session()
     trained = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
     optimizer = _optimizer(trained, config)
-    first, console = parallel.rank() == 0, Console(stderr=True)
+    first, console = parallel.rank() == 0, terminal(stderr=True)
     checkpoints, log = Checkpoints(folder, stage, session.keep), folder / "metrics.jsonl"
     step, damaged = checkpoints.load(parameters, optimizer)
     if damaged and first:
-        console.print(damaged, style="red", highlight=False, soft_wrap=True)
+        console.print(damaged, style="red", soft_wrap=True)
     # Told to all, so that none goes on and waits for those that stop here.
     if parallel.mean({"apart": float(step != parallel.of_first(step))})["apart"] > 0:
         raise CheckpointError(
@@ -157,7 +158,7 @@ def _tell(checks: Sequence[Mapping[str, str]], stage: str, step: int, console: C
     """Print the alarms of the last check that did not stand in the one before."""
     for name in checks[-1].keys() - (checks[-2] if len(checks) > 1 else {}).keys():
         alarm = f"alarm, {stage} step {step}: {name}: {checks[-1][name]}"
-        console.print(alarm, style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(alarm, style="red", soft_wrap=True)
 
 
 def _stopped(stage: str, step: int, console: Console | None, terminated: bool) -> NoReturn:
@@ -178,11 +179,11 @@ def _progress(
     def show(step: int, text: str, checking: bool) -> None:
         bar.update(task, completed=step, note=text)
         if checking and not console.is_terminal:
-            console.print(f"{stage} {step}/{steps}: {text}", highlight=False, soft_wrap=True)
+            console.print(f"{stage} {step}/{steps}: {text}", soft_wrap=True)
 
-    named = TextColumn("[progress.description]{task.description}")
+    named = TextColumn("{task.description}", style="progress.description", markup=False)
     columns = (named, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    note = TextColumn("{task.fields[note]}")
+    note = TextColumn("{task.fields[note]}", markup=False)
     shown = shown and console.is_terminal
     with Progress(*columns, note, console=console, disable=not shown) as bar:
         task = bar.add_task(stage, total=steps, completed=done, note="")

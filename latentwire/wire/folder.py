@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from latentwire.lm.zoo import locate_saved
+from latentwire.reading import CONFIG_BYTES, parse_json, read_regular, shortened
 
 _DATA = Path(str(files("latentwire") / "data" / "wires"))
 _SHIPPED = {"default": _DATA / "reader-0", "shared": _DATA}
@@ -31,12 +31,13 @@ def read_record(folder: Path, kind: str | None, version: int) -> dict[str, Any]:
     record = _record(folder)
     if record.get("kind") != kind or "format_version" not in record:
         raise WireError(
-            f"{folder}/config.json is not a {kind or 'wire'}'s (kind is {record.get('kind')!r}); "
-            "latentwire.load_wire takes a wire of any kind"
+            f"{folder}/config.json is not a {kind or 'wire'}'s (kind is "
+            f"{shortened(record.get('kind'))}); latentwire.load_wire takes a wire of any kind"
         )
-    if record.get("format_version") != version:
+    if record["format_version"] != version or type(record["format_version"]) is not int:
         raise WireError(
-            f"{folder}: {kind or 'wire'} format {record.get('format_version')}; expected {version}"
+            f"{folder}: {kind or 'wire'} format {shortened(record['format_version'])}; expected "
+            f"{version}"
         )
     return record
 
@@ -45,16 +46,17 @@ def kind_of(name: str | Path) -> str | None:
     """The kind of wire that a folder says it holds; None for one of one reader. Raises WireError
     for a folder that holds none."""
     kind = _record(folder_of(name)).get("kind")
-    return kind if kind is None else str(kind)
+    return kind if isinstance(kind, str) else None
 
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        record = json.loads((folder / "config.json").read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        record = parse_json(read_regular(folder / "config.json", CONFIG_BYTES))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise WireError(
-            f"{folder} is no wire; expected a folder with config.json, or a shipped wire's name: "
-            "default, shared"
+            f"{folder} is no wire; expected a folder with config.json ({reason}), or a shipped "
+            "wire's name: default, shared"
         ) from None
     if not isinstance(record, dict):
         raise WireError(f"{folder}/config.json is not a wire's; expected the one that save wrote")

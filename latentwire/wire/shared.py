@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,13 +22,22 @@ from typing import get_args
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from latentwire.artifact import (
+    check_counts,
+    check_sizes,
+    fill,
+    one_error,
+    read_tensors,
+    typed,
+)
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
+from latentwire.reading import shortened
 from latentwire.wire import fsq
 from latentwire.wire.adapter import Adapter
 from latentwire.wire.encoders import ENCODERS, WritingEncoder
@@ -42,6 +52,8 @@ from latentwire.wire.ways_in import WAYS_IN, Calibration
 from latentwire.wire.wire import check_kept
 
 KIND, FORMAT_VERSION = "shared wire", 1
+FILE = re.compile(r"(shared|reader-\d{1,9})-\d{1,9}\.safetensors")
+"""Names of files of weights."""
 PIECE = 16 * 2**20
 """Most bytes of one file of weights."""
 
@@ -79,7 +91,9 @@ class SharedConfig:
 
     def __post_init__(self) -> None:
         if not self.readers or len(set(self.readers)) < len(self.readers):
-            raise WireError(f"readers are {self.readers}; expected at least one, no name twice")
+            raise WireError(
+                f"readers are {shortened(self.readers)}; expected at least one, no name twice"
+            )
         for name, known, given in (
             ("encoder", ENCODERS, (self.encoder,)),
             ("ways_in", WAYS_IN, self.ways_in or ("none",)),
@@ -87,7 +101,9 @@ class SharedConfig:
             ("calibration", get_args(Calibration), (self.calibration,)),
         ):
             if not set(given) <= set(known):
-                raise WireError(f"{name} is {', '.join(given)}; expected of {', '.join(known)}")
+                raise WireError(
+                    f"{name} is {', '.join(given)[:80]}; expected of {', '.join(known)}"
+                )
         numbers = {**asdict(self.sizes), "trunk_layers": self.trunk_layers}
         numbers |= {"bits": self.bits, "format_tokens": self.format_tokens}
         del numbers["pooling"], numbers["sentence_encoder"]
@@ -287,21 +303,21 @@ class SharedWire(nn.Module):
         """
         folder = folder_of(name)
         record = read_record(folder, KIND, FORMAT_VERSION)
-        config = _config(folder, record)
-        state = _read_weights(folder, record["sha256"])
+        with one_error(WireError, f"{folder}/config.json"):
+            saved = typed(Saved, record)
+        config = saved.config
+        with one_error(WireError, folder):
+            state = _read_weights(folder, saved)
+            _check_state(config, state)
         found = dict(lms or {})
         for model in dict.fromkeys((config.source, *config.readers)):
             found[model] = found.get(model) or FrozenLM.from_pretrained(model, config.dtype)
-            _check_copy(folder, model, found[model], record)
+            _check_copy(folder, model, found[model], saved)
         wire = cls(config, found)
         for model, other in wire.encoder.others.items():
-            _check_copy(folder, model, other, record)
-        try:
-            wire.load_state_dict({k: v.float() for k, v in state.items()}, strict=True)
-        except RuntimeError:
-            raise WireError(
-                f"{folder}: config.json does not fit the weights; it was altered"
-            ) from None
+            _check_copy(folder, model, other, saved)
+        with one_error(WireError, folder):
+            fill(wire, state)
         return wire.eval()
 
     def with_reader(self, name: str, lm: FrozenLM) -> SharedWire:
@@ -325,42 +341,66 @@ class SharedWire(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not k.startswith("adapters.")}
 
 
-def _config(folder: Path, record: dict) -> SharedConfig:
-    try:
-        given, _, _ = dict(record["config"]), dict(record["sha256"]), dict(record["models"])
-        given["sizes"] = EncoderConfig(**given["sizes"])
-        given["readers"], given["ways_in"] = tuple(given["readers"]), tuple(given["ways_in"])
-        return SharedConfig(**given)
-    except (KeyError, TypeError):
-        raise WireError(
-            f"{folder}/config.json lacks a field; expected the one save wrote"
-        ) from None
+@dataclass(frozen=True)
+class Saved:
+    """What config.json of a shared wire holds."""
+
+    sha256: dict[str, str]
+    """Of each file of weights, by its name."""
+    models: dict[str, tuple[str, ...]]
+    """Architecture and fingerprint of each frozen model, by its name."""
+    config: SharedConfig
+
+    def __post_init__(self) -> None:
+        for name in self.sha256:
+            if not FILE.fullmatch(name):
+                raise WireError(f"sha256 lists {name[:80]!r}; expected names that save gives files")
 
 
-def _check_copy(folder: Path, name: str, model: FrozenLM | SentenceEncoder, record: dict) -> None:
+def _check_copy(folder: Path, name: str, model: FrozenLM | SentenceEncoder, saved: Saved) -> None:
     """Raises WireError for a frozen model that is not the one that the wire was trained for."""
-    known, here = record["models"].get(name), [model.architecture, model.fingerprint]
+    known, here = saved.models.get(name, ()), (model.architecture, model.fingerprint)
     if here != known:
         raise WireError(
-            f"{folder} was trained for {name} {' '.join(known or ())}; this copy is "
-            f"{' '.join(here)}"
+            f"{folder} was trained for {name} {' '.join(known)}; this copy is {' '.join(here)}"
         )
 
 
-def _read_weights(folder: Path, sums: Mapping[str, str]) -> dict[str, Tensor]:
+def _read_weights(folder: Path, saved: Saved) -> dict[str, Tensor]:
     """All tensors by the names that the whole wire gives them."""
     state: dict[str, Tensor] = {}
-    for file, expected in sums.items():
-        try:
-            data = (folder / file).read_bytes()
-        except OSError:
-            raise WireError(f"{folder}: no {file}; expected all that config.json lists") from None
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise WireError(f"{folder / file} is truncated or altered (sha256 differs from config)")
+    for file, expected in saved.sha256.items():
         kind, place, *_ = f"{file}-".split("-")
         begin = f"adapters.{place}." if kind == "reader" else ""
-        state |= {begin + k: v for k, v in load(data).items()}
+        tensors = read_tensors(folder / file, expected)
+        state |= {begin + name: tensor for name, tensor in tensors.items()}
     return state
+
+
+def _check_state(config: SharedConfig, state: Mapping[str, Tensor]) -> None:
+    """Raises ArtifactError where the config has other sizes than the weights, before anything of
+    those sizes is made."""
+    sizes, encoder = config.sizes, ENCODERS[config.encoder]
+    owners = len(config.readers) - config.added if config.private else 0
+    formats = {
+        f"format_tokens of reader {i}": (config.format_tokens, f"adapters.{i}.format", 0)
+        for i in range(len(config.readers))
+    }
+    ways = {
+        f"ways_in of reader {i}": (len(config.ways_in), f"adapters.{i}.ways.")
+        for i in range(len(config.readers))
+    }
+    check_counts(state, {"readers": (len(config.readers), "adapters."), **ways})
+    layers = {"layers": (sizes.layers, "encoder.layers.layers.")} if encoder.learns else {}
+    trunk = {"trunk_layers": (config.trunk_layers, "trunk.layers.")}
+    check_counts(state, {**trunk, **layers, "owners of private latents": (owners, "private.")})
+    widths = {"width": (sizes.width, "widen.weight", 0)}
+    widths["channels"] = (sizes.channels, "widen.weight", 1)
+    if owners:
+        widths["private"] = (config.private, "private.0.query", 0)
+    if not encoder.learns or (issubclass(encoder, LMStates) and sizes.pooling == "strided"):
+        widths["ratio"] = (sizes.ratio, "encoder.pool.maps", 0)
+    check_sizes(state, {**widths, **formats})
 
 
 def _stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

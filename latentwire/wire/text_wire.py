@@ -22,8 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from latentwire.artifact import one_error, typed
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.reading import check_name, shortened
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.latents import Latents
 from latentwire.wire.message import MessageError
@@ -37,6 +39,24 @@ REMEMBERED = 4096
 TOKENS = 4
 """Most tokens of the source per token of a reader; a text that has more cannot fit, and need not be
 decoded to say so."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What config.json of a text wire holds."""
+
+    source: str
+    """Zoo name, Hugging Face id or folder of the LM in whose code the text travels."""
+    wires: tuple[str, ...]
+    """Folders in this one with each reader's wire."""
+
+    def __post_init__(self) -> None:
+        if not self.wires or len(set(self.wires)) < len(self.wires):
+            raise WireError(
+                f"wires are {shortened(self.wires)}; expected at least one, no name twice"
+            )
+        for name in self.wires:
+            check_name(name)
 
 
 class TextWire:
@@ -132,13 +152,9 @@ class TextWire:
         """
         folder = folder_of(name)
         record = read_record(folder, KIND, FORMAT_VERSION)
-        source, places = record.get("source"), record.get("wires")
-        names = [source, *places] if isinstance(places, list) else [None]
-        if not all(isinstance(name, str) for name in names):
-            raise WireError(f"{folder}/config.json lacks a field; expected the one save wrote")
-        found = dict(lms or {})
-        source, *places = map(str, names)
-        wires = []
+        with one_error(WireError, f"{folder}/config.json"):
+            saved = typed(Saved, record)
+        found, wires, source, places = dict(lms or {}), [], saved.source, saved.wires
         for place in places if only is None else places[only : only + 1]:
             reader = read_config(folder / place)["reader"]
             wires.append(Wire.from_pretrained(folder / place, found.get(reader)))

@@ -15,17 +15,18 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from latentwire.artifact import check_sizes, fill, one_error, read_tensors, typed
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
 from latentwire.wire.folder import WireError, folder_of, read_record
@@ -69,6 +70,18 @@ class WireConfig:
                 raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
         if self.window > GAP // 2:  # a head may have one slot in each of two windows
             raise WireError(f"window is {self.window}; expected at most {GAP // 2}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a wire was trained for, saved beside its weights."""
+
+    sha256: str
+    """Of the file of weights."""
+    architecture: str
+    """Of the reader."""
+    reader_weights: str
+    """The reader's fingerprint."""
 
 
 class Wire(nn.Module):
@@ -271,23 +284,18 @@ class Wire(nn.Module):
         """
         folder = folder_of(name)
         record = read_config(folder)
-        known = {f.name for f in fields(WireConfig)}
-        config = WireConfig(**{k: v for k, v in record.items() if k in known})
-        try:
-            weights = (folder / WEIGHTS).read_bytes()
-        except OSError:
-            raise WireError(f"{folder}: no {WEIGHTS}; expected config.json and {WEIGHTS}") from None
-        if hashlib.sha256(weights).hexdigest() != record["sha256"]:
-            raise WireError(
-                f"{folder / WEIGHTS} is truncated or altered (sha256 differs from config)"
-            )
+        with one_error(WireError, folder):
+            config, origin = typed(WireConfig, record), typed(Origin, record)
+            state = read_tensors(folder / WEIGHTS, origin.sha256)
+            sizes = {"rank": (config.rank, "slots.down", 2)}
+            check_sizes(state, {**sizes, "format_tokens": (config.format_tokens, "format", 0)})
         lm = lm or FrozenLM.from_pretrained(config.reader, config.dtype)
-        if lm.architecture != record["architecture"]:
+        if lm.architecture != origin.architecture:
             raise WireError(
-                f"{folder} was trained for {config.reader} {record['architecture']}; "
+                f"{folder} was trained for {config.reader} {origin.architecture}; "
                 f"got {lm.name} {lm.architecture}"
             )
-        if lm.fingerprint != record["reader_weights"]:
+        if lm.fingerprint != origin.reader_weights:
             # Another copy of the same model (a 4-bit one, the original) reads a little worse;
             # another model of the same shape reads nothing.
             if lm.name != config.reader:
@@ -300,12 +308,8 @@ class Wire(nn.Module):
                 stacklevel=2,
             )
         wire = cls(lm, config)
-        try:
-            wire.load_state_dict({k: v.float() for k, v in load(weights).items()}, strict=True)
-        except RuntimeError:
-            raise WireError(
-                f"{folder}: config.json does not fit the weights; it was altered"
-            ) from None
+        with one_error(WireError, folder):
+            fill(wire, state)
         return wire.eval()
 
     def _weights(self) -> bytes:
@@ -316,9 +320,16 @@ class Wire(nn.Module):
         """Which tokens of a text are kept as text."""
         raw = torch.zeros(len(self.lm.ids(text)), dtype=torch.bool, device=self.lm.device)
         if self.keep is not None:
-            begin, end = self.lm.offsets(text).unbind(1)
-            for first, last in finder(self.keep)(text):
-                raw |= (begin < last) & (end > first)
+            begin, end = self.lm.offsets(text).T.contiguous()
+            spans = torch.tensor([*finder(self.keep)(text)] or [(0, 0)]).to(begin)
+            first, last = spans.T.contiguous()
+            # Spans are in order: a token touches those that begin before its end, less those that
+            # end before it begins.
+            begun, over = (
+                torch.searchsorted(first, end),
+                torch.searchsorted(last, begin, right=True),
+            )
+            raw = begun > over
         return raw
 
     def _count(self, raw: Bool[Tensor, " t"]) -> int:
@@ -419,6 +430,6 @@ def soft_token_rate(lm: FrozenLM) -> float:
 def read_config(folder: Path) -> dict:
     """config.json of a wire of one reader. Raises WireError for a folder that holds none."""
     record = read_record(folder, None, FORMAT_VERSION)
-    if not {"sha256", "reader", "architecture", "reader_weights"} <= set(record):
+    if not isinstance(record.get("reader"), str):
         raise WireError(f"{folder}/config.json is not a wire's; expected the one that save wrote")
     return record

@@ -1,0 +1,86 @@
+"""Reads files and JSON that a stranger may have written, in bounded time and memory.
+
+record = parse_json(read_regular(Path("config.json"), CONFIG_BYTES))
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import reprlib
+import stat
+from pathlib import Path
+from typing import Any
+
+CONFIG_BYTES = 1 << 20
+"""Largest config.json of a wire or a lens."""
+
+LARGEST = 2**31 - 1
+"""Largest whole number that a config may hold."""
+
+
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """The bytes of a regular file. Raises OSError where there is none, where it is a folder, a
+    device or a pipe, which may never end, or where it has more than `most` bytes."""
+    # Opening a pipe that nobody writes into would wait for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if most is not None and status.st_size > most:
+            why = f"{status.st_size} bytes; expected at most {most}"
+            raise OSError(errno.EFBIG, why, str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(status.st_size)
+    finally:
+        os.close(descriptor)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON in UTF-8 says. Raises ValueError, of one line, for text that is none, that is
+    nested too deeply, or that has a number of thousands of digits or half of a surrogate pair,
+    which no file can be written with."""
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            check_unicode(json.dumps(value, ensure_ascii=False))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except json.JSONDecodeError as error:
+        place = "" if error.lineno == 1 else f", line {error.lineno}"
+        raise ValueError(error.msg + place) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    return value
+
+
+def check_unicode(text: str) -> None:
+    """Raises ValueError for half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text has {text[error.start]!a} at character {error.start}, half of a surrogate "
+            "pair; expected Unicode text"
+        ) from None
+
+
+def check_name(name: str) -> str:
+    """A file's name, if it names a file of the folder that it is read from. Raises ValueError for
+    a path that leaves it."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"{name[:80]!r} is not a plain file name")
+    return name
+
+
+_BOUNDED = reprlib.Repr()
+_BOUNDED.maxstring, _BOUNDED.maxother, _BOUNDED.maxlevel = 80, 80, 2
+_BOUNDED.maxlist = _BOUNDED.maxtuple = _BOUNDED.maxdict = 4
+
+
+def shortened(value: Any) -> str:
+    """A value as a message of one line shows it."""
+    return _BOUNDED.repr(value)

@@ -1,0 +1,22 @@
+"""The terminal, to which whatever is printed is text: no markup, no highlighting, no emoji codes.
+
+out = terminal()
+out.print(line, style="dim")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+
+def terminal(**options: Any) -> Console:
+    """A console of rich that prints texts as they are; styles are given beside them."""
+    return Console(markup=False, highlight=False, emoji=False, **options)
+
+
+def printable(text: str) -> str:
+    """A text without characters that a terminal would obey, such as escape sequences; line breaks
+    and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
