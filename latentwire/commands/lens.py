@@ -60,7 +60,7 @@ def explain(
             print(f"{'':37}" + "  ".join(f"{word} {worse:+.2f}" for word, worse in counts))
     if html is not None:
         facts = {"model": loaded.config.model, "layer": loaded.config.layer, "explanations": k}
-        ids, decode = loaded.lm.ids(text), loaded.lm.tokenizer.decode
+        ids, decode = loaded.lm.ids(text), loaded.lm.spelled
         around = decode(ids[: rows[0].index]), decode(ids[rows[-1].index + 1 :])
         write_lens_page(html, facts, [row.record() for row in rows], around)
 

@@ -96,6 +96,6 @@ def salience(
 def _top(lm: FrozenLM, logits: Tensor, most: int) -> list[tuple[str, float]]:
     best = logits.float().softmax(-1).topk(most)
     return [
-        (lm.tokenizer.decode([i]), p)
+        (lm.spelled([i]), p)
         for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

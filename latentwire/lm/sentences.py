@@ -17,7 +17,8 @@ from transformers import AutoModel
 
 from latentwire.lm.loading import load_model
 from latentwire.lm.prompt import pad_right
-from latentwire.lm.words import check_unicode
+from latentwire.lm.turns import LOADING
+from latentwire.lm.words import TOKENIZING, check_unicode
 from latentwire.lm.zoo import ZooError, locate
 
 
@@ -36,7 +37,10 @@ class SentenceEncoder:
     def from_pretrained(cls, name: str, device: torch.device | str = "cpu") -> SentenceEncoder:
         """Load a zoo name, a Hugging Face id or a local folder in float32, fetching it where
         needed."""
-        model, tokenizer = load_model(locate(name), AutoModel, "a sentence encoder", torch.float32)
+        with LOADING:
+            model, tokenizer = load_model(
+                locate(name), AutoModel, "a sentence encoder", torch.float32
+            )
         return cls(model.to(device), tokenizer, name)
 
     @property
@@ -72,7 +76,8 @@ class SentenceEncoder:
         all that it does not know. Raises ValueError for half of a surrogate pair."""
         check_unicode(text)
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        ids = self.tokenizer(text, **options).input_ids
+        with TOKENIZING:
+            ids = self.tokenizer(text, **options).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.model.device)
 
     @torch.no_grad()

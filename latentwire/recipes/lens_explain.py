@@ -101,7 +101,7 @@ def _pieces(lm: FrozenLM, ids: Int[Tensor, " n"]) -> list[str]:
     and the others add nothing."""
     pieces, start = [], 0
     for end in range(1, len(ids) + 1):
-        piece = lm.tokenizer.decode(ids[start:end])
+        piece = lm.spelled(ids[start:end])
         cut = piece.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids)
         pieces.append("" if cut else piece)
         start = start if cut else end

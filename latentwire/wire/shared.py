@@ -204,9 +204,10 @@ class SharedWire(nn.Module):
         message. A reader that is added later leaves it as it is."""
         tensors = self.state_dict(keep_vars=True).values()
         now = tuple(x for t in tensors for x in (t.data_ptr(), t._version))
-        if self._known[0] != now:
-            self._known = now, hashlib.sha256(save(_stored(self._shared()))).digest()[:8]
-        return self._known[1]
+        known = self._known
+        if known[0] != now:
+            self._known = known = now, hashlib.sha256(save(_stored(self._shared()))).digest()[:8]
+        return known[1]
 
     def cost(self, text: str) -> tuple[int, int]:
         """Latents and bytes of the message of a text."""

@@ -78,7 +78,7 @@ class TextWire:
         however many readers open them. Raises MessageError for one in another LM's code,
         and for one that comes out as another text than was sent."""
         source = self.code.lm
-        known = {m: self._read[m] for m in messages if m in self._read}
+        known = {m: text for m in messages if (text := self._read.get(m)) is not None}
         new = [m for m in dict.fromkeys(messages) if m not in known]
         for message in new:
             if message.source != source.fingerprint:
@@ -87,7 +87,7 @@ class TextWire:
                     f"source is {source.name} with weights {source.fingerprint}"
                 )
         for old in list(self._read)[: max(0, len(self._read) - REMEMBERED)]:
-            del self._read[old]
+            self._read.pop(old, None)  # another thread may have been here
         texts = self.code.decode([(m.tokens, m.code) for m in new])
         for text, message in zip(texts, new, strict=True):
             if zlib.crc32(text.encode()) != message.checksum:

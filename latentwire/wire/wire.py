@@ -192,9 +192,10 @@ class Wire(nn.Module):
         """First 8 bytes of the weights' sha256: which wire made a message."""
         tensors = self.state_dict(keep_vars=True).values()
         now = tuple(x for t in tensors for x in (t.data_ptr(), t._version))
-        if self._known[0] != now:  # all weights are read for it, and receiving asks each time
-            self._known = now, hashlib.sha256(self._weights()).digest()[:8]
-        return self._known[1]
+        known = self._known
+        if known[0] != now:  # all weights are read for it, and receiving asks each time
+            self._known = known = now, hashlib.sha256(self._weights()).digest()[:8]
+        return known[1]
 
     def send(self, contexts: Sequence[str], bits: int = BITS) -> list[Message]:
         """Texts as messages in codes of `bits`: 16, 8, 6 or 4, else MessageError."""
@@ -393,7 +394,7 @@ def check_kept(lm: FrozenLM, row: int, text: str, ids: Tensor) -> None:
     """Raises WireError where a tokenizer without byte fallback put one token for all that it does
     not know: the reader would answer from a text with holes. Spaces and Unicode forms may differ.
     """
-    back = lm.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
+    back = lm.spelled(ids)
     ours, theirs = ("".join(unicodedata.normalize("NFKC", t).split()) for t in (text, back))
     if ours != theirs:
         lost = next(a for a, b in zip_longest(ours, theirs, fillvalue="") if a != b)
