@@ -9,13 +9,13 @@ import pytest
 import latentwire
 
 ALLOWED = {
-    "lm": {"lm", "files"},
-    "tasks": {"lm", "tasks", "files"},
-    "wire": {"lm", "tasks", "wire", "files", "ridge", "positions"},
+    "lm": {"lm", "files", "texts"},
+    "tasks": {"lm", "tasks", "files", "texts"},
+    "wire": {"lm", "tasks", "wire", "files", "texts", "ridge", "positions"},
     "seek": {"lm", "tasks", "seek", "files"},
-    "lens": {"lm", "tasks", "lens", "files", "ridge", "positions"},
-    "train": {"lm", "tasks", "train", "files"},
-    "evals": {"lm", "tasks", "evals", "files"},
+    "lens": {"lm", "tasks", "lens", "files", "texts", "ridge", "positions"},
+    "train": {"lm", "tasks", "train", "files", "texts"},
+    "evals": {"lm", "tasks", "evals", "files", "texts"},
     "bench": {"bench", "lm", "tasks", "wire", "seek", "lens", "train", "recipes", "files"},
     "commands": {"commands", "bench", "lm", "tasks", "wire", "seek", "lens", "evals", "recipes"}
     | {"report", "train", "files"},

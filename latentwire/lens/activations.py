@@ -33,6 +33,7 @@ from latentwire.lens.checks import LensError, check_layer
 from latentwire.lm import FrozenLM, Prompt, seed_of
 from latentwire.lm.devices import precise
 from latentwire.tasks.base import read_text
+from latentwire.texts import check_texts
 
 BATCH = 16
 """Documents that are read in one pass."""
@@ -112,6 +113,7 @@ def split(documents: Sequence[str], held_out: float) -> tuple[list[str], list[st
     """Training and held-out documents: the end of each tenth is held out, or where that would be
     less than a document, of fewer and larger parts; so the two come from the same sources and few
     neighbours stand on both sides."""
+    check_texts(documents, "documents")
     if not 0 < held_out < 1:
         raise LensError(f"held_out is {held_out}; expected a fraction between 0 and 1")
     if len(documents) < 2:
@@ -134,6 +136,7 @@ def split(documents: Sequence[str], held_out: float) -> tuple[list[str], list[st
 def tokenized(lm: FrozenLM, documents: Sequence[str], window: int, skip: int) -> list[Text]:
     """Documents as the LM reads them, cut to `window` tokens; those with no token after the first
     `skip` are left out. Raises LensError where none is left."""
+    check_texts(documents, "documents")
     # Clones, since a view would keep all ids of a document in memory.
     rows = [torch.cat([lm.bos, lm.ids(d, remember=False)])[:window].clone() for d in documents]
     first = len(lm.bos) + skip

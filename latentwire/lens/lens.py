@@ -29,6 +29,7 @@ from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.objectives import scaled_mse
 from latentwire.lm import Dtype, FrozenLM, Greedy, Sampled, seed_of, seeded_noise
 from latentwire.lm.zoo import locate_saved
+from latentwire.texts import check_texts
 
 FORMAT_VERSION = 1
 WEIGHTS = "lens.safetensors"
@@ -109,6 +110,7 @@ class Lens(nn.Module):
     ) -> Float[Tensor, "b d"]:
         """What the encoder makes of words: texts are tokenized anew, so nothing but their
         characters carries information (and `tokens`, to an encoder that asks for them)."""
+        check_texts(texts, "texts")
         return self.encoder([self.lm.ids(text) for text in texts], tokens)
 
     def save(self, folder: Path) -> None:

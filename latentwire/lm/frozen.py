@@ -45,6 +45,7 @@ from latentwire.lm.prompt import KVPrefix, Prompt
 from latentwire.lm.turns import LOADING, turn
 from latentwire.lm.words import Words
 from latentwire.lm.zoo import locate
+from latentwire.texts import check_texts
 
 Caching = Literal["kv", "none", "checkpoint"]
 Dtype = Literal["float32", "bfloat16"]
@@ -281,6 +282,7 @@ class FrozenLM(Words):
         samples: continuations of each row, next to each other in the result; with "kv" they share
         one pass over the prompt. The pick sees all of them as rows.
         """
+        check_texts(stop_strings, "stop_strings")
         most = torch.as_tensor(max_new_tokens, device=self.device).expand(len(prompt.mask))
         if int(most.min()) < 1 or samples < 1:
             short = "samples" if samples < 1 else "max_new_tokens"

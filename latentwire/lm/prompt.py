@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentwire.texts import check_texts
+
 if TYPE_CHECKING:
     from latentwire.lm.frozen import FrozenLM
 
@@ -213,11 +215,13 @@ class Prompt:
     @classmethod
     def from_text(cls, lm: FrozenLM, texts: Sequence[str]) -> Prompt:
         """Plain texts, with the BOS token that the model's tokenizer puts before a text."""
+        check_texts(texts, "texts")
         return cls.from_ids(lm, [torch.cat([lm.bos, lm.ids(t)]) for t in texts])
 
     @classmethod
     def from_chat(cls, lm: FrozenLM, users: Sequence[str]) -> Prompt:
         """One user turn each, in the model's chat template, up to where the assistant begins."""
+        check_texts(users, "users")
         frame = lm.frame
         return cls.from_ids(lm, [torch.cat([frame.head, lm.ids(u), frame.tail]) for u in users])
 

@@ -20,6 +20,7 @@ from latentwire.lm.prompt import pad_right
 from latentwire.lm.turns import LOADING
 from latentwire.lm.words import TOKENIZING, check_unicode
 from latentwire.lm.zoo import ZooError, locate
+from latentwire.texts import check_texts
 
 
 class SentenceEncoder:
@@ -94,6 +95,7 @@ class SentenceEncoder:
     def vectors(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
         """The mean state of each text, at norm 1 (Reimers and Gurevych 2019, arXiv 1908.10084); of
         a text longer than `room`, over all its windows."""
+        check_texts(texts, "texts")
         cut = [self.ids(text).split(self.room) for text in texts]
         made = iter(self.states([window for windows in cut for window in windows]))
         means = [torch.cat([next(made) for _ in windows]).mean(0) for windows in cut]

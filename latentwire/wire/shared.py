@@ -28,6 +28,7 @@ from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
+from latentwire.texts import check_texts
 from latentwire.wire import fsq
 from latentwire.wire.adapter import Adapter
 from latentwire.wire.encoders import ENCODERS, WritingEncoder
@@ -184,6 +185,7 @@ class SharedWire(nn.Module):
 
     def fit(self, texts: Sequence[str]) -> None:
         """What is measured on training texts before any step, for encoder and adapters."""
+        check_texts(texts, "texts")
         self.encoder.fit(texts)
         for adapter in self.adapters:
             self.calibrate(adapter, texts)
@@ -191,6 +193,7 @@ class SharedWire(nn.Module):
     @torch.no_grad()
     def calibrate(self, adapter: nn.Module, texts: Sequence[str]) -> None:
         """What is measured on training texts for one adapter."""
+        check_texts(texts, "texts")
         assert isinstance(adapter, Adapter)
         device = adapter.lm.device
         values = [self.layout.shared(row).to(device) for row in self.encode(texts)]
@@ -216,6 +219,7 @@ class SharedWire(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
         """What `encode` gives, of texts that are not checked."""
+        check_texts(texts, "texts")
         return [fsq.bounded(z, self.config.bits) for z in self.encoder(texts, self.private)]
 
     def encode(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
@@ -236,6 +240,7 @@ class SharedWire(nn.Module):
         return made
 
     def _check(self, texts: Sequence[str]) -> None:
+        check_texts(texts, "texts")
         for row, text in enumerate(texts):
             units = self.encoder.units(text)
             if len(units) == 0:

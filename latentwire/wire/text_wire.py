@@ -24,6 +24,7 @@ from torch import Tensor
 
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.texts import check_texts
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.latents import Latents
 from latentwire.wire.message import MessageError
@@ -71,6 +72,7 @@ class TextWire:
     def send(self, texts: Sequence[str]) -> list[TextMessage]:
         """Texts as messages, the same for every reader. Raises WireError for an empty text, or one
         that the source's tokenizer does not give back to the letter."""
+        check_texts(texts, "texts")
         return [self.message(text) for text in texts]
 
     def texts(self, messages: Sequence[TextMessage]) -> list[str]:

@@ -28,6 +28,7 @@ from torch.nn.functional import pad
 
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
+from latentwire.texts import check_texts
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.keep import finder
 from latentwire.wire.latents import Latents, as_prefix, head_of
@@ -166,6 +167,7 @@ class Wire(nn.Module):
         whose latents would not fit the reader's window, or one that the reader's tokenizer loses a
         part of.
         """
+        check_texts(contexts, "contexts")
         ids = [self.lm.ids(c) for c in contexts]
         jobs: list[tuple[int, Tensor, Tensor, int]] = []
         layouts = []
