@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ from latentwire.lens.decoder import Decoder, DecoderConfig, template_ids
 from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.objectives import scaled_mse
 from latentwire.lm import Dtype, FrozenLM, Greedy, Sampled, seed_of, seeded_noise
+from latentwire.lm.finite import check_finite
 from latentwire.lm.zoo import locate_saved
 from latentwire.texts import check_texts
 
@@ -73,6 +75,7 @@ class Lens(nn.Module):
     def __init__(self, lm: FrozenLM, config: LensConfig, statistics: Statistics):
         super().__init__()
         check_layer(config.layer, lm)
+        _check_statistics(statistics)
         self.lm, self.config = lm, config
         self.norm, self.spread = statistics.norm, statistics.spread
         self.register_buffer("mean", statistics.mean.float())
@@ -183,6 +186,7 @@ class Lens(nn.Module):
                 f"{folder}: config.json does not fit the weights ({', '.join(sorted(wrong)[:3])}); "
                 "it was altered"
             )
+        check_finite({**saved, "mean": self.mean}, LensError)
         for name, tensor in targets.items():
             tensor.copy_(saved[name])
 
@@ -201,6 +205,15 @@ def several(
     size = samples - 1
     groups = [[g, *drawn[i * size : (i + 1) * size]] for i, g in enumerate(greedy)]
     return [text for group in groups for text in group]
+
+
+def _check_statistics(statistics: Statistics) -> None:
+    check_finite({"mean of the activations": statistics.mean}, LensError)
+    for name in ("norm", "spread"):
+        if not 0 < (value := getattr(statistics, name)) < math.inf:
+            raise LensError(
+                f"{name} of the activations is {value}; expected more than 0, and finite"
+            )
 
 
 def _facts(lm: FrozenLM, config: LensConfig) -> dict:

@@ -28,6 +28,7 @@ from latentwire.lm.cache import as_cache, attention_mask, grown, head_mask
 from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
 from latentwire.lm.devices import accelerator
 from latentwire.lm.families import family_of, softcap
+from latentwire.lm.finite import check_finite
 from latentwire.lm.hooks import (
     Reached,
     attending,
@@ -280,7 +281,8 @@ class FrozenLM(Words):
         cache; "none" runs the whole sequence each step; "checkpoint" does that too, but keeps no
         activations for the backward pass. All three give the same tokens, states and gradients.
         samples: continuations of each row, next to each other in the result; with "kv" they share
-        one pass over the prompt. The pick sees all of them as rows.
+        one pass over the prompt. The pick sees all of them as rows. Raises FloatingPointError where
+        the model computes NaN.
         """
         check_texts(stop_strings, "stop_strings")
         most = torch.as_tensor(max_new_tokens, device=self.device).expand(len(prompt.mask))
@@ -309,6 +311,7 @@ class FrozenLM(Words):
         for step in range(int(most.max())):
             with torch.set_grad_enabled(wanted):
                 final, prefix = self._step(prompt, caching)
+            check_finite({f"the state that {self.name} ends at": final}, FloatingPointError)
             wanted = final.requires_grad  # else the cache need not be copied at each step
             if step == 0 and samples > 1:
                 final, prompt = final.repeat_interleave(samples, 0), prompt.repeat(samples)

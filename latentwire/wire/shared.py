@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM
+from latentwire.lm.finite import check_finite
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
 from latentwire.texts import check_texts
@@ -209,6 +210,7 @@ class SharedWire(nn.Module):
         now = tuple(x for t in tensors for x in (t.data_ptr(), t._version))
         known = self._known
         if known[0] != now:
+            check_finite(self.state_dict(), WireError)
             self._known = known = now, hashlib.sha256(save(_stored(self._shared()))).digest()[:8]
         return known[1]
 
@@ -308,6 +310,7 @@ class SharedWire(nn.Module):
             raise WireError(
                 f"{folder}: config.json does not fit the weights; it was altered"
             ) from None
+        check_finite(wire.state_dict(), WireError)
         return wire.eval()
 
     def with_reader(self, name: str, lm: FrozenLM) -> SharedWire:

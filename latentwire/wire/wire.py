@@ -28,6 +28,7 @@ from torch.nn.functional import pad
 
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
+from latentwire.lm.finite import check_finite
 from latentwire.texts import check_texts
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.keep import finder
@@ -196,15 +197,16 @@ class Wire(nn.Module):
         now = tuple(x for t in tensors for x in (t.data_ptr(), t._version))
         known = self._known
         if known[0] != now:  # all weights are read for it, and receiving asks each time
+            check_finite(self.state_dict(), WireError)
             self._known = known = now, hashlib.sha256(self._weights()).digest()[:8]
         return known[1]
 
     def send(self, contexts: Sequence[str], bits: int = BITS) -> list[Message]:
         """Texts as messages in codes of `bits`: 16, 8, 6 or 4, else MessageError."""
         check_bits(bits)
+        wire_id, fingerprint = self.id, self.lm.fingerprint
         with torch.no_grad():
             latents = self.encode(contexts)
-        wire_id, fingerprint = self.id, self.lm.fingerprint
         return [Message(wire_id, self.config.reader, fingerprint, z, bits) for z in latents]
 
     def receive(self, messages: Sequence[Message]) -> KVPrefix:
@@ -309,6 +311,7 @@ class Wire(nn.Module):
             raise WireError(
                 f"{folder}: config.json does not fit the weights; it was altered"
             ) from None
+        check_finite(wire.state_dict(), WireError)
         return wire.eval()
 
     def _weights(self) -> bytes:
@@ -375,6 +378,7 @@ class Wire(nn.Module):
         window; None for none of them."""
         with torch.no_grad():
             scores = self.scorer(states.inputs)
+            check_finite({"a score of a token": scores}, WireError)
         width, sizes = prompt.mask.shape[1], prompt.mask.sum(-1)
         kept = None
         if raw is not None:
