@@ -29,7 +29,9 @@ from latentwire.lm import (
 from latentwire.lm.adapters import fresh_lora, lora_config
 from latentwire.lm.doctor import make_case
 from latentwire.lm.turns import turn
+from latentwire.tasks.qa import ask
 from latentwire.wire import text_code
+from latentwire.wire.wire import Wire, WireConfig
 
 WAIT = 0.5
 
@@ -264,6 +266,22 @@ def test_a_lora_on_the_head_is_on_where_a_view_scores_as_where_it_generates(lm):
     out = view.decode(prompt, Greedy(), 4, stop_ids=())
     torch.testing.assert_close(view.score(prompt, out.ids), out.log_probs)
     assert (lm.score(prompt, out.ids) - out.log_probs).abs().max() > 0.1
+
+
+def test_questions_asked_by_eight_threads_are_answered_as_by_one(lm):
+    torch.manual_seed(0)
+    wire = Wire(lm, WireConfig("tiny-llama", rank=4, window=64))
+    torch.nn.init.normal_(wire.scorer.weight)
+    messages = wire.send([f"Text {i} tells of river {7 * i}." for i in range(4)])
+    asked = [(messages[i % 4], f"What of {i}?" + " And then?" * (i % 3)) for i in range(24)]
+
+    def answered(pair):
+        return ask(wire, pair[0], [pair[1]])
+
+    alone = [answered(pair) for pair in asked]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(answered, asked)) == alone
+    assert len({answer for (answer,) in alone}) > 8
 
 
 @torch.no_grad()
