@@ -101,19 +101,20 @@ def add(model: Any, adapter: str, config: Any) -> None:
     # Once and for good: taking a filter off again would take those of other threads with it.
     filterwarnings("ignore", "Already found a `peft_config` attribute in the model", UserWarning)
     with turn(model), _gradients_kept(model):
+        on = getattr(model, _ON, None)
         try:
             model.add_adapter(config, adapter_name=adapter)
+            left: list[str] = getattr(model, _LEFT, [])
+            while left:
+                model.delete_adapter(left.pop())
         except Exception:
             if adapter in getattr(model, "peft_config", {}):
                 model.delete_adapter(adapter)
             model._hf_peft_config_loaded = hasattr(model, "peft_config")
             raise
-        left: list[str] = getattr(model, _LEFT, [])
-        while left:
-            model.delete_adapter(left.pop())
-        on = getattr(model, _ON, None)  # peft left the new one on
-        setattr(model, _ON, adapter)
-        switch(model, on)
+        finally:
+            setattr(model, _ON, adapter)  # which peft has switched on
+            switch(model, on)
         for parameter in lora_parameters(model, adapter).values():
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         model.eval()
