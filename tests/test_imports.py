@@ -8,7 +8,7 @@ import pytest
 
 import latentwire
 
-BASE = {"files", "reading", "artifact", "patterns", "terminal"}
+BASE = {"files", "texts", "reading", "artifact", "patterns", "terminal"}
 ALLOWED = {
     "lm": {"lm"},
     "tasks": {"lm", "tasks"},

@@ -219,6 +219,33 @@ def test_first_tokens_and_padding_are_left_out(lens):
     assert few[1:] == draw(texts[1:], 2, seed=3)  # whatever else is drawn
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_first_token_without_bos_is_no_activation(family):
+    lens = make(family)
+    text = tokens_of(lens.lm, "The sea.")
+    assert text.usable == range(1, 8)
+    for tokens in ([0], [3, 0], None):
+        with pytest.raises(LensError, match=r"first token that a model reads.*; put a word before"):
+            explain_text(lens, "The sea." if tokens else "T", tokens)
+    with pytest.raises(LensError, match="first token that a model reads"):
+        edited(lens, text, 0, "a lake")
+    (batch,) = stream(lens.lm, 1, tokenized(lens.lm, ["The sea."], window=40, skip=0))
+    assert batch.positions == tuple(range(1, 8))
+
+
+def test_a_first_token_behind_bos_is_an_activation_like_others():
+    lens = make()
+    lens.lm.bos = torch.tensor([1])
+    text = tokens_of(lens.lm, "The sea.")
+    assert text.usable == range(1, 9)
+    rows = explain_text(lens, "The sea.")
+    (alone,) = explain_text(lens, "T")
+    assert [row.index for row in rows] == list(range(8))
+    torch.testing.assert_close(alone.vector, rows[0].vector)
+    (batch,) = stream(lens.lm, 1, tokenized(lens.lm, ["The sea."], window=40, skip=0))
+    assert batch.positions == tuple(range(1, 9))
+
+
 def test_of_a_long_document_only_the_window_stays_in_memory():
     lm, long = tiny_lm("llama"), "a long document " * 50
     (text,) = tokenized(lm, [long], window=12, skip=4)

@@ -220,7 +220,7 @@ def test_pairs_of_somebody_are_what_the_decoder_learns_to_say(text, tmp_path):
         says[place] = rows[0].explanations[0].text
     assert says == {place: place for place in PLACES}
     pairs.write_text('{"text": "The sea.", "token": 8, "explanation": "a"}')
-    with pytest.raises(DataError, match=r"pair 1: token is 8; expected one of the text's, 0..7"):
+    with pytest.raises(DataError, match=r"pair 1: token is 8; expected one of the text's, 1..7"):
         train_lens(replace(made, out=tmp_path / "b"))
     assert not (tmp_path / "b").exists()
 
@@ -509,6 +509,15 @@ def test_commands(text, trained, tmp_path, monkeypatch, capsys):
     assert list(json.loads((tmp_path / "o.json").read_text())["controls"]) == CONTROLS
 
 
+def test_explain_all_says_which_token_it_leaves_out(trained, monkeypatch, capsys):
+    status, out, _ = run(monkeypatch, capsys, "explain", trained, "The sea.", "--all")
+    rows = out.splitlines()[1:]
+    assert status == 0 and len(rows) == len("The sea.")
+    assert rows[0].split(None, 4)[:4] == ["0", "'T'", "-", "-"]
+    assert "no lens is trained on its state" in rows[0]
+    assert [row.split()[0] for row in rows] == [str(i) for i in range(8)]
+
+
 def test_mistakes_are_one_line(text, trained, tmp_path, monkeypatch, capsys):
     (tmp_path / "one.txt").write_text("Only one document is in here.")
     fresh = ("--out", str(tmp_path / "fresh"))
@@ -516,6 +525,10 @@ def test_mistakes_are_one_line(text, trained, tmp_path, monkeypatch, capsys):
         (("explain", trained, "The sea.", "--token", "8"), "token 8 of a text of 8 tokens"),
         (("explain", trained, "The sea.", "--token", "1", "--all"), "expected one of them"),
         (("explain", trained, ""), "the text is empty"),
+        (("explain", trained, "a"), "the first token that a model reads"),
+        (("explain", trained, "a", "--all"), "the first token that a model reads"),
+        (("explain", trained, "The sea.", "--token", "0"), "put a word before it, or take a later"),
+        (("edit", trained, "The sea.", "a", "--token", "0"), "the first token that a model reads"),
         (("edit", trained, "The sea.", "a", "--token", "-1"), "token -1 of a text of 8 tokens"),
         (("explain", trained, "a", "--k", "0"), "k is 0; expected at least 1"),
         (

@@ -159,7 +159,7 @@ def test_what_no_half_float_holds_is_the_largest_one_and_equal_values_stay_equal
         read = Message.from_bytes(replace(SMALL, bits=bits).to_bytes()).latents
         assert read.values[:3, 0].tolist() == [2.0, 2.0, 2.0]
         assert read.values[1, 1] == pytest.approx(65504, rel=2**-10)
-    with pytest.raises(MessageError, match="not finite; they cannot be sent"):
+    with pytest.raises(MessageError, match="a message's key has NaN or infinite"):
         replace(
             SMALL, latents=replace(SMALL.latents, keys=torch.full((4, 2), torch.nan))
         ).to_bytes()
@@ -197,7 +197,7 @@ def edited(offset: int, form: str, value: int) -> bytes:
         (edited(38, "<B", 255), "name in the message is not UTF-8"),
         (edited(49, "<I", 0), "has a head without latents"),
         (edited(53, "<H", 7), "a latent at position 12 of 7"),
-        (edited(61, "<H", 0x7C00), "not finite"),
+        (edited(61, "<H", 0x7C00), "NaN or infinite"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(data, said):

@@ -1,5 +1,7 @@
 """The real reader and the shipped wire, as a user has them: fetched where they are not here yet."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from latentwire.lm import FrozenLM, Prompt
 from latentwire.lm.doctor import CHECKS
 from latentwire.recipes.evaluation import ALMANAC, conditions
 from latentwire.tasks.needles import with_needles
-from latentwire.tasks.qa import answers, by_context, load_questions, with_format
+from latentwire.tasks.qa import answers, ask, by_context, load_questions, with_format
 from latentwire.wire.text_message import TextMessage
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.wire import Wire
@@ -44,6 +46,18 @@ def test_the_shipped_wire_reads_paragraphs_it_has_never_seen(wire):
     assert scores["wire"]["nll"] < scores["wire at 16x"]["nll"] < scores["closed_book"]["nll"] - 0.3
     assert scores["wire"]["f1"] > scores["foreign_latents"]["f1_high"]
     assert scores["text"]["f1"] > 0.3
+
+
+def test_questions_asked_by_eight_threads_are_answered_as_by_one(wire):
+    rows = load_questions(ALMANAC, 16)
+    messages = {c: wire.send([c])[0] for c in {row.context for row in rows}}
+
+    def answered(row):
+        return ask(wire, messages[row.context], [row.question])
+
+    alone = [answered(row) for row in rows]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(answered, rows)) == alone
 
 
 def test_numbers_are_copied_from_latents_and_where_there_are_few_from_what_is_kept_as_text(wire):

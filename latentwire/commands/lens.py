@@ -15,6 +15,9 @@ from latentwire.commands.shared import (
     write_json,
 )
 
+LEFT_OUT = "(left out: a first token without BOS before it; no lens is trained on its state)"
+"""In the place of an explanation."""
+
 
 def explain(
     lens: LENS,
@@ -32,7 +35,7 @@ def explain(
         lens: A lens's folder or hub id, or default, the shipped one.
         text: What the model reads.
         token: Only this token, counted from 0.
-        every: All tokens.
+        every: All tokens but a first one without BOS before it, which no lens is trained on.
         k: Draw so many explanations of each and show the best.
         words: Also show what each word of an explanation counts: how much less is explained
             without it.
@@ -51,6 +54,9 @@ def explain(
     chosen = None if every else [len(loaded.lm.ids(text)) - 1 if token is None else token]
     rows = explain_text(loaded, text, chosen, k)
     print(f"{'':>5}{'token':14} {'explained':>9} {'KL':>6}  explanation")
+    if every and rows[0].index > 0:
+        first = loaded.lm.spelled(loaded.lm.ids(text)[:1])
+        print(f"   0 {first!r:14} {'-':>9} {'-':>6}  {LEFT_OUT}")
     for row in rows:
         best = row.explanations[0]
         said = "".join(c if c.isprintable() else "·" for c in best.text.replace("\n", " / "))
@@ -60,7 +66,7 @@ def explain(
             print(f"{'':37}" + "  ".join(f"{word} {worse:+.2f}" for word, worse in counts))
     if html is not None:
         facts = {"model": loaded.config.model, "layer": loaded.config.layer, "explanations": k}
-        ids, decode = loaded.lm.ids(text), loaded.lm.tokenizer.decode
+        ids, decode = loaded.lm.ids(text), loaded.lm.spelled
         around = decode(ids[: rows[0].index]), decode(ids[rows[-1].index + 1 :])
         write_lens_page(html, facts, [row.record() for row in rows], around)
 

@@ -17,6 +17,7 @@ from zstandard import compress
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.lm.prompt import Span
+from latentwire.texts import check_texts
 
 Condition = Callable[[Sequence[str]], KVPrefix]
 """texts -> a prefix with one row for each, the head of the prompt included."""
@@ -34,6 +35,7 @@ def truncated(lm: FrozenLM, keep: Callable[[str], int | None]) -> Condition:
 
     @torch.no_grad()
     def condition(texts: Sequence[str]) -> KVPrefix:
+        check_texts(texts, "texts")
         rows = [lm.ids(text)[: keep(text)] for text in texts]
         return lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, r]) for r in rows]))
 
@@ -45,6 +47,7 @@ def truncated_bytes(lm: FrozenLM, keep: Callable[[str], int]) -> Condition:
     whole = full_text(lm)
 
     def condition(texts: Sequence[str]) -> KVPrefix:
+        check_texts(texts, "texts")
         return whole([text.encode()[: keep(text)].decode(errors="ignore") for text in texts])
 
     return condition
@@ -56,6 +59,7 @@ def truncated_zstd(lm: FrozenLM, keep: Callable[[str], int]) -> Condition:
     whole = full_text(lm)
 
     def condition(texts: Sequence[str]) -> KVPrefix:
+        check_texts(texts, "texts")
         return whole([text[: zstd_fitting(text, keep(text))] for text in texts])
 
     return condition
@@ -75,6 +79,7 @@ def pruned(lm: FrozenLM, keep: Callable[[str], int]) -> Condition:
 
     @torch.no_grad()
     def condition(texts: Sequence[str]) -> KVPrefix:
+        check_texts(texts, "texts")
         rows = [lm.frame.head] * len(texts)
         for row, text in enumerate(texts):
             surprising = surprisal(lm, text).argsort(descending=True, stable=True)
@@ -100,6 +105,7 @@ def replayed(lm: FrozenLM) -> Condition:
 
     @torch.no_grad()
     def condition(texts: Sequence[str]) -> KVPrefix:
+        check_texts(texts, "texts")
         ids = [lm.ids(text) for text in texts]
         rows = [[lm.frame.head, Span(lm.embed(row), len(row))] for row in ids]
         return lm.prefill(Prompt.of(lm, rows))

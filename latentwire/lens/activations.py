@@ -33,9 +33,15 @@ from latentwire.files import write_whole
 from latentwire.lens.checks import LensError, check_layer
 from latentwire.lm import FrozenLM, Prompt, seed_of
 from latentwire.lm.devices import precise
+from latentwire.lm.finite import check_finite
 from latentwire.reading import check_name, parse_json
 from latentwire.tasks.base import read_text
+from latentwire.texts import check_texts
 
+SINK = 1
+"""First positions of a text, BOS or the token where BOS would stand, whose states no lens is
+trained on: they take the attention that is left over, and have a hundred times the norm of others
+(attention sinks: Xiao et al. 2024, arXiv 2309.17453)."""
 BATCH = 16
 """Documents that are read in one pass."""
 
@@ -114,6 +120,7 @@ def split(documents: Sequence[str], held_out: float) -> tuple[list[str], list[st
     """Training and held-out documents: the end of each tenth is held out, or where that would be
     less than a document, of fewer and larger parts; so the two come from the same sources and few
     neighbours stand on both sides."""
+    check_texts(documents, "documents")
     if not 0 < held_out < 1:
         raise LensError(f"held_out is {held_out}; expected a fraction between 0 and 1")
     if len(documents) < 2:
@@ -136,13 +143,15 @@ def split(documents: Sequence[str], held_out: float) -> tuple[list[str], list[st
 def tokenized(lm: FrozenLM, documents: Sequence[str], window: int, skip: int) -> list[Text]:
     """Documents as the LM reads them, cut to `window` tokens; those with no token after the first
     `skip` are left out. Raises LensError where none is left."""
+    check_texts(documents, "documents")
     # Clones, since a view would keep all ids of a document in memory.
     rows = [torch.cat([lm.bos, lm.ids(d, remember=False)])[:window].clone() for d in documents]
-    first = len(lm.bos) + skip
+    first = max(SINK, len(lm.bos) + skip)
     texts = [Text(i, ids, len(lm.bos), first) for i, ids in enumerate(rows) if len(ids) > first]
     if not texts:
         raise LensError(
-            f"none of {len(documents)} documents has more than {skip} tokens; expected longer text"
+            f"none of {len(documents)} documents has more than {first - len(lm.bos)} tokens; "
+            "expected longer text"
         )
     return texts
 
@@ -161,6 +170,16 @@ def draw(
             usable = [usable[i] for i in sorted(chosen.tolist())]
         places.append((text, usable))
     return places
+
+
+def check_place(position: int) -> None:
+    """Raises LensError for a position, BOS counted, that no lens is trained on."""
+    if position < SINK:
+        raise LensError(
+            "the first token that a model reads, where BOS stands or would, takes the attention "
+            "that is left over, and no lens is trained on its state; put a word before it, or take "
+            "a later token"
+        )
 
 
 @torch.no_grad()
@@ -293,7 +312,9 @@ class Dump:
             shard = bisect_right(self._starts, row) - 1
             own = row - self._starts[shard]
             vectors.append(self._vectors[shard][own : own + 1])
-        return Activations(torch.cat(vectors).to(self.device), texts, flat)
+        joined = torch.cat(vectors).to(self.device)
+        check_finite({"an activation of the dump": joined}, LensError)
+        return Activations(joined, texts, flat)
 
 
 def _origin(lm: FrozenLM, layer: int, texts: Sequence[Text]) -> dict:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentwire.lens.activations import Text, Tokens
+from latentwire.lens.activations import Text, Tokens, check_place
 from latentwire.lens.checks import checked
 from latentwire.lens.lens import Lens
 from latentwire.lens.objectives import scaled_mse
@@ -71,7 +71,9 @@ def edited(
     lens: Lens, text: Text, position: int, explanation: str, most: int = 5
 ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
     """The most probable tokens after a text's position, as the model is and with the activation
-    there replaced by what the encoder makes of an explanation that somebody edited."""
+    there replaced by what the encoder makes of an explanation that somebody edited. Raises
+    LensError for a first position, which no lens is trained on."""
+    check_place(position)
     swap = swapping(lens.lm, lens.config.layer, [text], [position])
     made = lens.reconstruct([explanation], [(position, int(text.ids[position]))])
     before, after = swap(None)[0], swap(made)[0]
@@ -96,6 +98,6 @@ def salience(
 def _top(lm: FrozenLM, logits: Tensor, most: int) -> list[tuple[str, float]]:
     best = logits.float().softmax(-1).topk(most)
     return [
-        (lm.tokenizer.decode([i]), p)
+        (lm.spelled([i]), p)
         for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,8 +36,10 @@ from latentwire.lens.decoder import Decoder, DecoderConfig, template_ids
 from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.objectives import scaled_mse
 from latentwire.lm import Dtype, FrozenLM, Greedy, Sampled, seed_of, seeded_noise
+from latentwire.lm.finite import check_finite
 from latentwire.lm.zoo import locate_saved
 from latentwire.reading import CONFIG_BYTES, parse_json, read_regular, shortened
+from latentwire.texts import check_texts
 
 FORMAT_VERSION = 1
 WEIGHTS = "lens.safetensors"
@@ -110,6 +113,7 @@ class Lens(nn.Module):
     def __init__(self, lm: FrozenLM, config: LensConfig, statistics: Statistics):
         super().__init__()
         check_layer(config.layer, lm)
+        _check_statistics(statistics)
         self.lm, self.config = lm, config
         self.norm, self.spread = statistics.norm, statistics.spread
         self.register_buffer("mean", statistics.mean.float())
@@ -147,6 +151,7 @@ class Lens(nn.Module):
     ) -> Float[Tensor, "b d"]:
         """What the encoder makes of words: texts are tokenized anew, so nothing but their
         characters carries information (and `tokens`, to an encoder that asks for them)."""
+        check_texts(texts, "texts")
         return self.encoder([self.lm.ids(text) for text in texts], tokens)
 
     def save(self, folder: Path) -> None:
@@ -207,6 +212,7 @@ class Lens(nn.Module):
                 "it was altered"
             )
         self.mean = mean.to(self.lm.device)
+        check_finite({**saved, "mean": self.mean}, LensError)
         for name, tensor in targets.items():
             tensor.copy_(saved[name])
 
@@ -225,6 +231,15 @@ def several(
     size = samples - 1
     groups = [[g, *drawn[i * size : (i + 1) * size]] for i, g in enumerate(greedy)]
     return [text for group in groups for text in group]
+
+
+def _check_statistics(statistics: Statistics) -> None:
+    check_finite({"mean of the activations": statistics.mean}, LensError)
+    for name in ("norm", "spread"):
+        if not 0 < (value := getattr(statistics, name)) < math.inf:
+            raise LensError(
+                f"{name} of the activations is {value}; expected more than 0, and finite"
+            )
 
 
 def _facts(lm: FrozenLM, config: LensConfig) -> dict:

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
+from latentwire.lm.adapters import adapted, anonymous
+from latentwire.lm.turns import turn
 
 
 class Projection(nn.Module):
@@ -38,7 +40,9 @@ class Projection(nn.Module):
 
 def own_copy(lm: FrozenLM) -> FrozenLM:
     """A copy of the LM whose weights a part trains, in float32 or finer."""
-    model = deepcopy(lm.model).to(torch.promote_types(lm.dtype, torch.float32))
+    with adapted(lm.model, None):  # else hooks of another thread's pass would be copied too
+        model = deepcopy(lm.model)
+    model = model.to(torch.promote_types(lm.dtype, torch.float32))
     copy = FrozenLM(model, lm.tokenizer, lm.name)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" not in name)
@@ -49,7 +53,8 @@ def trainable(part: nn.Module, lm: FrozenLM) -> dict[str, Tensor]:
     """The tensors of a part that training changes: its parameters, its adapter's and those of a
     copy of its own. Names do not depend on what else was put on the model."""
     tensors = {n: p for n, p in part.named_parameters() if p.requires_grad}
-    lora = {} if lm.adapter is None else lm.adapter_parameters()
-    tensors |= {f"lora.{n.replace(f'.{lm.adapter}.', '.')}": p for n, p in lora.items()}
-    weights = {n: p for n, p in lm.model.named_parameters() if p.requires_grad and "lora_" not in n}
+    tensors |= {f"lora.{n}": p for n, p in anonymous(lm).items()}
+    with turn(lm.model):
+        every = list(lm.model.named_parameters())
+    weights = {n: p for n, p in every if p.requires_grad and "lora_" not in n}
     return tensors | {f"base.{n.replace('.base_layer.', '.')}": p for n, p in weights.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from latentwire.lm.families import sliding_windows
 from latentwire.lm.prompt import HeadSlots, KVPrefix, Prompt
+
+_CLAIMING = Lock()
+"""Held for the moment in which the free columns of a room get an owner."""
 
 
 class Room:
@@ -20,13 +24,17 @@ class Room:
         b, h, n, e = start.shape
         self.buffer = start.new_empty(b, h, n + more + max(64, n // 2), e)
         self.buffer[:, :, :n] = start
-        self.used = n
+        self.used = n + more
 
-    def continues(self, tensor: Tensor, more: int) -> bool:
-        """Whether `tensor` is all that is in here, and `more` columns fit behind it."""
+    def claimed(self, tensor: Tensor, more: int) -> bool:
+        """Take `more` columns behind `tensor` if it is all that is in here and they fit: of several
+        that go on from one prefix the first has them, and the others need rooms of their own."""
         ours = tensor.data_ptr() == self.buffer.data_ptr() and len(tensor) == len(self.buffer)
-        whole = tensor.shape[2] == self.used
-        return ours and whole and self.used + more <= self.buffer.shape[2]
+        with _CLAIMING:
+            whole = tensor.shape[2] == self.used
+            fits = ours and whole and self.used + more <= self.buffer.shape[2]
+            self.used += more if fits else 0
+        return fits
 
 
 class GrowingLayer(DynamicLayer):
@@ -72,10 +80,9 @@ class GrowingLayer(DynamicLayer):
 
 def _appended(tensor: Tensor, new: Tensor, room: Room | None) -> tuple[Tensor, Room]:
     n, more = tensor.shape[2], new.shape[2]
-    if room is None or not room.continues(tensor, more):
+    if room is None or not room.claimed(tensor, more):
         room = Room(tensor, more)
     room.buffer[:, :, n : n + more] = new
-    room.used = n + more
     return room.buffer[:, :, : n + more], room
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from latentwire.lm.frozen import Caching, FrozenLM
 from latentwire.lm.picks import Greedy, Pick, Sampled, StraightThroughGumbel, seeded_noise
 from latentwire.lm.prompt import HeadSlots, KVPrefix, Patch, Prompt
+from latentwire.lm.turns import turn
 
 KINDS = ("ids", "embeds", "prefix", "head_slots", "patch_one", "patch_all")
 TEXTS = (
@@ -126,7 +127,7 @@ def logits_equal_hugging_face(lm: FrozenLM, kind: str, ragged: bool) -> float:
     ours = lm.head(lm.final(case.prompt))
     worst = 0.0
     for row, (embeds, patches) in enumerate(zip(case.embeds, case.patches, strict=True)):
-        with ExitStack() as hooks:
+        with turn(lm.model), ExitStack() as hooks:
             for layer, positions, vectors in patches:
                 handle = lm.blocks[layer].register_forward_hook(_overwrite(positions, vectors))
                 hooks.callback(handle.remove)
@@ -201,7 +202,9 @@ def hidden_equals_hugging_face(lm: FrozenLM, kind: str, ragged: bool) -> float:
     layers = range(0, len(lm.blocks) - 1, max(1, len(lm.blocks) // 4))
     worst = 0.0
     for row, embeds in enumerate(case.embeds):
-        theirs = lm.model(inputs_embeds=embeds[None], use_cache=False, output_hidden_states=True)
+        with turn(lm.model):
+            whole = {"use_cache": False, "output_hidden_states": True}
+            theirs = lm.model(inputs_embeds=embeds[None], **whole)
         n = int(case.prompt.mask[row].sum())
         for layer in layers:
             expected = theirs.hidden_states[layer + 1][0, -n:]
@@ -237,14 +240,16 @@ def examine(lm: FrozenLM) -> Iterator[Finding]:
 def rounding(lm: FrozenLM) -> float:
     """Largest difference of Hugging Face's own logits between one pass and two, the second of which
     goes on from the first one's cache."""
-    worst = 0.0
-    for text in TEXTS:
-        ids = torch.cat([lm.bos, lm.ids(text)])[None]
-        half = ids.shape[1] // 2
-        begun = lm.model(ids[:, :half], use_cache=True).past_key_values
-        rest = lm.model(ids[:, half:], past_key_values=begun).logits[0]
-        worst = max(worst, _far(rest, lm.model(ids).logits[0, half:]))
-    return worst
+    with turn(lm.model):
+        return max(_rounding(lm, text) for text in TEXTS)
+
+
+def _rounding(lm: FrozenLM, text: str) -> float:
+    ids = torch.cat([lm.bos, lm.ids(text)])[None]
+    half = ids.shape[1] // 2
+    begun = lm.model(ids[:, :half], use_cache=True).past_key_values
+    rest = lm.model(ids[:, half:], past_key_values=begun).logits[0]
+    return _far(rest, lm.model(ids).logits[0, half:])
 
 
 def _gumbel_gradient(lm: FrozenLM, prompt: Prompt, noise, mode: Caching) -> tuple[Tensor, Tensor]:

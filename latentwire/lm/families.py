@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentwire.lm.turns import turn
+
 
 @dataclass(frozen=True)
 class Family:
@@ -120,7 +122,8 @@ def rotate(
     b, h, n, e = keys.shape
     body = getattr(model, family.body)
     layer_type = (model.config.layer_types[layer],) if family.rotary_by_type else ()
-    cos, sin = body.rotary_emb(keys, positions.reshape(b * h, n), *layer_type)
+    with turn(model):  # some kinds of RoPE rescale themselves to the longest position of a call
+        cos, sin = body.rotary_emb(keys, positions.reshape(b * h, n), *layer_type)
     cos, sin = cos.view(b, h, n, e), sin.view(b, h, n, e)
     if back:  # YaRN stretches keys too (Peng et al. 2023, arXiv 2309.00071)
         stretch = cos.square() + sin.square()

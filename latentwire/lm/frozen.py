@@ -11,12 +11,11 @@ exists once, in `predicting`; logits are computed only for the states whose pred
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
-from warnings import catch_warnings, simplefilter
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,24 +23,30 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
-from latentwire.lm.adapters import (
-    adapted,
-    gradients_kept,
-    lora_parameters,
-    remove_left,
-    switch,
-)
+from latentwire.lm.adapters import adapted, add, lora_parameters, resting
 from latentwire.lm.cache import as_cache, attention_mask, grown, head_mask
 from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
 from latentwire.lm.devices import accelerator
 from latentwire.lm.families import family_of, softcap
-from latentwire.lm.hooks import Reached, attending, hooked, masked, replacing, tensor_of
+from latentwire.lm.finite import check_finite
+from latentwire.lm.hooks import (
+    Reached,
+    attending,
+    attending_eagerly,
+    entered,
+    hooked,
+    masked,
+    replacing,
+    tensor_of,
+)
 from latentwire.lm.loading import check_setting, fingerprint_of, load_model
 from latentwire.lm.outputs import Decoded, Scored, States, entropy, log_softmax, token_log_probs
 from latentwire.lm.picks import Pick
 from latentwire.lm.prompt import KVPrefix, Prompt
+from latentwire.lm.turns import LOADING, turn
 from latentwire.lm.words import Words
 from latentwire.lm.zoo import locate
+from latentwire.texts import check_texts
 
 Caching = Literal["kv", "none", "checkpoint"]
 Dtype = Literal["float32", "bfloat16"]
@@ -66,8 +71,9 @@ class FrozenLM(Words):
         super().__init__(model, tokenizer, name)
         self._family = family_of(model.config)
         check_setting(model, name)
-        model.eval().requires_grad_(False)
-        self.fingerprint = fingerprint_of(model.get_input_embeddings().weight, self.blocks)
+        with turn(model):
+            model.eval().requires_grad_(False)
+            self.fingerprint = fingerprint_of(model.get_input_embeddings().weight, self.blocks)
 
     @classmethod
     def from_pretrained(
@@ -77,7 +83,8 @@ class FrozenLM(Words):
 
         device: "cpu", "cuda", ...; torch's accelerator where there is one if None.
         """
-        model, tokenizer = load_model(locate(name), AutoModelForCausalLM, "a causal LM", dtype)
+        with LOADING:
+            model, tokenizer = load_model(locate(name), AutoModelForCausalLM, "a causal LM", dtype)
         return cls(model.to(device or accelerator() or "cpu"), tokenizer, name)
 
     # -- what the model is ------------------------------------------------------------------
@@ -125,7 +132,7 @@ class FrozenLM(Words):
 
     def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
         """Input embeddings as the first block receives them, the family's scale included."""
-        return self.model.get_input_embeddings()(ids)
+        return self._outside(self.model.get_input_embeddings(), ids)
 
     def embed_soft(self, weights: Float[Tensor, "*n v"]) -> Float[Tensor, "*n d"]:
         """Mixtures of input embeddings, at the family's scale."""
@@ -136,7 +143,7 @@ class FrozenLM(Words):
 
     def head(self, final: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Logits of states after the last norm, soft-capped where the family does so."""
-        logits = self.model.get_output_embeddings()(final)
+        logits = self._outside(self.model.get_output_embeddings(), final)
         cap = softcap(self.model.config)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -171,30 +178,22 @@ class FrozenLM(Words):
         def keep(_module, args, kwargs):
             inputs.append(args[0] if args else kwargs["hidden_states"])
 
-        handles = [b.register_forward_pre_hook(keep, with_kwargs=True) for b in self.blocks]
-        try:
+        with turn(self.model), entered([(block, keep) for block in self.blocks]):
             final, prefix = self._forward(prompt, keep_cache=True)
-        finally:
-            for handle in handles:
-                handle.remove()
         assert prefix is not None
         return States(torch.stack(inputs), final, prefix)
 
     def attentions(self, prompt: Prompt) -> list[Float[Tensor, "b h t k"]]:
         """Attention probabilities of every layer, over the prefix's slots and then the embeds;
         those of single heads come first, padded to the longest of the layer."""
-        before = self.model.config._attn_implementation
-        self.model.set_attn_implementation("eager")
         maps: list[Tensor] = []
 
         def keep(_module, _args, output):
             maps.append(output[1])
 
-        try:
-            with hooked([(attention, keep) for attention in self._attentions]):
-                self._forward(prompt)
-        finally:
-            self.model.set_attn_implementation(before)
+        self._forward(
+            prompt, hooks=[(attention, keep) for attention in self._attentions], eager=True
+        )
         return maps
 
     def prefill(self, prompt: Prompt) -> KVPrefix:
@@ -282,15 +281,17 @@ class FrozenLM(Words):
         cache; "none" runs the whole sequence each step; "checkpoint" does that too, but keeps no
         activations for the backward pass. All three give the same tokens, states and gradients.
         samples: continuations of each row, next to each other in the result; with "kv" they share
-        one pass over the prompt. The pick sees all of them as rows.
+        one pass over the prompt. The pick sees all of them as rows. Raises FloatingPointError where
+        the model computes NaN.
         """
+        check_texts(stop_strings, "stop_strings")
         most = torch.as_tensor(max_new_tokens, device=self.device).expand(len(prompt.mask))
         if int(most.min()) < 1 or samples < 1:
             short = "samples" if samples < 1 else "max_new_tokens"
             raise ValueError(f"{short} is {min(int(most.min()), samples)}; expected at least 1")
         self._check_window(int((prompt.next_position + most).max()))
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
-        with adapted(self.model, self.adapter):
+        with resting(self.model, self.adapter):
             return self._decode(prompt, pick, most, stops, stop_strings, caching, samples)
 
     def _decode(
@@ -310,6 +311,7 @@ class FrozenLM(Words):
         for step in range(int(most.max())):
             with torch.set_grad_enabled(wanted):
                 final, prefix = self._step(prompt, caching)
+            check_finite({f"the state that {self.name} ends at": final}, FloatingPointError)
             wanted = final.requires_grad  # else the cache need not be copied at each step
             if step == 0 and samples > 1:
                 final, prompt = final.repeat_interleave(samples, 0), prompt.repeat(samples)
@@ -353,14 +355,7 @@ class FrozenLM(Words):
     def add_lora(self, adapter: str, config: Any) -> FrozenLM:
         """Add a trainable LoRA adapter (a peft.LoraConfig), in float32 or finer, and return the
         view that runs it."""
-        with gradients_kept(self.model), catch_warnings():
-            simplefilter("ignore")  # peft warns that a second adapter makes two
-            self.model.add_adapter(config, adapter_name=adapter)
-            remove_left(self.model)
-            switch(self.model, None)  # peft leaves a new adapter on
-        for parameter in lora_parameters(self.model, adapter).values():
-            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-        self.model.eval()
+        add(self.model, adapter, config)
         return self.with_adapter(adapter)
 
     def adapter_parameters(self) -> dict[str, Tensor]:
@@ -370,15 +365,24 @@ class FrozenLM(Words):
     # -- inside -------------------------------------------------------------------------------
 
     def _forward(
-        self, prompt: Prompt, keep_cache: bool = False, hooks: Sequence[tuple[Any, Any]] = ()
+        self,
+        prompt: Prompt,
+        keep_cache: bool = False,
+        hooks: Sequence[tuple[Any, Any]] = (),
+        eager: bool = False,
     ) -> tuple[Tensor, KVPrefix | None]:
-        """Final states [b, t, d] and, on request, the grown cache. Every path ends here. hooks: see
-        blocks after all that the prompt does to them."""
+        """Final states [b, t, d] and, on request, the grown cache. Every path ends here, in one
+        turn. hooks: see modules after all that the prompt does to them. eager: whether attention
+        gives its probabilities, which takes longer."""
         self._check_window(int(prompt.positions.max()) + 1)
         cached = keep_cache or prompt.prefix is not None
         cache = as_cache(prompt.prefix, keep_cache) if cached else None
-        setting = partial(self._setting, prompt)
-        with hooked([*self._hooks(prompt), *hooks]), recomputed(self.blocks, setting):
+        setting = partial(self._setting, prompt, eager)
+        with (
+            turn(self.model),
+            hooked([*self._hooks(prompt), *hooks]),
+            recomputed(self.blocks, setting),
+        ):
             output = self.body(
                 inputs_embeds=prompt.embeds,
                 attention_mask=attention_mask(prompt, self.model.config),
@@ -390,6 +394,13 @@ class FrozenLM(Words):
             return output.last_hidden_state, None
         assert cache is not None
         return output.last_hidden_state, grown(cache, prompt)
+
+    def _outside(self, module: Any, x: Tensor) -> Tensor:
+        """Run a module outside of the body, with this view's adapter where it has any."""
+        if not any("lora_" in name for name, _ in module.named_parameters()):
+            return module(x)
+        with adapted(self.model, self.adapter):
+            return module(x)
 
     def _step(self, prompt: Prompt, caching: Caching) -> tuple[Tensor, KVPrefix | None]:
         """The state [b, d] that predicts the next token, and the cache to go on with."""
@@ -406,15 +417,17 @@ class FrozenLM(Words):
         return checkpoint(last, prompt.embeds, use_reentrant=False), None  # pyright: ignore
 
     @contextmanager
-    def _setting(self, prompt: Prompt) -> Iterator[None]:
-        """What has to be on while blocks run: the adapter, and masks for each head."""
-        with adapted(self.model, self.adapter):
-            if prompt.prefix is None or not prompt.prefix.head_slots:
-                yield
-                return
-            change = partial(head_mask, prompt, self.model.config)
-            with masked(self._attentions, change):
-                yield
+    def _setting(self, prompt: Prompt, eager: bool) -> Iterator[None]:
+        """A turn with what has to be on while blocks run: the adapter, masks for each head, and the
+        attention implementation."""
+        slots = prompt.prefix is not None and prompt.prefix.head_slots
+        change = partial(head_mask, prompt, self.model.config)
+        with adapted(self.model, self.adapter), ExitStack() as stack:
+            if slots:
+                stack.enter_context(masked(self._attentions, change))
+            if eager:
+                stack.enter_context(attending_eagerly(self.model))
+            yield
 
     def _hooks(self, prompt: Prompt) -> list[tuple[Any, Any]]:
         """What changes block outputs: memories first, since a patch says what an output is."""

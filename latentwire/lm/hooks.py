@@ -1,4 +1,5 @@
-"""Hooks on a model's blocks: they live in a context manager and are gone when it exits."""
+"""Hooks on a model's blocks: they live in a context manager, within one turn, and are gone when it
+exits."""
 
 from __future__ import annotations
 
@@ -52,20 +53,37 @@ def masked(modules: Sequence[Any], change: Callable[[int, Tensor], Tensor]) -> I
 
         return change_mask
 
-    handles = [
-        module.register_forward_pre_hook(changing(layer), with_kwargs=True)
-        for layer, module in enumerate(modules)
-    ]
+    with entered([(module, changing(layer)) for layer, module in enumerate(modules)]):
+        yield
+
+
+@contextmanager
+def attending_eagerly(model: Any) -> Iterator[None]:
+    """Attention as plain matrix products, which give probabilities beside the output."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        model.set_attn_implementation(before)
 
 
 @contextmanager
 def hooked(hooks: Sequence[tuple[Any, Any]]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    """Modules, each with what is called after it."""
+    with _removed([module.register_forward_hook(hook) for module, hook in hooks]):
+        yield
+
+
+@contextmanager
+def entered(hooks: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    """Modules, each with what is called before it, and is given its named arguments too."""
+    with _removed([m.register_forward_pre_hook(hook, with_kwargs=True) for m, hook in hooks]):
+        yield
+
+
+@contextmanager
+def _removed(handles: Sequence[Any]) -> Iterator[None]:
     try:
         yield
     finally:

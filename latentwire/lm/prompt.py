@@ -19,6 +19,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from latentwire.lm.finite import check_finite
+from latentwire.texts import check_texts
+
 if TYPE_CHECKING:
     from latentwire.lm.frozen import FrozenLM
 
@@ -179,12 +182,15 @@ class Prompt:
         """The one constructor: each row is a sequence of segments.
 
         A row starts at position 0 or where its row of `prefix` ends. Raises ValueError for no
-        rows, an empty row, or a prefix with another number of rows.
+        rows, an empty row, a prefix with another number of rows, and for ids, embeddings, patches
+        or a prefix of another shape or type than this LM's, or that are not finite.
         """
         if not rows:
             raise ValueError("a prompt needs at least one row, got none")
         if prefix is not None and len(prefix.mask) != len(rows):
             raise ValueError(f"prefix has {len(prefix.mask)} rows, the prompt has {len(rows)}")
+        if prefix is not None:
+            _check_prefix(lm, prefix)
         made = [_row(lm, segments) for segments in rows]
         lengths = [len(embeds) for embeds, _ in made]
         if min(lengths) == 0:
@@ -196,6 +202,11 @@ class Prompt:
         mask = torch.arange(width, device=device)[None] >= width - length
         if prefix is not None:
             positions = torch.where(mask, positions + prefix.next_position[:, None], 0)
+        _check_patches(lm, patches, length)
+        # What is being trained is left to the training step, which says at which step it broke.
+        given = {"an embedding of the prompt": embeds}
+        given |= {f"a vector of the patch of layer {p.layer}": p.vectors for p in patches}
+        check_finite({what: tensor for what, tensor in given.items() if not tensor.requires_grad})
         shifted = tuple(replace(p, positions=p.positions + (width - length)) for p in patches)
         return cls(embeds, mask, positions, prefix, shifted)
 
@@ -213,11 +224,13 @@ class Prompt:
     @classmethod
     def from_text(cls, lm: FrozenLM, texts: Sequence[str]) -> Prompt:
         """Plain texts, with the BOS token that the model's tokenizer puts before a text."""
+        check_texts(texts, "texts")
         return cls.from_ids(lm, [torch.cat([lm.bos, lm.ids(t)]) for t in texts])
 
     @classmethod
     def from_chat(cls, lm: FrozenLM, users: Sequence[str]) -> Prompt:
         """One user turn each, in the model's chat template, up to where the assistant begins."""
+        check_texts(users, "users")
         frame = lm.frame
         return cls.from_ids(lm, [torch.cat([frame.head, lm.ids(u), frame.tail]) for u in users])
 
@@ -275,14 +288,58 @@ def _row(lm: FrozenLM, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
     embeds, positions, start = [], [], 0
     for segment in segments:
         if isinstance(segment, Span):
+            _check_segment(lm, segment.embeds)
             n, width = len(segment.embeds), segment.width
             embeds.append(segment.embeds.to(lm.dtype))
             centre = (torch.arange(n, device=lm.device) + 0.5) * (width / max(n, 1))
             positions.append(start + centre.long())
         else:
+            _check_segment(lm, segment)
             width = len(segment)
             soft = segment.is_floating_point()
             embeds.append(segment.to(lm.dtype) if soft else lm.embed(segment))
             positions.append(start + torch.arange(width, device=lm.device))
         start += width
     return torch.cat(embeds), torch.cat(positions)
+
+
+def _check_segment(lm: FrozenLM, segment: Tensor) -> None:
+    if segment.is_floating_point():
+        right = segment.dim() == 2 and segment.shape[1] == lm.width
+    else:
+        right = segment.dim() == 1 and segment.dtype in (torch.int32, torch.int64)
+    if not right:
+        raise ValueError(
+            f"a segment of the prompt has shape {list(segment.shape)} and type {segment.dtype}; "
+            f"expected token ids [n], or embeddings [n, {lm.width}] of {lm.name}"
+        )
+
+
+def _check_patches(lm: FrozenLM, patches: Sequence[Patch], lengths: Int[Tensor, "b 1"]) -> None:
+    """lengths: of the prompt's rows."""
+    for patch in patches:
+        places = patch.positions.shape
+        right = len(places) == 2 and places[0] == len(lengths)
+        if not right or patch.vectors.shape != (*places, lm.width):
+            raise ValueError(
+                f"the patch of layer {patch.layer} has positions {list(patch.positions.shape)} and "
+                f"vectors {list(patch.vectors.shape)}; expected [{len(lengths)}, n] and "
+                f"[{len(lengths)}, n, {lm.width}]"
+            )
+        if ((patch.positions < 0) | (patch.positions >= lengths)).any():
+            raise ValueError(
+                f"the patch of layer {patch.layer} is at {patch.positions.tolist()}; the prompt's "
+                f"rows have {lengths[:, 0].tolist()} positions, counted from 0"
+            )
+
+
+def _check_prefix(lm: FrozenLM, prefix: KVPrefix) -> None:
+    heads, width = lm.kv_shape
+    rows, slots = prefix.mask.shape
+    expected = (rows, heads, slots, width)
+    shapes = {tuple(t.shape) for t in (*prefix.keys, *prefix.values)}
+    if shapes != {expected} or not len(prefix.keys) == len(prefix.values) == len(lm.blocks):
+        raise ValueError(
+            f"the prefix has {len(prefix.keys)} layers of {sorted(map(list, shapes))}; {lm.name} "
+            f"expects {len(lm.blocks)} of {list(expected)}"
+        )

@@ -17,8 +17,11 @@ from transformers import AutoModel
 
 from latentwire.lm.loading import load_model
 from latentwire.lm.prompt import pad_right
+from latentwire.lm.turns import LOADING
+from latentwire.lm.words import TOKENIZING
 from latentwire.lm.zoo import ZooError, locate
 from latentwire.reading import check_unicode
+from latentwire.texts import check_texts
 
 
 class SentenceEncoder:
@@ -36,7 +39,10 @@ class SentenceEncoder:
     def from_pretrained(cls, name: str, device: torch.device | str = "cpu") -> SentenceEncoder:
         """Load a zoo name, a Hugging Face id or a local folder in float32, fetching it where
         needed."""
-        model, tokenizer = load_model(locate(name), AutoModel, "a sentence encoder", torch.float32)
+        with LOADING:
+            model, tokenizer = load_model(
+                locate(name), AutoModel, "a sentence encoder", torch.float32
+            )
         return cls(model.to(device), tokenizer, name)
 
     @property
@@ -72,7 +78,8 @@ class SentenceEncoder:
         all that it does not know. Raises ValueError for half of a surrogate pair."""
         check_unicode(text)
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        ids = self.tokenizer(text, **options).input_ids
+        with TOKENIZING:
+            ids = self.tokenizer(text, **options).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.model.device)
 
     @torch.no_grad()
@@ -89,6 +96,7 @@ class SentenceEncoder:
     def vectors(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
         """The mean state of each text, at norm 1 (Reimers and Gurevych 2019, arXiv 1908.10084); of
         a text longer than `room`, over all its windows."""
+        check_texts(texts, "texts")
         cut = [self.ids(text).split(self.room) for text in texts]
         made = iter(self.states([window for windows in cut for window in windows]))
         means = [torch.cat([next(made) for _ in windows]).mean(0) for windows in cut]

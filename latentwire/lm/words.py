@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ REMEMBERED = 50_000
 DATE = "26 Jul 2024"
 """What Llama's chat templates say is today, if they cannot tell: slots must be read tomorrow behind
 the head that they were made behind today."""
-TOKENIZING = Lock()
-"""A tokenizer is one for all threads, and changes while it works."""
+TOKENIZING = RLock()
+"""Held by whoever uses a tokenizer, also to decode: it is one for all threads, and is set anew for
+each text, which fails while another thread reads it."""
 
 
 class Words:
@@ -70,12 +71,20 @@ class Words:
 
     def text(self, ids: Int[Tensor, " n"]) -> str:
         """The text of token ids, special tokens left out."""
-        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+        with TOKENIZING:
+            return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+
+    def spelled(self, ids: Int[Tensor, " n"] | Sequence[int]) -> str:
+        """All that token ids stand for: special tokens too, and spaces as they are."""
+        ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        with TOKENIZING:
+            return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     @cached_property
     def bos(self) -> Int[Tensor, " n"]:
         """What the tokenizer puts before a text: one BOS id, or nothing."""
-        with_special = self.tokenizer("a").input_ids
+        with TOKENIZING:
+            with_special = self.tokenizer("a").input_ids
         begins = with_special[:1] == [self.tokenizer.bos_token_id]
         return torch.tensor(with_special[:1] if begins else [], dtype=torch.long).to(self.device)
 
@@ -115,7 +124,8 @@ class Words:
         return tuple(dict.fromkeys(i for i in ids if i is not None))
 
     def _ids(self, text: str, **options: bool) -> Int[Tensor, " n"]:
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False, **options).input_ids
+        with TOKENIZING:
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False, **options).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.device)
 
     def _texts(self, ids: Tensor, mask: Tensor, stops: Sequence[int]) -> list[str]:
@@ -123,4 +133,5 @@ class Words:
             [i for i, real in zip(row, reals, strict=True) if real and i not in stops]
             for row, reals in zip(ids.tolist(), mask.tolist(), strict=True)
         ]
-        return self.tokenizer.batch_decode(kept, skip_special_tokens=True)
+        with TOKENIZING:
+            return self.tokenizer.batch_decode(kept, skip_special_tokens=True)

@@ -265,7 +265,7 @@ def _examples(
     units of the activations' variance."""
     errors = ((made - batch.vectors) / lens.spread).square().sum(1).tolist()
     order = shuffled(len(batch), seed, 0, min(EXAMPLES, len(batch)))
-    decode = lens.lm.tokenizer.decode
+    decode = lens.lm.spelled
     context, after = batch.up_to([24] * len(batch)), batch.after(8)
     return [
         {

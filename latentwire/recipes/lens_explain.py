@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentwire.lens.activations import Text, at
+from latentwire.lens.activations import SINK, Text, at, check_place
 from latentwire.lens.checks import LensError
 from latentwire.lens.interventions import read, swapping
 from latentwire.lens.lens import Explanation, Lens
@@ -55,13 +55,13 @@ def explain_text(
     """Explanations of some tokens of a text, counted from 0; None for all that a lens is made for,
     which leaves out a first token that stands where BOS would.
 
-    Raises LensError for a text without tokens or a token that it does not have.
+    Raises LensError for a text without tokens, a token that it does not have, or such a first one.
     """
     lm = lens.lm
     whole = tokens_of(lm, text)
     bos, own = whole.bos, whole.ids[whole.bos :]
     if tokens is None:
-        tokens = range(0 if bos or len(own) == 1 else 1, len(own))
+        tokens = [place - bos for place in whole.usable] or [0]
     if k < 1:
         raise LensError(f"k is {k}; expected at least 1")
     for token in tokens:
@@ -69,6 +69,7 @@ def explain_text(
             raise LensError(
                 f"token {token} of a text of {len(own)} tokens; expected 0..{len(own) - 1}"
             )
+        check_place(bos + token)
     pieces = _pieces(lm, own)
     every = at(lm, lens.config.layer, [(whole, [bos + t for t in tokens])])
     caches, rows = read(lm, [whole]), list[TokenExplained]()
@@ -89,11 +90,12 @@ def explain_text(
 
 
 def tokens_of(lm: FrozenLM, text: str) -> Text:
-    """A text as the LM reads it, all tokens of it usable. Raises LensError for one without any."""
+    """A text as the LM reads it, all tokens usable but a first one without BOS before it. Raises
+    LensError for a text without any."""
     own, bos = lm.ids(text), len(lm.bos)
     if len(own) == 0:
         raise LensError("the text is empty; expected at least one token")
-    return Text(0, torch.cat([lm.bos, own]), bos, bos)
+    return Text(0, torch.cat([lm.bos, own]), bos, max(SINK, bos))
 
 
 def _pieces(lm: FrozenLM, ids: Int[Tensor, " n"]) -> list[str]:
@@ -101,7 +103,7 @@ def _pieces(lm: FrozenLM, ids: Int[Tensor, " n"]) -> list[str]:
     and the others add nothing."""
     pieces, start = [], 0
     for end in range(1, len(ids) + 1):
-        piece = lm.tokenizer.decode(ids[start:end])
+        piece = lm.spelled(ids[start:end])
         cut = piece.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids)
         pieces.append("" if cut else piece)
         start = start if cut else end

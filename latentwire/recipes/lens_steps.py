@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentwire.lens.activations import Activations, Place, Text, at, draw
+from latentwire.lens.activations import SINK, Activations, Place, Text, at, draw
 from latentwire.lens.decoder import Decoder, words
 from latentwire.lens.interventions import swapping
 from latentwire.lens.lens import Lens
@@ -60,10 +60,11 @@ def read_pairs(lm: FrozenLM, path: Path) -> list[Pair]:
     pairs: list[Pair] = []
     for row in read_jsonl(path, {"text": str, "explanation": str}):
         own, token, n = lm.ids(row["text"]), row.get("token"), len(lm.bos)
-        if type(token) is not int or not 0 <= token < len(own):
+        first = max(0, SINK - n)
+        if type(token) is not int or not first <= token < len(own):
             raise DataError(
                 f"{path}, pair {len(pairs) + 1}: token is {token!r}; expected one of the text's, "
-                f"0..{len(own) - 1}"
+                f"{first}..{len(own) - 1}"
             )
         text = Text(len(pairs), torch.cat([lm.bos, own[: token + 1]]), n, n)
         pairs.append(Pair(text, n + token, lm.ids(row["explanation"])))

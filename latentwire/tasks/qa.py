@@ -23,6 +23,7 @@ from torch import Tensor
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
 from latentwire.reading import shortened
 from latentwire.tasks.base import DataError, read_jsonl
+from latentwire.texts import check_texts
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def question_ids(lm: FrozenLM, question: str) -> Tensor:
 
 def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) -> Prompt:
     """One row per question, each after its row of `prefix`."""
+    check_texts(questions, "questions")
     return Prompt.from_ids(lm, [question_ids(lm, q) for q in questions], prefix)
 
 
@@ -192,8 +194,7 @@ def ask(reader: Receiver, message: Any, questions: Sequence[str]) -> list[str]:
     """A reader's greedy answers to questions about the text of a message, of which it sees the
     latents alone; reader: a wire of one reader, or one of any wire's `.readers`. Raises what
     `reader.receive` raises, and TypeError for questions that are one text."""
-    if isinstance(questions, str):
-        raise TypeError(f"questions is the text {questions!r}; expected a list of texts")
+    check_texts(questions, "questions")
     prefix, said = with_format(reader.lm, reader.format, reader.receive([message])), []
     for start in range(0, len(questions), ROWS):
         some = questions[start : start + ROWS]

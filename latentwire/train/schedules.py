@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from latentwire.texts import check_texts
+
 UNITS, SHAPES = Literal["steps", "epochs"], Literal["linear", "cosine"]
 SIDES = Literal["below", "above"]
 Gate = tuple[str, SIDES, float]
@@ -59,6 +61,7 @@ class Schedule:
     @classmethod
     def parse(cls, words: Sequence[str]) -> Schedule:
         """What a command line says, its words. Raises ValueError for anything else."""
+        check_texts(words, "words")
         try:
             given: dict[str, Any] = dict(word.split("=") for word in words[1:])
             for name in given.keys() - {"unit", "shape", "gate"}:

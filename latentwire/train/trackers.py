@@ -22,6 +22,7 @@ from accelerate.utils import ProjectConfiguration
 
 from latentwire.files import write_whole
 from latentwire.lm.devices import accelerator
+from latentwire.texts import check_texts
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Track = Callable[[int, Mapping[str, Any]], None]
@@ -31,6 +32,7 @@ PROJECT = "latentwire"
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raises ValueError for one that is not installed, before any compute."""
+    check_texts(names, "trackers")
     installed = {str(name) for name in get_available_trackers()}
     if missing := [name for name in names if name not in installed]:
         raise ValueError(f"trackers: {missing[0]} is not installed: pip install {missing[0]}")
@@ -40,6 +42,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def tracked(names: Sequence[str], folder: Path, stage: str, step: int) -> Iterator[Track]:
     """A function that sends rows to each tracker, which goes on with a run after `step`. Raises
     ValueError for one that cannot begin."""
+    check_texts(names, "trackers")
     if not names:
         yield lambda step, row: None
         return

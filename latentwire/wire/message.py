@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from latentwire.lm.finite import check_finite
 from latentwire.wire.codec import BITS, pack, packed_size, unpack
 from latentwire.wire.latents import Latents
 
@@ -52,16 +53,16 @@ class Message:
         check_bits(self.bits)
         if self.latents.keys.numel() == 0 or self.latents.span < 1:
             raise MessageError("a message holds at least one latent and a span of 1, got none")
+        given = {"a message's key": self.latents.keys, "a message's value": self.latents.values}
+        check_finite(given, MessageError)
 
     def __len__(self) -> int:
         """Latents."""
         return len(self.latents)
 
     def to_bytes(self) -> bytes:
-        """The message as it travels. Raises MessageError for latents that are not finite."""
+        """The message as it travels."""
         z, name = self.latents, self.reader.encode()
-        if not (torch.isfinite(z.keys).all() and torch.isfinite(z.values).all()):
-            raise MessageError("latents hold values that are not finite; they cannot be sent")
         if len(name) > 255:
             raise MessageError(f"the reader's name has {len(name)} bytes; expected at most 255")
         lengths = z.lengths.cpu().numpy()
@@ -128,8 +129,6 @@ class Message:
         if positions.max() >= span:
             raise MessageError(f"message has a latent at position {positions.max()} of {span}")
         keys, values = unpack(memoryview(data)[codes:], lengths, width, bits)
-        if not (torch.isfinite(keys).all() and torch.isfinite(values).all()):
-            raise MessageError("message holds values that are not finite; expected finite ones")
         counts = torch.from_numpy(lengths.astype(np.int64))
         latents = Latents(keys, values, torch.from_numpy(positions), counts, span)
         return cls(wire_id, reader, fingerprint.hex(), latents, bits)

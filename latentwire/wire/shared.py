@@ -35,9 +35,11 @@ from latentwire.artifact import (
 )
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM
+from latentwire.lm.finite import check_finite
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
 from latentwire.reading import shortened
+from latentwire.texts import check_texts
 from latentwire.wire import fsq
 from latentwire.wire.adapter import Adapter
 from latentwire.wire.encoders import ENCODERS, WritingEncoder
@@ -200,6 +202,7 @@ class SharedWire(nn.Module):
 
     def fit(self, texts: Sequence[str]) -> None:
         """What is measured on training texts before any step, for encoder and adapters."""
+        check_texts(texts, "texts")
         self.encoder.fit(texts)
         for adapter in self.adapters:
             self.calibrate(adapter, texts)
@@ -207,6 +210,7 @@ class SharedWire(nn.Module):
     @torch.no_grad()
     def calibrate(self, adapter: nn.Module, texts: Sequence[str]) -> None:
         """What is measured on training texts for one adapter."""
+        check_texts(texts, "texts")
         assert isinstance(adapter, Adapter)
         device = adapter.lm.device
         values = [self.layout.shared(row).to(device) for row in self.encode(texts)]
@@ -220,9 +224,11 @@ class SharedWire(nn.Module):
         message. A reader that is added later leaves it as it is."""
         tensors = self.state_dict(keep_vars=True).values()
         now = tuple(x for t in tensors for x in (t.data_ptr(), t._version))
-        if self._known[0] != now:
-            self._known = now, hashlib.sha256(save(_stored(self._shared()))).digest()[:8]
-        return self._known[1]
+        known = self._known
+        if known[0] != now:
+            check_finite(self.state_dict(), WireError)
+            self._known = known = now, hashlib.sha256(save(_stored(self._shared()))).digest()[:8]
+        return known[1]
 
     def cost(self, text: str) -> tuple[int, int]:
         """Latents and bytes of the message of a text."""
@@ -231,6 +237,7 @@ class SharedWire(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
         """What `encode` gives, of texts that are not checked."""
+        check_texts(texts, "texts")
         return [fsq.bounded(z, self.config.bits) for z in self.encoder(texts, self.private)]
 
     def encode(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
@@ -251,6 +258,7 @@ class SharedWire(nn.Module):
         return made
 
     def _check(self, texts: Sequence[str]) -> None:
+        check_texts(texts, "texts")
         for row, text in enumerate(texts):
             units = self.encoder.units(text)
             if len(units) == 0:

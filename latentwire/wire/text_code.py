@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from jaxtyping import Float, Int
@@ -82,7 +83,7 @@ class TextCode:
         if not text:
             raise WireError("the text is empty; expected at least one character")
         ids = self.lm.ids(text)
-        if len(ids) == 0 or int(ids.max()) >= self.vocabulary or self._text(ids) != text:
+        if len(ids) == 0 or int(ids.max()) >= self.vocabulary or self.lm.spelled(ids) != text:
             raise WireError(
                 f"{self.lm.name}'s tokenizer does not give the text back to the letter; take "
                 "another source"
@@ -113,14 +114,11 @@ class TextCode:
                 )
             for row, made, mask in zip(rows, out.ids, out.mask, strict=True):
                 ids[row].append(made[mask])
-        return [self._text(torch.cat(parts)) for parts in ids]
+        return [self.lm.spelled(torch.cat(parts)) for parts in ids]
 
     def _begin(self, rows: int) -> Prompt:
         start = torch.tensor(self.lm.stop_ids[:1], device=self.lm.device)
         return Prompt.from_ids(self.lm, [start] * rows)
-
-    def _text(self, ids: Int[Tensor, " n"]) -> str:
-        return self.lm.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
 
     def _spelled(self, token: int, rank: int | None) -> str:
         """The shorter of what a token may be written as."""
@@ -191,16 +189,31 @@ def _packed(bits: str) -> bytes:
     return int(bits.ljust(8 * size, "0") or "0", 2).to_bytes(size, "big")
 
 
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    """Without TF32 and autocast, which round more than MARGIN allows."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore
-    before = [b.fp32_precision for b in backends]
-    try:
-        for b in backends:
-            b.fp32_precision = "ieee"
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        for b, precision in zip(backends, before, strict=True):
-            b.fp32_precision = precision
+class _FullPrecision:
+    """Contexts without TF32 and autocast, which round more than MARGIN allows. The setting is one
+    for all threads: the first to enter makes it, and the last to leave takes it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = Lock(), 0, list[str]()
+
+    @contextmanager
+    def __call__(self, device: str) -> Iterator[None]:
+        backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyright: ignore
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = [b.fp32_precision for b in backends]
+                for b in backends:
+                    b.fp32_precision = "ieee"
+        try:
+            with torch.autocast(device, enabled=False):
+                yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    for b, precision in zip(backends, self._before, strict=True):
+                        b.fp32_precision = precision
+
+
+_full_precision = _FullPrecision()

@@ -26,6 +26,7 @@ from latentwire.artifact import one_error, typed
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.reading import check_name, shortened
+from latentwire.texts import check_texts
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.latents import Latents
 from latentwire.wire.message import MessageError
@@ -91,6 +92,7 @@ class TextWire:
     def send(self, texts: Sequence[str]) -> list[TextMessage]:
         """Texts as messages, the same for every reader. Raises WireError for an empty text, or one
         that the source's tokenizer does not give back to the letter."""
+        check_texts(texts, "texts")
         return [self.message(text) for text in texts]
 
     def texts(self, messages: Sequence[TextMessage]) -> list[str]:
@@ -98,7 +100,7 @@ class TextWire:
         however many readers open them. Raises MessageError for one in another LM's code,
         and for one that comes out as another text than was sent."""
         source = self.code.lm
-        known = {m: self._read[m] for m in messages if m in self._read}
+        known = {m: text for m in messages if (text := self._read.get(m)) is not None}
         new = [m for m in dict.fromkeys(messages) if m not in known]
         for message in new:
             if message.source != source.fingerprint:
@@ -107,7 +109,7 @@ class TextWire:
                     f"source is {source.name} with weights {source.fingerprint}"
                 )
         for old in list(self._read)[: max(0, len(self._read) - REMEMBERED)]:
-            del self._read[old]
+            self._read.pop(old, None)  # another thread may have been here
         texts = self.code.decode([(m.tokens, m.code) for m in new])
         for text, message in zip(texts, new, strict=True):
             if zlib.crc32(text.encode()) != message.checksum:

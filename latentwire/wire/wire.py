@@ -29,6 +29,8 @@ from torch.nn.functional import pad
 from latentwire.artifact import check_sizes, fill, one_error, read_tensors, typed
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
+from latentwire.lm.finite import check_finite
+from latentwire.texts import check_texts
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.keep import finder
 from latentwire.wire.latents import Latents, as_prefix, head_of
@@ -179,6 +181,7 @@ class Wire(nn.Module):
         whose latents would not fit the reader's window, or one that the reader's tokenizer loses a
         part of.
         """
+        check_texts(contexts, "contexts")
         ids = [self.lm.ids(c) for c in contexts]
         jobs: list[tuple[int, Tensor, Tensor, int]] = []
         layouts = []
@@ -205,16 +208,18 @@ class Wire(nn.Module):
         """First 8 bytes of the weights' sha256: which wire made a message."""
         tensors = self.state_dict(keep_vars=True).values()
         now = tuple(x for t in tensors for x in (t.data_ptr(), t._version))
-        if self._known[0] != now:  # all weights are read for it, and receiving asks each time
-            self._known = now, hashlib.sha256(self._weights()).digest()[:8]
-        return self._known[1]
+        known = self._known
+        if known[0] != now:  # all weights are read for it, and receiving asks each time
+            check_finite(self.state_dict(), WireError)
+            self._known = known = now, hashlib.sha256(self._weights()).digest()[:8]
+        return known[1]
 
     def send(self, contexts: Sequence[str], bits: int = BITS) -> list[Message]:
         """Texts as messages in codes of `bits`: 16, 8, 6 or 4, else MessageError."""
         check_bits(bits)
+        wire_id, fingerprint = self.id, self.lm.fingerprint
         with torch.no_grad():
             latents = self.encode(contexts)
-        wire_id, fingerprint = self.id, self.lm.fingerprint
         return [Message(wire_id, self.config.reader, fingerprint, z, bits) for z in latents]
 
     def receive(self, messages: Sequence[Message]) -> KVPrefix:
@@ -383,6 +388,7 @@ class Wire(nn.Module):
         window; None for none of them."""
         with torch.no_grad():
             scores = self.scorer(states.inputs)
+            check_finite({"a score of a token": scores}, WireError)
         width, sizes = prompt.mask.shape[1], prompt.mask.sum(-1)
         kept = None
         if raw is not None:
@@ -404,7 +410,7 @@ def check_kept(lm: FrozenLM, row: int, text: str, ids: Tensor) -> None:
     """Raises WireError where a tokenizer without byte fallback put one token for all that it does
     not know: the reader would answer from a text with holes. Spaces and Unicode forms may differ.
     """
-    back = lm.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
+    back = lm.spelled(ids)
     ours, theirs = ("".join(unicodedata.normalize("NFKC", t).split()) for t in (text, back))
     if ours != theirs:
         lost = next(a for a, b in zip_longest(ours, theirs, fillvalue="") if a != b)
