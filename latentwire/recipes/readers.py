@@ -17,7 +17,7 @@ from rich.progress import track
 
 from latentwire.evals.harness import Answer, batch_size, evaluate
 from latentwire.evals.metrics import bootstrap, exact_match, f1, normalise, ratio
-from latentwire.files import write_whole
+from latentwire.files import owned, write_whole
 from latentwire.lm import pad_right
 from latentwire.recipes.evaluation import (
     ALMANAC,
@@ -51,6 +51,19 @@ def evaluate_readers(
     """Every reader of a wire, scored as evaluate_wire does, each with a run folder of its own in
     `out`, and what they answer together: {"readers": {name: result}, "joint": scores, ...}.
     spread: who answers for the reader of a number."""
+    with owned(out):
+        return _evaluate(wire, data, limit, out, bits, needles, spread)
+
+
+def _evaluate(
+    wire: SharedWire | TextWire,
+    data: str,
+    limit: int | None,
+    out: Path | None,
+    bits: int | None,
+    needles: str | None,
+    spread: Callable[[int], Spread] | None,
+) -> dict:
     results, said = {}, []
     passages, _ = load_passages(data, limit, needles)
     if out is not None:

@@ -7,7 +7,9 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
+
+Id = TypeVar("Id", str, tuple[str, ...])
 
 CSS = """
 :root { color-scheme: light; --bg: #fff; --ink: #1b1f24; --muted: #57606a; --line: #d5dae0;
@@ -97,7 +99,7 @@ def config_section(config: dict[str, Any]) -> str:
 <details><summary>config.json</summary><pre>{text}</pre></details>"""
 
 
-def drawn(ids: Iterable[str], count: int) -> list[str]:
+def drawn(ids: Iterable[Id], count: int) -> list[Id]:
     """So many of the ids, chosen by a seed, so that nobody can choose them by their look."""
     shuffled = sorted(ids)
     random.Random(0).shuffle(shuffled)

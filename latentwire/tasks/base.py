@@ -4,7 +4,8 @@ line."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -47,6 +48,14 @@ class Task:
 
 class DataError(ValueError):
     """A file of examples cannot be used. One line: file, line, expected, got."""
+
+
+def check_ids(ids: Iterable[str], kind: str, source: str) -> None:
+    """Raises DataError where two rows of a source have one id: answers are joined by it. kind: what
+    a row is, in words."""
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(f"{source}: two {kind} have the id {twice[0]!r}; expected one each")
 
 
 def read_text(path: Path) -> str:

@@ -175,6 +175,16 @@ class TextReader:
         return self.wire.format
 
     @property
+    def models(self) -> Mapping[str, FrozenLM]:
+        """The frozen models that take part, by what they do."""
+        return {"reader": self.lm, "source": self.shared.code.lm}
+
+    @property
+    def trained(self) -> Mapping[str, Tensor]:
+        """What was trained for this reader."""
+        return self.wire.state_dict()
+
+    @property
     def id(self) -> bytes:
         return self.wire.id
 
