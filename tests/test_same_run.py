@@ -1,4 +1,4 @@
-"""A run is gone on with only while all that it follows from is the same, and counts each row once."""
+"""A run is gone on with only while all that it follows from is the same; each row counts once."""
 
 import json
 import shutil
@@ -54,28 +54,28 @@ def differing(one: FrozenLM, other: FrozenLM) -> set[str]:
 
 
 def test_an_identity_sees_every_tensor():
-    lm = tiny_lm("llama")  # noqa: F811
-    seen = {identity(lm)["weights"]}
-    tensors = lm.model.state_dict()
+    model = tiny_lm("llama")
+    seen = {identity(model)["weights"]}
+    tensors = model.model.state_dict()
     for tensor in tensors.values():
         with torch.no_grad():
             tensor.view(-1)[-1] += 1e-3
-        seen.add(identity(lm)["weights"])
+        seen.add(identity(model)["weights"])
     assert len(seen) == 1 + len(tensors) and any("norm" in name for name in tensors)
     assert differing(tiny_lm("llama"), tiny_lm("llama")) == set()
 
 
 def test_an_identity_sees_tokenizer_template_config_and_stop_ids():
     def changed(change) -> FrozenLM:
-        lm = tiny_lm("llama")  # noqa: F811
-        change(lm)
-        return FrozenLM(lm.model, lm.tokenizer, lm.name)
+        model = tiny_lm("llama")
+        change(model)
+        return FrozenLM(model.model, model.tokenizer, model.name)
 
     for change, part in [
-        (lambda lm: lm.tokenizer.add_tokens(["zebra"]), "tokenizer"),
-        (lambda lm: setattr(lm.tokenizer, "chat_template", "{{ messages }}"), "chat_template"),
-        (lambda lm: setattr(lm.model.generation_config, "eos_token_id", [2, 9]), "stop_ids"),
-        (lambda lm: lm.model.config.rope_parameters.update(rope_theta=5.0), "config"),
+        (lambda m: m.tokenizer.add_tokens(["zebra"]), "tokenizer"),
+        (lambda m: setattr(m.tokenizer, "chat_template", "{{ messages }}"), "chat_template"),
+        (lambda m: setattr(m.model.generation_config, "eos_token_id", [2, 9]), "stop_ids"),
+        (lambda m: m.model.config.rope_parameters.update(rope_theta=5.0), "config"),
     ]:
         assert differing(tiny_lm("llama"), changed(change)) == {part}
     # What a call leaves behind in a tokenizer is no other tokenizer.
@@ -127,7 +127,11 @@ def test_rows_that_two_processes_left_count_once(lm, data, tmp_path):  # noqa: F
     path.write_text("".join(lines[:7] + lines[:-1]))
     again = evaluate_wire(wire, data, out=folder)
     assert again["n"] == whole["n"] == 16
-    assert sorted(path.read_text().splitlines(keepends=True)) == sorted(lines)
+
+    def asked(rows: list[str]) -> list[tuple[str, str]]:
+        return sorted((row["condition"], row["id"]) for row in map(json.loads, rows))
+
+    assert asked(path.read_text().splitlines()) == asked(lines)
 
 
 def test_a_training_on_other_weights_or_releases_is_refused(lm, data, tmp_path, monkeypatch):  # noqa: F811
@@ -171,9 +175,9 @@ def test_a_search_of_another_model_or_answer_key_is_refused(lm, recipe, tmp_path
 def test_a_lens_of_another_model_is_refused(text, tmp_path, monkeypatch):  # noqa: F811
     def load(by: float) -> None:
         def loaded(*_) -> FrozenLM:  # a new one each time: a training adds adapters
-            lm = tiny_lm("llama")  # noqa: F811
-            nudge(lm, by)
-            return lm
+            model = tiny_lm("llama")
+            nudge(model, by)
+            return model
 
         monkeypatch.setattr(FrozenLM, "from_pretrained", loaded)
 

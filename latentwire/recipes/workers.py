@@ -99,17 +99,21 @@ def _alone(job: Callable[..., None], arguments: tuple) -> str | None:
 def _in_own_group(job: Callable[..., None], arguments: tuple) -> None:
     # A terminal sends Ctrl-C to a whole group; a second signal would end a training at once.
     os.setpgid(0, 0)
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     job(*arguments)
 
 
-def _end_with_parent() -> None:
-    """End this process, at once, when the one that started it is gone, killed or not: what it wrote
-    can be gone on with, and a sweep that is begun again must not train beside it."""
+def end_with_parent() -> None:
+    """Have this process end, at once, when the one that started it is gone, killed or not: what it
+    wrote can be gone on with, and a sweep that is begun again must not train beside it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
-    os._exit(1)
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _together(
