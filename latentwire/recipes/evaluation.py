@@ -174,19 +174,6 @@ def evaluate_reader(
     spread: Spread | None = None,
 ) -> tuple[dict, list[Answer]]:
     """The result of evaluate_wire, and every answer that it counts."""
-    with owned(out):
-        return _evaluate(wire, data, limit, out, bits, needles, spread)
-
-
-def _evaluate(
-    wire: Reader,
-    data: str,
-    limit: int | None,
-    out: Path | None,
-    bits: int | None,
-    needles: str | None,
-    spread: Spread | None,
-) -> tuple[dict, list[Answer]]:
     bits = wire.bits if bits is None else bits
     wire.check_bits(bits)
     passages, answer_tokens = load_passages(data, limit, needles)
@@ -204,31 +191,33 @@ def _evaluate(
         **({} if needles is None else {"needles": needles}),
         "questions": digest(repr(passages)),
     }
-    answers = [] if out is None else _resumed(out, setting, wire, passages, rows)
-    done = {a.context for a in answers}
-    left = [p for p in passages if p.context not in done]
-    size = batch_size(wire.lm)
-    parts = [left[start : start + size] for start in range(0, len(left), size)]
-    work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens)
-    made, console = (spread or here(wire))(work, parts), Console(stderr=True)
-    for batch in track(made, description="answering", total=len(parts), console=console):
-        answers += batch
+    with owned(out):
+        answers = [] if out is None else _resumed(out, setting, wire, passages, rows)
+        done = {a.context for a in answers}
+        left = [p for p in passages if p.context not in done]
+        size = batch_size(wire.lm)
+        parts = [left[start : start + size] for start in range(0, len(left), size)]
+        work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens)
+        made, console = (spread or here(wire))(work, parts), Console(stderr=True)
+        for batch in track(made, description="answering", total=len(parts), console=console):
+            answers += batch
+            if out is not None:
+                append(out, [asdict(a) for a in batch])
+        scores = {name: summarise([a for a in answers if a.condition == name]) for name in rows}
+        whole = scores["text"]["f1"]
+        result = {
+            **setting,
+            "n": sum(a.condition == "wire" for a in answers),
+            "passages": len(passages),
+            "rows": scores,
+            "retention": scores["wire"]["f1"] / whole if whole else None,
+            **sizes(wire, passages, bits),
+            **costs(wire, passages[:TIMED]),
+            "replay_difference": replay_difference(wire, passages[:TIMED]),
+        }
         if out is not None:
-            append(out, [asdict(a) for a in batch])
-    scores = {name: summarise([a for a in answers if a.condition == name]) for name in rows}
-    result = {
-        **setting,
-        "n": sum(a.condition == "wire" for a in answers),
-        "passages": len(passages),
-        "rows": scores,
-        "retention": scores["wire"]["f1"] / scores["text"]["f1"] if scores["text"]["f1"] else None,
-        **sizes(wire, passages, bits),
-        **costs(wire, passages[:TIMED]),
-        "replay_difference": replay_difference(wire, passages[:TIMED]),
-    }
-    if out is not None:
-        write_whole(out / "results.json", json.dumps(result, indent=1))
-    return result, answers
+            write_whole(out / "results.json", json.dumps(result, indent=1))
+        return result, answers
 
 
 def load_passages(data: str, limit: int | None, needles: str | None) -> tuple[list[Passage], int]:

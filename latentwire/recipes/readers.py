@@ -51,37 +51,26 @@ def evaluate_readers(
     """Every reader of a wire, scored as evaluate_wire does, each with a run folder of its own in
     `out`, and what they answer together: {"readers": {name: result}, "joint": scores, ...}.
     spread: who answers for the reader of a number."""
-    with owned(out):
-        return _evaluate(wire, data, limit, out, bits, needles, spread)
-
-
-def _evaluate(
-    wire: SharedWire | TextWire,
-    data: str,
-    limit: int | None,
-    out: Path | None,
-    bits: int | None,
-    needles: str | None,
-    spread: Callable[[int], Spread] | None,
-) -> dict:
     results, said = {}, []
     passages, _ = load_passages(data, limit, needles)
-    if out is not None:
-        open_run(out, {"kind": "readers", "readers": [reader.reader for reader in wire.readers]})
-    if isinstance(wire, TextWire) and bits is None:
-        decode_ahead(wire, passages)
-    for i, reader in enumerate(wire.readers):
-        folder = None if out is None else out / f"reader-{i}"
-        asked = (data, limit, folder, bits, needles)
-        workers = None if spread is None else spread(i)
-        results[reader.reader], answers = evaluate_reader(reader, *asked, workers)
-        said.append([a for a in answers if a.condition == "wire"])
-    together = {"kind": "readers", "readers": results}
-    if len(said) > 1:
-        together["joint"] = joint(wire.readers, passages, said, bits)
-    if out is not None:
-        write_whole(out / "results.json", json.dumps(together, indent=1))
-    return together
+    setting = {"kind": "readers", "readers": [reader.reader for reader in wire.readers]}
+    with owned(out):
+        if out is not None:
+            open_run(out, setting)
+        if isinstance(wire, TextWire) and bits is None:
+            decode_ahead(wire, passages)
+        for i, reader in enumerate(wire.readers):
+            folder = None if out is None else out / f"reader-{i}"
+            asked = (data, limit, folder, bits, needles)
+            workers = None if spread is None else spread(i)
+            results[reader.reader], answers = evaluate_reader(reader, *asked, workers)
+            said.append([a for a in answers if a.condition == "wire"])
+        together = {"kind": "readers", "readers": results}
+        if len(said) > 1:
+            together["joint"] = joint(wire.readers, passages, said, bits)
+        if out is not None:
+            write_whole(out / "results.json", json.dumps(together, indent=1))
+        return together
 
 
 def decode_ahead(wire: TextWire, passages: Sequence[Passage]) -> None:

@@ -196,13 +196,6 @@ def run_seek(
     batch, so that an interrupted run goes on. Raises ValueError for a folder of another run, or
     of another process.
     """
-    with owned(out):
-        return _run(lm, recipe, out, task, spread)
-
-
-def _run(
-    lm: FrozenLM, recipe: SeekRecipe, out: Path | None, task: Task | None, spread: Spread | None
-) -> dict[str, Any]:
     recipe.check()
     task = task or load_task(recipe)
     problems = task.problems
@@ -210,23 +203,24 @@ def _run(
     known = digest(repr(problems))
     setting = {"kind": "seek", "model": lm.name, "task": task.name, "problems": known}
     setting |= {**asdict(recipe), "data": Path(recipe.data).name}
-    records = [] if out is None else _resumed(out, setting, lm, problems, recipe)
-    with _progress() as progress:
-        bar = progress.add_task("", total=len(problems), completed=len(records), said="")
-        starts = range(len(records), len(problems), recipe.batch)
-        parts = [problems[start : start + recipe.batch] for start in starts]
-        # Workers load the task themselves: what grades an answer is no value that could be sent.
-        work = partial(_searching, recipe=recipe, task=None if spread else task)
-        for batch in (spread or here(lm))(work, parts):
-            records += batch
-            if out is not None:
-                append(out, batch)
-            progress.update(bar, advance=len(batch), said=_said(records))
-    about = {key: setting[key] for key in ("kind", "model", "task", "reward")}
-    result = {**about, **summary_of(records, recipe.compat == "original"), "config": setting}
-    if out is not None:
-        write_whole(out / "results.json", json.dumps(result, indent=1))
-    return result
+    with owned(out):
+        records = [] if out is None else _resumed(out, setting, lm, problems, recipe)
+        with _progress() as progress:
+            bar = progress.add_task("", total=len(problems), completed=len(records), said="")
+            starts = range(len(records), len(problems), recipe.batch)
+            parts = [problems[start : start + recipe.batch] for start in starts]
+            # Workers load the task themselves: what grades an answer cannot be sent.
+            work = partial(_searching, recipe=recipe, task=None if spread else task)
+            for batch in (spread or here(lm))(work, parts):
+                records += batch
+                if out is not None:
+                    append(out, batch)
+                progress.update(bar, advance=len(batch), said=_said(records))
+        about = {key: setting[key] for key in ("kind", "model", "task", "reward")}
+        result = {**about, **summary_of(records, recipe.compat == "original"), "config": setting}
+        if out is not None:
+            write_whole(out / "results.json", json.dumps(result, indent=1))
+        return result
 
 
 def _resumed(
