@@ -31,7 +31,7 @@ HASHED = 8
 """Weights that are hashed at a time, each of which may be copied from a GPU for it."""
 NOT_COMPUTED = ("_name_or_path", "transformers_version")
 """What a model's config says that changes nothing it computes."""
-_known: WeakKeyDictionary[Any, dict[str | None, tuple[tuple, str]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, tuple[tuple, str]] = WeakKeyDictionary()
 
 
 def identity(model: Model) -> dict[str, Any]:
@@ -65,19 +65,19 @@ def add_tensor(key: Any, name: str, tensor: Tensor) -> None:
 
 
 def _weights(model: Model) -> str:
-    """Of every tensor that is used: an adapter that is off changes nothing but the names that peft
-    gives to the rest, and a pooler is not read. Hashed once while no tensor is written to."""
-    adapter = model.adapter if isinstance(model, FrozenLM) else None
+    """Of every tensor that is frozen and used: adapters are trained, and change nothing here but
+    the names that peft gives to the rest; a pooler is not read. Hashed once while no tensor is
+    written to."""
     tensors = {
         name.replace(".base_layer", ""): tensor
         for name, tensor in sorted(model.model.state_dict(keep_vars=True).items())
-        if not name.startswith("pooler.") and (adapter is not None or "lora_" not in name)
+        if "lora_" not in name and not name.startswith("pooler.")
     }
     now = tuple((name, t.data_ptr(), t._version) for name, t in tensors.items())
-    known = _known.setdefault(model.model, {})
-    if adapter not in known or known[adapter][0] != now:
-        known[adapter] = now, digest_of(tensors)
-    return known[adapter][1]
+    known = _known.get(model.model)
+    if known is None or known[0] != now:
+        known = _known[model.model] = now, digest_of(tensors)
+    return known[1]
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor
 import latentwire
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM
-from latentwire.lm.identity import add_tensor, basis, identity
+from latentwire.lm.identity import add_tensor, basis, digest_of, identity
 from latentwire.lm.zoo import cache_folder
 
 
@@ -41,6 +41,9 @@ class Features:
         self.read, self.written = 0, 0
         of = [_code(), basis({"lm": identity(lm)}), torch.__version__]
         of += [lm.model.config._attn_implementation, lm.device.type]
+        if lm.adapter is not None:
+            state = sorted(lm.model.state_dict().items())
+            of.append(digest_of({name: tensor for name, tensor in state if "lora_" in name}))
         self._of = hashlib.sha256(json.dumps(of).encode())
 
     def __call__(
