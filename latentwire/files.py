@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, what names their contents, and folders with one owner."""
+"""Files that appear whole or not at all, digests of contents, and folders with one owner."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_rows(path: Path) -> list[Any]:
 
 
 def first_of(rows: Sequence[dict], key: Callable[[dict], Hashable]) -> dict[Any, dict]:
-    """The first row of each key, in order: two processes that once shared a folder left more."""
+    """Keep the first row of each key, in order: processes that once shared a folder left more."""
     found: dict[Any, dict] = {}
     for row in rows:
         found.setdefault(key(row), row)

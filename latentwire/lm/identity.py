@@ -1,5 +1,5 @@
-"""What of a frozen model its results follow from, as digests: a run is the same run, and a cache
-entry the same entry, while these are the same.
+"""Identities of frozen models: a run is the same run, and a cache entry the same entry, while these
+are the same.
 
     identity(lm)    # {"weights": "90e0...", "config": ..., "tokenizer": ..., ...}
 
@@ -30,12 +30,12 @@ Model = FrozenLM | SentenceEncoder
 HASHED = 8
 """Weights that are hashed at a time, each of which may be copied from a GPU for it."""
 NOT_COMPUTED = ("_name_or_path", "transformers_version")
-"""What a model's config says that changes nothing it computes."""
+"""Fields of a model's config that change nothing it computes."""
 _known: WeakKeyDictionary[Any, tuple[tuple, str]] = WeakKeyDictionary()
 
 
 def identity(model: Model) -> dict[str, Any]:
-    """Digests of weights, config, tokenizer and chat template, and the ids that end an answer.
+    """Digest weights, config, tokenizer and chat template, and list the ids that end an answer.
     Neither a device nor a name is among them."""
     config, tokenizer = model.model.config.to_dict(), model.tokenizer
     found = {
@@ -48,9 +48,9 @@ def identity(model: Model) -> dict[str, Any]:
 
 
 def basis(models: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What a run rests on, for its config: identities of its models by name, and the releases whose
-    numbers it has. A build ("+cu128") is no other release: like the device it moves numbers by
-    rounding alone."""
+    """Collect what a run rests on, for its config: identities of its models by name, and the
+    releases whose numbers it has. A build ("+cu128") is no other release: like the device it moves
+    numbers by rounding alone."""
     releases = {"latentwire": latentwire.__version__, "torch": torch.__version__}
     releases["transformers"] = version("transformers")
     versions = {name: release.partition("+")[0] for name, release in releases.items()}
@@ -58,14 +58,14 @@ def basis(models: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def add_tensor(key: Any, name: str, tensor: Tensor) -> None:
-    """Name, type, shape and values into a hash."""
+    """Add name, type, shape and values to a hash."""
     key.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
     whole = tensor.detach().cpu().contiguous()
     key.update(whole.flatten().view(torch.uint8).numpy())
 
 
 def _weights(model: Model) -> str:
-    """Of every tensor that is frozen and used: adapters are trained, and change nothing here but
+    """Hash every tensor that is frozen and used: adapters are trained, and change nothing here but
     the names that peft gives to the rest; a pooler is not read. Hashed once while no tensor is
     written to."""
     tensors = {
@@ -81,7 +81,7 @@ def _weights(model: Model) -> str:
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, types, shapes and values."""
+    """Hash names, types, shapes and values."""
     key = hashlib.sha256()
     with ThreadPoolExecutor(HASHED) as pool:  # hashing does not hold Python's lock
         for part in pool.map(_hashed, tensors.keys(), tensors.values()):
@@ -96,7 +96,7 @@ def _hashed(name: str, tensor: Tensor) -> bytes:
 
 
 def _tokenizer(tokenizer: Any) -> str:
-    """Of vocabulary, merges, normaliser, added tokens and all else that a fast tokenizer's file
+    """Hash vocabulary, merges, normaliser, added tokens and all else that a fast tokenizer's file
     holds, but for the state that its last call left."""
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())

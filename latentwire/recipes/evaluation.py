@@ -289,8 +289,8 @@ def _check_room(wire: Reader, passages: Sequence[Passage], answer_tokens: int) -
 def _resumed(
     out: Path, setting: dict, wire: Reader, passages: Sequence[Passage], rows: Sequence[str]
 ) -> list[Answer]:
-    """What an earlier run of the same evaluation left in `out`: passages all of whose questions it
-    has answered under all conditions, each once."""
+    """Keep what an earlier run of the same evaluation left in `out`: passages all of whose
+    questions it has answered under all conditions, each once."""
     rests = basis({name: identity(model) for name, model in wire.models.items()})
     records = open_run(out, {**setting, "trained": digest_of(wire.trained), **rests})
     known = first_of(records, lambda r: (r["context"], r["id"], r["condition"]))

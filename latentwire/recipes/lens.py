@@ -92,7 +92,7 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
 
 
 def config_of(recipe: LensRecipe, models: Mapping[str, dict[str, Any]] | None = None) -> str:
-    """What a recipe's training follows from; models as `training_config` takes them."""
+    """Describe all that a training follows from; models as `training_config` takes them."""
     pairs = [recipe.data.pairs] if recipe.data.pairs else []
     return training_config(recipe, [*recipe.text, *pairs], models)
 

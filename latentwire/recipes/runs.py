@@ -60,7 +60,7 @@ def check_training(out: Path, config: str) -> None:
 
 @contextmanager
 def owned_by_all(out: Path) -> Iterator[None]:
-    """`owned` by the first of the processes that train together, for all of them."""
+    """Own the folder as the first of the processes that train together, for all of them."""
     with ExitStack() as stack:
         refused = ""
         if parallel.rank() == 0:

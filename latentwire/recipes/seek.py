@@ -230,8 +230,8 @@ def _resumed(
     problems: Sequence[Problem],
     recipe: SeekRecipe,
 ) -> list[dict[str, Any]]:
-    """What an earlier session left, each problem once: whole batches, since best of N shares a
-    batch's tokens."""
+    """Keep what an earlier session left, each problem once: whole batches, since best of N shares
+    a batch's tokens."""
     files = list(digests(recipe.data.removeprefix("arc:")).values())
     records = open_run(out, {**setting, "files": files, **basis({"model": identity(lm)})})
     known = first_of(records, lambda record: record["id"])

@@ -99,7 +99,7 @@ def train_shared(
 def config_of(
     recipe: SharedRecipe, models: Mapping[str, dict[str, Any]] | None = None, **beside: Any
 ) -> str:
-    """What a recipe's training follows from; models and beside as `training_config` takes them."""
+    """Describe all that a training follows from; models and beside as `training_config` does."""
     # Of the wire to begin with its weights count, whose digests are in its configs.
     begun = recipe.init_from and sorted(
         digest(config.read_bytes()) for config in folder_of(recipe.init_from).rglob("config.json")

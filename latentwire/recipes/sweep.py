@@ -62,9 +62,9 @@ class Kind(NamedTuple):
     factors: Callable[[Any], dict[str, str]]
     """What the report crosses in a table: two of a recipe's fields as text, or none."""
     lms: Callable[[Any], set[str]]
-    """The frozen LMs of a recipe."""
+    """Names the frozen LMs of a recipe."""
     config: Callable[[Any, dict[str, Any]], str]
-    """What a recipe's training follows from, of identities of its models."""
+    """Describes all that a training follows from, given identities of its models."""
 
 
 def _one_reader(recipe: WireRecipe, session: Session | None) -> Wire:

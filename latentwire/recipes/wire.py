@@ -143,7 +143,7 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
 
 
 def config_of(recipe: WireRecipe, models: Mapping[str, dict[str, Any]] | None = None) -> str:
-    """What a recipe's training follows from; models as `training_config` takes them."""
+    """Describe all that a training follows from; models as `training_config` takes them."""
     # Of the wire to begin with its weights count, which a path does not tell.
     begun = None if recipe.init_from is None else read_config(folder_of(recipe.init_from))["sha256"]
     return training_config(recipe, [recipe.data], models, init_from=begun)

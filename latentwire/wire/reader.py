@@ -61,12 +61,12 @@ class Reader:
 
     @property
     def models(self) -> Mapping[str, FrozenLM | SentenceEncoder]:
-        """The frozen models that take part, by what they do or by name."""
+        """Maps what they do, or a name, to the frozen models that take part."""
         return {"reader": self.lm, "source": self.wire.encoder.lm, **self.wire.encoder.others}
 
     @property
     def trained(self) -> Mapping[str, Tensor]:
-        """What was trained for this reader, beside what its wire's id tells."""
+        """Holds what was trained for this reader, beside what its wire's id tells."""
         return self.adapter.state_dict()
 
     @property

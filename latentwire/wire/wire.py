@@ -189,12 +189,12 @@ class Wire(nn.Module):
 
     @property
     def models(self) -> Mapping[str, FrozenLM]:
-        """The frozen models that take part, by what they do."""
+        """Maps what they do to the frozen models that take part."""
         return {"reader": self.lm}
 
     @property
     def trained(self) -> Mapping[str, Tensor]:
-        """What was trained for this reader."""
+        """Holds what was trained for this reader."""
         return self.state_dict()
 
     @property
