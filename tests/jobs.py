@@ -30,10 +30,10 @@ def wait(folder: Path) -> None:
 
 
 def hold(folder: Path) -> None:
-    """Own a folder for ten minutes."""
+    """Own a folder for a minute."""
     with owned(folder):
         note(folder / "began", "")
-        time.sleep(600)
+        time.sleep(60)
 
 
 def do(path: Path, text: str) -> None:

@@ -31,21 +31,31 @@ list(apart(jobs.hold, {"member": (pathlib.Path(sys.argv[1]),)}, None))
 """
 
 
-def started(code: str, *arguments: str) -> subprocess.Popen:
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    env = {**os.environ, "PYTHONPATH": path}
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+@pytest.fixture
+def started():
+    """Starts Python processes, of which none is left."""
+    processes: list[subprocess.Popen] = []
+
+    def start(code: str, *arguments: str) -> subprocess.Popen:
+        path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        env = {**os.environ, "PYTHONPATH": path}
+        command = [sys.executable, "-c", code, *arguments]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 @pytest.fixture
-def owner(tmp_path):
+def owner(started, tmp_path):
     """A process that owns tmp_path/run."""
     process = started(OWNER, str(tmp_path / "run"))
-    assert process.stdout is not None and process.stdout.readline() == "owned\n"
-    yield process
-    process.kill()
-    process.communicate()
+    assert process.stdout.readline() == "owned\n"
+    return process
 
 
 def take(folder: Path) -> None:
@@ -80,7 +90,7 @@ def test_a_folder_to_which_nothing_was_written_is_gone_again(tmp_path):
         take(tmp_path / "file" / "run")
 
 
-def test_a_member_of_a_killed_sweep_ends_with_it(tmp_path):
+def test_a_member_of_a_killed_sweep_ends_with_it(started, tmp_path):
     sweep = started(SWEEP, str(tmp_path / "member"))
     while not (tmp_path / "member" / "began").exists():
         assert sweep.poll() is None
@@ -88,8 +98,8 @@ def test_a_member_of_a_killed_sweep_ends_with_it(tmp_path):
     with pytest.raises(ValueError, match="in use"):
         take(tmp_path / "member")
     sweep.send_signal(signal.SIGKILL)
-    sweep.communicate()
-    for _ in range(200):  # jobs.hold would hold it for ten minutes
+    assert sweep.wait() == -signal.SIGKILL
+    for _ in range(200):  # jobs.hold would hold it for a minute
         try:
             return take(tmp_path / "member")
         except ValueError:
@@ -97,16 +107,16 @@ def test_a_member_of_a_killed_sweep_ends_with_it(tmp_path):
     pytest.fail("the member lives on")
 
 
-def test_two_writers_of_one_file_do_not_take_each_others_parts(tmp_path):
-    together, texts = Barrier(2), ["a" * 100_000, "b" * 100_000]
+def test_two_writers_of_one_file_do_not_take_each_others_parts(tmp_path, monkeypatch):
+    together, texts, move = Barrier(2, timeout=30), ["a" * 1000, "b" * 1000], Path.replace
 
-    def write(text: str) -> None:
-        for _ in range(100):
-            together.wait()
-            write_whole(tmp_path / "config.json", text)
+    def replace(part: Path, whole: Path) -> Path:
+        together.wait()  # both are written before either is moved
+        return move(part, whole)
 
+    monkeypatch.setattr(Path, "replace", replace)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(write, texts))
+        list(pool.map(write_whole, [tmp_path / "config.json"] * 2, texts))
     assert (tmp_path / "config.json").read_text() in texts
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
