@@ -33,6 +33,8 @@ from latentwire.recipes.wire import train_wire
 from latentwire.tasks.base import DataError, Task
 from latentwire.tasks.qa import load_questions
 from latentwire.train.loop import LoopConfig
+from latentwire.wire.encoders.base import EncoderConfig
+from latentwire.wire.shared import SharedConfig, SharedWire
 from latentwire.wire.wire import Wire, WireConfig
 
 CONFIG = WireConfig("tiny-llama", window=64, rank=4, format_tokens=3)
@@ -116,6 +118,19 @@ def test_an_evaluation_of_a_reader_that_was_replaced_is_refused(lm, data, tmp_pa
     other.tokenizer.add_tokens(["born"])
     with pytest.raises(ValueError, match=r"models.reader.tokenizer is"):
         evaluate_wire(Wire(other, CONFIG), data, 8, folder)
+
+
+def test_what_was_trained_for_one_reader_counts(lm, data, tmp_path):  # noqa: F811
+    sizes = EncoderConfig(window=32, width=64, layers=1)
+    config = SharedConfig(("tiny-llama",), "tiny-llama", sizes=sizes, trunk_layers=1)
+    (reader,) = SharedWire(config, {"tiny-llama": lm}).eval().readers  # noqa: F811
+    evaluate_wire(reader, data, 4, tmp_path / "run")
+    wire_id = reader.id
+    with torch.no_grad():
+        reader.format[0, 0] += 1
+    assert reader.id == wire_id  # messages are the same
+    with pytest.raises(ValueError, match=r"another run \(trained is \w+ there, \w+ here\)"):
+        evaluate_wire(reader, data, 4, tmp_path / "run")
 
 
 def test_rows_that_two_processes_left_count_once(lm, data, tmp_path):  # noqa: F811
