@@ -1,10 +1,12 @@
-"""Jobs for processes of their own; they import nothing, so that a process begins at once."""
+"""Jobs for processes of their own; they import no model, so that a process begins at once."""
 
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from latentwire.files import owned
 
 
 def note(path: Path, text: str) -> None:
@@ -25,6 +27,13 @@ def wait(folder: Path) -> None:
         time.sleep(0.05)
     time.sleep(0.5)
     note(folder / "came", " ".join(map(str, came)))
+
+
+def hold(folder: Path) -> None:
+    """Own a folder for a minute."""
+    with owned(folder):
+        note(folder / "began", "")
+        time.sleep(60)
 
 
 def do(path: Path, text: str) -> None:

@@ -116,8 +116,9 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
         ("{not json}\n", "line 1: not JSON"),
         ("", "is empty"),
         (jsonl(ROWS[:2]), "1 passages; expected at least 2"),
-        (jsonl([*ROWS, {**ROWS[0], "context": "a\ud800"}]), "half of a surrogate pair"),
-        (jsonl([*ROWS, {**ROWS[0], "question": "x" * 600}]), "tiny-llama has a window of 512"),
+        (jsonl([*ROWS, {**ROWS[0], "id": "9", "context": "a\ud800"}]), "half of a surrogate pair"),
+        (jsonl([*ROWS, {**ROWS[0], "id": "9", "question": "x" * 600}]), "has a window of 512"),
+        (jsonl([*ROWS, ROWS[0]]), "two questions have the id '1'; expected one each"),
     ],
 )
 def test_bad_data(content, message, wire, tmp_path, monkeypatch, capsys):

@@ -310,3 +310,23 @@ def test_a_page_of_several_readers_says_what_each_and_all_come_to(tmp_path):
     damaged = {**together, "readers": {"a": {"rows": {"wire": {"em": True}}}}}
     with pytest.raises(ReportError):
         write_report(fill(tmp_path, results_json=json.dumps(damaged)))
+
+
+def test_a_run_of_before_ids_were_checked_shows_every_question(tmp_path):
+    lines = [json.loads(line) for line in answers().splitlines()]
+    asked = [{**row, "question": f"Question {row['id']}?", "id": "1"} for row in lines]
+    found = "".join(json.dumps(row) + "\n" for row in asked)
+    run = fill(tmp_path, results_json=json.dumps(RESULTS), predictions_jsonl=found)
+    assert "20 of 30 questions" in write_report(run).read_text()
+
+
+def test_rows_that_two_processes_wrote_are_told_and_left_out(tmp_path):
+    once = fill(tmp_path, results_json=json.dumps(RESULTS), predictions_jsonl=answers())
+    page = write_report(once).read_text()
+    fill(tmp_path, predictions_jsonl=answers() + answers()[: answers().index("\n") + 1])
+    twice = write_report(once).read_text()
+    assert "second time" not in page and "20 of 30 questions" in twice
+    said = "predictions.jsonl says 1 rows a second time"
+    assert said in twice and twice.replace(said, "") != page
+    fill(tmp_path, predictions_jsonl=answers(), metrics_jsonl=metrics() * 2)
+    assert "metrics.jsonl says 88 rows a second time" in write_report(once).read_text()

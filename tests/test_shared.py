@@ -196,10 +196,10 @@ def uneven() -> list[Passage]:
 
 def data_of(asked: list[Passage], folder: Path) -> Path:
     """A file of training rows that has these passages."""
+    questions = [(p.context, q.question, list(q.answers)) for p in asked for q in p.questions]
     rows = [
-        {"id": q.id, "context": p.context, "question": q.question, "answers": list(q.answers)}
-        for p in asked
-        for q in p.questions
+        {"id": str(i), "context": context, "question": question, "answers": answers}
+        for i, (context, question, answers) in enumerate(questions)
     ]
     path = folder / "d.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -22,6 +22,7 @@ import torch
 from latentwire.bench.measure import measured
 from latentwire.lens.decoder import Decoder, DecoderConfig
 from latentwire.lm import FrozenLM, Prompt, StraightThroughGumbel, seeded_noise, token_log_probs
+from latentwire.recipes.workers import end_with_parent
 from latentwire.terminal import terminal
 
 MODES = {"uncached": "none", "checkpointed": "checkpoint", "cached": "kv"}
@@ -48,7 +49,8 @@ def bench_lens(
 
 def _apart(model: str, case: str, tokens: int, batch: int) -> Cost:
     terminal(stderr=True).print(f"{case}, {tokens} tokens")
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=end_with_parent) as pool:
         try:
             return pool.submit(_limited, model, case, tokens, batch).result()
         except (RuntimeError, MemoryError, BrokenProcessPool) as error:

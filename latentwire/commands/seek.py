@@ -12,6 +12,7 @@ from latentwire.terminal import printable
 
 def seek(arguments: list[str]) -> None:
     """Improve answers at test time by searching a model's own hidden states, beside controls."""
+    from latentwire.files import owned
     from latentwire.recipes.seek import SeekRecipe, load_lm, load_task, run_seek, seek_prompt
     from latentwire.recipes.workers import on_ray
     from latentwire.report.page import write_report
@@ -48,7 +49,8 @@ def seek(arguments: list[str]) -> None:
         task = load_task(recipe)  # a mistake in the data costs no loading of the model
         run = run or recipe.folder()
         spread = None if ray is None else on_ray(ray, partial(load_lm, model, recipe.dtype))
-        result = run_seek(load_lm(model, recipe.dtype), recipe, run, task, spread)
+        with owned(run):  # before the model is loaded
+            result = run_seek(load_lm(model, recipe.dtype), recipe, run, task, spread)
         out.print(seek_table(result))
         for line in verdict(result):
             out.print(f"- {line}")

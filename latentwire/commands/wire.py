@@ -93,6 +93,7 @@ def evaluate(
             questions of the data.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
     """
+    from latentwire.files import owned
     from latentwire.recipes.evaluation import ALMANAC, evaluate_wire
     from latentwire.recipes.readers import evaluate_readers
     from latentwire.recipes.workers import connected, on_ray
@@ -104,16 +105,17 @@ def evaluate(
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
-    loaded, asked = load_with(wire, ratio, keep), (data or ALMANAC, limit, run, bits, needles)
 
     def spread(number: int) -> Any:
         return on_ray(ray, partial(load_reader, wire, ratio, keep, number)) if ray else None
 
-    with nullcontext() if ray is None else connected(ray):  # once, for all readers
-        if isinstance(loaded, Wire):
-            result = evaluate_wire(loaded, *asked, spread(0))
-        else:
-            result = evaluate_readers(loaded, *asked, spread if ray else None)
+    with owned(run):  # before any model is loaded
+        loaded, asked = load_with(wire, ratio, keep), (data or ALMANAC, limit, run, bits, needles)
+        with nullcontext() if ray is None else connected(ray):  # once, for all readers
+            if isinstance(loaded, Wire):
+                result = evaluate_wire(loaded, *asked, spread(0))
+            else:
+                result = evaluate_readers(loaded, *asked, spread if ray else None)
     each = result.get("readers", {loaded.readers[0].reader: result})
     for i, (name, one) in enumerate(each.items()):
         folder = f"reader-{i}" if "readers" in result else "."

@@ -34,6 +34,7 @@ from latentwire.lens.checks import LensError, check_layer
 from latentwire.lm import FrozenLM, Prompt, seed_of
 from latentwire.lm.devices import precise
 from latentwire.lm.finite import check_finite
+from latentwire.lm.identity import identity
 from latentwire.reading import check_name, parse_json
 from latentwire.tasks.base import read_text
 from latentwire.texts import check_texts
@@ -320,4 +321,5 @@ class Dump:
 def _origin(lm: FrozenLM, layer: int, texts: Sequence[Text]) -> dict:
     rows = [[t.skip, *t.ids.tolist()] for t in texts]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    return {"model": lm.fingerprint, "layer": layer, "text": digest[:16]}
+    frozen = {part: identity(lm)[part] for part in ("weights", "config")}
+    return {**frozen, "layer": layer, "text": digest[:16]}

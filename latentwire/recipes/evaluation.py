@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from importlib.resources import files
@@ -32,9 +32,11 @@ from latentwire.evals.baselines import (
     truncated_zstd,
 )
 from latentwire.evals.harness import Answer, batch_size, evaluate, summarise
-from latentwire.files import digest, write_whole
+from latentwire.files import digest, first_of, owned, write_whole
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.devices import wait_for
+from latentwire.lm.identity import basis, digest_of, identity
+from latentwire.lm.sentences import SentenceEncoder
 from latentwire.recipes.features import Features
 from latentwire.recipes.runs import append, open_run, rewrite
 from latentwire.recipes.workers import Spread, here
@@ -78,6 +80,10 @@ class Reader(Protocol):
     def lm(self) -> FrozenLM: ...
     @property
     def format(self) -> Tensor: ...
+    @property
+    def models(self) -> Mapping[str, FrozenLM | SentenceEncoder]: ...
+    @property
+    def trained(self) -> Mapping[str, Tensor]: ...
     @property
     def id(self) -> bytes: ...
     @property
@@ -153,7 +159,7 @@ def evaluate_wire(
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
     since another example's latents need another example, MessageError for bits that no codec has,
-    and ValueError for a folder that holds another run.
+    and ValueError for a folder that holds another run or is another process's.
     """
     return evaluate_reader(wire, data, limit, out, bits, needles, spread)[0]
 
@@ -185,31 +191,33 @@ def evaluate_reader(
         **({} if needles is None else {"needles": needles}),
         "questions": digest(repr(passages)),
     }
-    answers = [] if out is None else _resumed(out, setting, set(rows))
-    done = {a.context for a in answers}
-    left = [p for p in passages if p.context not in done]
-    size = batch_size(wire.lm)
-    parts = [left[start : start + size] for start in range(0, len(left), size)]
-    work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens)
-    made, console = (spread or here(wire))(work, parts), terminal(stderr=True)
-    for batch in track(made, description="answering", total=len(parts), console=console):
-        answers += batch
+    with owned(out):
+        answers = [] if out is None else _resumed(out, setting, wire, passages, rows)
+        done = {a.context for a in answers}
+        left = [p for p in passages if p.context not in done]
+        size = batch_size(wire.lm)
+        parts = [left[start : start + size] for start in range(0, len(left), size)]
+        work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens)
+        made, console = (spread or here(wire))(work, parts), terminal(stderr=True)
+        for batch in track(made, description="answering", total=len(parts), console=console):
+            answers += batch
+            if out is not None:
+                append(out, [asdict(a) for a in batch])
+        scores = {name: summarise([a for a in answers if a.condition == name]) for name in rows}
+        whole = scores["text"]["f1"]
+        result = {
+            **setting,
+            "n": sum(a.condition == "wire" for a in answers),
+            "passages": len(passages),
+            "rows": scores,
+            "retention": scores["wire"]["f1"] / whole if whole else None,
+            **sizes(wire, passages, bits),
+            **costs(wire, passages[:TIMED]),
+            "replay_difference": replay_difference(wire, passages[:TIMED]),
+        }
         if out is not None:
-            append(out, [asdict(a) for a in batch])
-    scores = {name: summarise([a for a in answers if a.condition == name]) for name in rows}
-    result = {
-        **setting,
-        "n": sum(a.condition == "wire" for a in answers),
-        "passages": len(passages),
-        "rows": scores,
-        "retention": scores["wire"]["f1"] / scores["text"]["f1"] if scores["text"]["f1"] else None,
-        **sizes(wire, passages, bits),
-        **costs(wire, passages[:TIMED]),
-        "replay_difference": replay_difference(wire, passages[:TIMED]),
-    }
-    if out is not None:
-        write_whole(out / "results.json", json.dumps(result, indent=1))
-    return result, answers
+            write_whole(out / "results.json", json.dumps(result, indent=1))
+        return result, answers
 
 
 def load_passages(data: str, limit: int | None, needles: str | None) -> tuple[list[Passage], int]:
@@ -241,7 +249,7 @@ def _answering(
         cut = REFERENCES[name]
         cuts = [None if cut is None else wire.cost(p.context, bits)[cut] for p in part]
         asked = _packed([name, answer_tokens, cuts, *map(asdict, part)])
-        found = features("answers", [wire.format, asked, *_tokenised(wire.lm, part)], packed)
+        found = features("answers", [wire.format, asked], packed)
         return [_answer(record) for record in json.loads(bytes(found["json"].tolist()))]
 
     def work(part: Sequence[Passage]) -> list[Answer]:
@@ -251,18 +259,6 @@ def _answering(
         return made
 
     return work
-
-
-def _tokenised(lm: FrozenLM, passages: Sequence[Passage]) -> list[Tensor]:
-    """What tokenizer and chat template, which are no weights, make of passages and questions."""
-    asked = [q for passage in passages for q in passage.questions]
-    return [
-        torch.tensor(lm.stop_ids),
-        lm.frame.head,
-        *(lm.ids(passage.context) for passage in passages),
-        *(question_ids(lm, q.question) for q in asked),
-        *(answer_ids(lm, q.answers[0]) for q in asked),
-    ]
 
 
 def _packed(value: Any) -> Tensor:
@@ -290,15 +286,22 @@ def _check_room(wire: Reader, passages: Sequence[Passage], answer_tokens: int) -
                 )
 
 
-def _resumed(out: Path, setting: dict, conditions: set[str]) -> list[Answer]:
-    """What an earlier run of the same evaluation left in `out`: passages under all conditions."""
-    answers = [_answer(record) for record in open_run(out, setting)]
-    conditions_of: dict[str, set[str]] = {}
-    for a in answers:
-        conditions_of.setdefault(a.context, set()).add(a.condition)
-    kept = [a for a in answers if conditions_of[a.context] == conditions]
-    rewrite(out, [asdict(a) for a in kept])
-    return kept
+def _resumed(
+    out: Path, setting: dict, wire: Reader, passages: Sequence[Passage], rows: Sequence[str]
+) -> list[Answer]:
+    """Keep what an earlier run of the same evaluation left in `out`: passages all of whose
+    questions it has answered under all conditions, each once."""
+    rests = basis({name: identity(model) for name, model in wire.models.items()})
+    records = open_run(out, {**setting, "trained": digest_of(wire.trained), **rests})
+    known = first_of(records, lambda r: (r["context"], r["id"], r["condition"]))
+    done = {
+        p.context
+        for p in passages
+        if all((p.context, q.id, name) in known for q in p.questions for name in rows)
+    }
+    kept = [record for record in known.values() if record["context"] in done]
+    rewrite(out, kept)
+    return [_answer(record) for record in kept]
 
 
 def sizes(wire: Reader, passages: Sequence[Passage], bits: int | None) -> dict[str, float]:

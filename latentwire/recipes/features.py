@@ -3,10 +3,10 @@
     features = Features(lm)
     found = features("teacher", [ids, prompt.embeds, targets], lambda: {"states": ...})
 
-An entry's name is a hash of all that it follows from: the LM's weights and how it is run, the code
-of this package, what is computed, and every tensor that goes in. So an entry is never out of date,
-and what is read equals what would be computed. It appears whole or not at all, under a name of its
-own until then, so any number of processes may share a folder.
+An entry's name is a hash of all that it follows from: the LM (lm/identity.py) and how it is run,
+the code of this package, what is computed, and every tensor that goes in. So an entry is never out
+of date, and what is read equals what would be computed. It appears whole or not at all, so any
+number of processes may share a folder.
 """
 
 from __future__ import annotations
@@ -16,12 +16,8 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -31,13 +27,8 @@ from torch import Tensor
 import latentwire
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM
+from latentwire.lm.identity import add_tensor, basis, digest_of, identity
 from latentwire.lm.zoo import cache_folder
-
-HASHED = 8
-"""Weights that are hashed at a time, each of which may be copied from a GPU for it."""
-
-NOT_COMPUTED = ("_name_or_path", "transformers_version")
-"""What a model's config says that changes nothing it computes."""
 
 
 class Features:
@@ -48,21 +39,12 @@ class Features:
         self.folder = folder or (Path(given) if given else cache_folder() / "features")
         self.device = lm.device
         self.read, self.written = 0, 0
-        versions = f"{torch.__version__} {version('transformers')}"
-        config = lm.model.config
-        about = {k: v for k, v in config.to_dict().items() if k not in NOT_COMPUTED}
-        about |= {"attention": config._attn_implementation, "device": lm.device.type}
-        of = f"{_code()} {versions} {json.dumps(about, sort_keys=True, default=str)}"
-        self._of = hashlib.sha256(of.encode())
-        # An adapter that is off changes nothing but the names that peft gives to the rest.
-        weights = {
-            name.replace(".base_layer", ""): tensor
-            for name, tensor in sorted(lm.model.state_dict().items())
-            if lm.adapter is not None or "lora_" not in name
-        }
-        with ThreadPoolExecutor(HASHED) as pool:  # hashing does not hold Python's lock
-            for digest in pool.map(_digest, weights.keys(), weights.values()):
-                self._of.update(digest)
+        of = [_code(), basis({"lm": identity(lm)}), torch.__version__]
+        of += [lm.model.config._attn_implementation, lm.device.type]
+        if lm.adapter is not None:
+            state = sorted(lm.model.state_dict().items())
+            of.append(digest_of({name: tensor for name, tensor in state if "lora_" in name}))
+        self._of = hashlib.sha256(json.dumps(of).encode())
 
     def __call__(
         self,
@@ -99,7 +81,7 @@ class Features:
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         key.update(f"{what} {precision} ".encode())
         for part in parts:
-            _add(key, "", part)
+            add_tensor(key, "", part)
         name = key.hexdigest()
         return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
@@ -113,25 +95,12 @@ class Features:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             whole = save({name: tensor.contiguous() for name, tensor in made.items()})
-            write_whole(path, whole, uuid4().hex)
+            write_whole(path, whole)
         except OSError as error:
             text = f"{self.folder} cannot be written ({error.strerror}); features are not kept"
             warnings.warn(text, stacklevel=3)
         else:
             self.written += 1
-
-
-def _digest(name: str, tensor: Tensor) -> bytes:
-    key = hashlib.sha256()
-    _add(key, name, tensor)
-    return key.digest()
-
-
-def _add(key: Any, name: str, tensor: Tensor) -> None:
-    """Name, type, shape and values."""
-    key.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-    whole = tensor.detach().cpu().contiguous()
-    key.update(whole.flatten().view(torch.uint8).numpy())
 
 
 @lru_cache(maxsize=1)

@@ -14,15 +14,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from latentwire.files import write_whole
+from latentwire.files import owned, write_whole
 from latentwire.lens.activations import (
     Dump,
     Statistics,
@@ -41,10 +42,16 @@ from latentwire.lens.decoder import DecoderConfig
 from latentwire.lens.encoder import EncoderConfig
 from latentwire.lens.lens import Lens, LensConfig
 from latentwire.lm import FrozenLM
+from latentwire.lm.identity import identity
 from latentwire.recipes.checks import check_lens
 from latentwire.recipes.lens_config import Data, LensRecipe, Rates
 from latentwire.recipes.lens_steps import Source, joint_loss, read_pairs, warm_loss
-from latentwire.recipes.runs import begin_training, check_training, training_config
+from latentwire.recipes.runs import (
+    begin_training,
+    check_training,
+    owned_by_all,
+    training_config,
+)
 from latentwire.train import parallel
 from latentwire.train.batches import shuffled
 from latentwire.train.loop import LoopConfig, Session, train
@@ -72,16 +79,26 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
     """Run both stages, or what is left of them; the run folder, whose lens/ is the trained lens and
     whose held_out.txt has the documents that it has not seen.
 
-    Raises ValueError for a run folder that holds another run, before any compute.
+    Raises ValueError for a run folder that holds another run, before any compute, or that another
+    process trains in.
     """
     session = session or Session()
     parallel.join()
     parallel.check_rows(recipe.data.documents, session.gradient_accumulation)
     _check_shared_out(recipe)
     out = recipe.out or Path("runs") / recipe.name
+    with owned_by_all(out):
+        return _train(recipe, session, out)
+
+
+def config_of(recipe: LensRecipe, models: Mapping[str, dict[str, Any]] | None = None) -> str:
+    """Describe all that a training follows from; models as `training_config` takes them."""
     pairs = [recipe.data.pairs] if recipe.data.pairs else []
-    config = training_config(recipe, [*recipe.text, *pairs])
-    check_training(out, config)
+    return training_config(recipe, [*recipe.text, *pairs], models)
+
+
+def _train(recipe: LensRecipe, session: Session, out: Path) -> Path:
+    check_training(out, config_of(recipe))
     if not recipe.text:
         raise LensError("no text to train on; expected --text FILE...")
     documents, held_out = split(read_documents(recipe.text), recipe.data.held_out)
@@ -91,6 +108,8 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
             "--text, or a smaller --data.documents"
         )
     lm = FrozenLM.from_pretrained(recipe.lens.model, recipe.lens.dtype)
+    config = config_of(recipe, {recipe.lens.model: identity(lm)})
+    check_training(out, config)
     check_layer(recipe.lens.layer, lm)
     check_places(recipe.lens.decoder.layers, lm)
     texts = tokenized(lm, documents, recipe.data.window, recipe.data.skip)
@@ -146,8 +165,10 @@ def _source(lm: FrozenLM, texts: Sequence[Text], recipe: LensRecipe) -> Source:
     layer, folder = recipe.lens.layer, recipe.data.dump
     if folder is None:
         return partial(at, lm, layer)
-    if not (folder / "index.json").exists() and parallel.rank() == 0:
-        dump(lm, layer, texts, folder)
+    if parallel.rank() == 0:
+        with owned(folder):
+            if not (folder / "index.json").exists():
+                dump(lm, layer, texts, folder)
     # The others wait for the first, and not in a collective, which ends after ten minutes on GPUs.
     while not (folder / "index.json").exists():
         time.sleep(0.1)

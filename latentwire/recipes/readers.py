@@ -16,7 +16,7 @@ from rich.progress import track
 
 from latentwire.evals.harness import Answer, batch_size, evaluate
 from latentwire.evals.metrics import bootstrap, exact_match, f1, normalise, ratio
-from latentwire.files import write_whole
+from latentwire.files import owned, write_whole
 from latentwire.lm import pad_right
 from latentwire.recipes.evaluation import (
     ALMANAC,
@@ -53,22 +53,24 @@ def evaluate_readers(
     spread: who answers for the reader of a number."""
     results, said = {}, []
     passages, _ = load_passages(data, limit, needles)
-    if out is not None:
-        open_run(out, {"kind": "readers", "readers": [reader.reader for reader in wire.readers]})
-    if isinstance(wire, TextWire) and bits is None:
-        decode_ahead(wire, passages)
-    for i, reader in enumerate(wire.readers):
-        folder = None if out is None else out / f"reader-{i}"
-        asked = (data, limit, folder, bits, needles)
-        workers = None if spread is None else spread(i)
-        results[reader.reader], answers = evaluate_reader(reader, *asked, workers)
-        said.append([a for a in answers if a.condition == "wire"])
-    together = {"kind": "readers", "readers": results}
-    if len(said) > 1:
-        together["joint"] = joint(wire.readers, passages, said, bits)
-    if out is not None:
-        write_whole(out / "results.json", json.dumps(together, indent=1))
-    return together
+    setting = {"kind": "readers", "readers": [reader.reader for reader in wire.readers]}
+    with owned(out):
+        if out is not None:
+            open_run(out, setting)
+        if isinstance(wire, TextWire) and bits is None:
+            decode_ahead(wire, passages)
+        for i, reader in enumerate(wire.readers):
+            folder = None if out is None else out / f"reader-{i}"
+            asked = (data, limit, folder, bits, needles)
+            workers = None if spread is None else spread(i)
+            results[reader.reader], answers = evaluate_reader(reader, *asked, workers)
+            said.append([a for a in answers if a.condition == "wire"])
+        together = {"kind": "readers", "readers": results}
+        if len(said) > 1:
+            together["joint"] = joint(wire.readers, passages, said, bits)
+        if out is not None:
+            write_whole(out / "results.json", json.dumps(together, indent=1))
+        return together
 
 
 def decode_ahead(wire: TextWire, passages: Sequence[Passage]) -> None:

@@ -4,34 +4,73 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from latentwire.files import digest, read_rows, write_whole
+from latentwire.files import digest, owned, read_rows, write_whole
+from latentwire.lm.identity import basis
+from latentwire.train import parallel
 from latentwire.train.checkpoints import check_folder
 
 PREDICTIONS = "predictions.jsonl"
+REMEDY = "give another run folder or remove it, or put back what it began with"
 
 
-def training_config(recipe: Any, data: Sequence[str | Path], **beside: Any) -> str:
-    """All that a training follows from, as JSON: its recipe, but for where it runs, and what is in
-    its files of data, which their paths do not tell. beside: fields that replace or join these."""
-    files = {str(path): digest(Path(path).read_bytes()) for path in data if Path(path).is_file()}
-    config = {**asdict(recipe), "out": None, "files": files, **beside}
+def training_config(
+    recipe: Any,
+    data: Sequence[str | Path],
+    models: Mapping[str, dict[str, Any]] | None = None,
+    **beside: Any,
+) -> str:
+    """All that a training follows from, as JSON: its recipe, but for where it runs; what is in its
+    files of data, which their paths do not tell; identities of its models by name, and releases.
+    models: None where they are not loaded yet. beside: fields that replace or join these."""
+    config = {**asdict(recipe), "out": None, "files": digests(*data)}
+    config |= {**beside, **basis(models or {})}
+    if models is None:
+        del config["models"]
     return json.dumps(config, indent=1, default=str)
+
+
+def digests(*paths: str | Path) -> dict[str, str]:
+    """Digest each file, and the JSON files of each folder; a name that is neither has none."""
+    found = {}
+    for path in map(Path, paths):
+        files = [path] if path.is_file() else sorted(path.glob("*.json"))
+        found |= {str(file): digest(file.read_bytes()) for file in files}
+    return found
 
 
 def check_training(out: Path, config: str) -> None:
     """Raises ValueError where `out` holds another run than the one of this config, or a checkpoint
-    of one; to be called before any compute."""
-    saved = out / "config.json"
-    if saved.exists() and saved.read_text() != config:
-        differs = _difference(_read(saved), json.loads(config))
-        raise ValueError(
-            f"{out} holds a run with another config{differs}; give another run folder or remove it"
-        )
+    of one. A config of models that are not loaded yet says nothing of them: it is checked before
+    any compute, and the whole one before any step."""
+    saved, given = out / "config.json", json.loads(config)
+    if saved.exists():
+        known, config = _read(saved), saved.read_text()
+        if isinstance(known, dict) and "models" not in given:
+            known.pop("models", None)
+        if known != given:
+            differs = _difference(known, given)
+            raise ValueError(f"{out} holds a run with another config{differs}; {REMEDY}")
     check_folder(out, digest(config))
+
+
+@contextmanager
+def owned_by_all(out: Path) -> Iterator[None]:
+    """Own the folder as the first of the processes that train together, for all of them."""
+    with ExitStack() as stack:
+        refused = ""
+        if parallel.rank() == 0:
+            try:
+                stack.enter_context(owned(out))
+            except ValueError as error:
+                refused = str(error)
+        if refused := parallel.of_first(refused):
+            raise ValueError(refused)
+        yield
 
 
 def begin_training(out: Path, config: str) -> None:
@@ -53,8 +92,7 @@ def open_run(out: Path, setting: dict) -> list[dict]:
     config, predictions = out / "config.json", out / PREDICTIONS
     known = _read(config) if config.exists() else None
     if known != json.loads(json.dumps(setting)) and (known is not None or predictions.exists()):
-        differs = _difference(known, setting)
-        raise ValueError(f"{out} holds another run{differs}; give another --run or remove it")
+        raise ValueError(f"{out} holds another run{_difference(known, setting)}; {REMEDY}")
     write_whole(config, json.dumps(setting, indent=1))
     return read_rows(predictions)
 

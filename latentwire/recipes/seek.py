@@ -23,18 +23,19 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from latentwire.files import digest, write_whole
+from latentwire.files import digest, first_of, owned, write_whole
 from latentwire.lm import Dtype, FrozenLM, seed_of
-from latentwire.recipes.runs import append, open_run, rewrite
+from latentwire.lm.identity import basis, identity
+from latentwire.recipes.runs import append, digests, open_run, rewrite
 from latentwire.recipes.seek_summary import rights_of, summary_of
 from latentwire.recipes.workers import Spread, here
 from latentwire.seek.answers import Answers, prompt_ids
@@ -55,7 +56,7 @@ from latentwire.seek.search import (
 )
 from latentwire.seek.thoughts import Thoughts, ThoughtsConfig
 from latentwire.tasks.arc import load_arc
-from latentwire.tasks.base import DataError, Grade, Problem, Task
+from latentwire.tasks.base import Grade, Problem, Task, check_ids
 from latentwire.tasks.maths import Form, load_maths
 from latentwire.terminal import terminal
 
@@ -176,9 +177,7 @@ def load_task(recipe: SeekRecipe) -> Task:
         task = load_arc(Path(recipe.data[4:]), recipe.limit)
     else:
         task = load_maths(recipe.data, recipe.limit, recipe.form)
-    twice = [name for name, n in Counter(p.id for p in task.problems).items() if n > 1]
-    if twice:
-        raise DataError(f"{recipe.data}: two problems have the id {twice[0]!r}; expected one each")
+    check_ids((p.id for p in task.problems), "problems", recipe.data)
     return task
 
 
@@ -194,40 +193,53 @@ def run_seek(
     task: the recipe's, if it is loaded already. spread: who searches, workers that load this LM, or
     this process if None.
     out: a run folder that gets config.json and predictions.jsonl, one record a problem, batch by
-    batch, so that an interrupted run goes on. Raises ValueError for a folder of another run.
+    batch, so that an interrupted run goes on. Raises ValueError for a folder of another run, or
+    of another process.
     """
     recipe.check()
     task = task or load_task(recipe)
     problems = task.problems
+    check_ids((p.id for p in problems), "problems", task.name)
     known = digest(repr(problems))
     setting = {"kind": "seek", "model": lm.name, "task": task.name, "problems": known}
     setting |= {**asdict(recipe), "data": Path(recipe.data).name}
-    records = [] if out is None else _resumed(out, setting, len(problems), recipe.batch)
-    with _progress() as progress:
-        bar = progress.add_task("", total=len(problems), completed=len(records), said="")
-        starts = range(len(records), len(problems), recipe.batch)
-        parts = [problems[start : start + recipe.batch] for start in starts]
-        # Workers load the task themselves: what grades an answer is no value that could be sent.
-        work = partial(_searching, recipe=recipe, task=None if spread else task)
-        for batch in (spread or here(lm))(work, parts):
-            records += batch
-            if out is not None:
-                append(out, batch)
-            progress.update(bar, advance=len(batch), said=_said(records))
-    about = {key: setting[key] for key in ("kind", "model", "task", "reward")}
-    result = {**about, **summary_of(records, recipe.compat == "original"), "config": setting}
-    if out is not None:
-        write_whole(out / "results.json", json.dumps(result, indent=1))
-    return result
+    with owned(out):
+        records = [] if out is None else _resumed(out, setting, lm, problems, recipe)
+        with _progress() as progress:
+            bar = progress.add_task("", total=len(problems), completed=len(records), said="")
+            starts = range(len(records), len(problems), recipe.batch)
+            parts = [problems[start : start + recipe.batch] for start in starts]
+            # Workers load the task themselves: what grades an answer cannot be sent.
+            work = partial(_searching, recipe=recipe, task=None if spread else task)
+            for batch in (spread or here(lm))(work, parts):
+                records += batch
+                if out is not None:
+                    append(out, batch)
+                progress.update(bar, advance=len(batch), said=_said(records))
+        about = {key: setting[key] for key in ("kind", "model", "task", "reward")}
+        result = {**about, **summary_of(records, recipe.compat == "original"), "config": setting}
+        if out is not None:
+            write_whole(out / "results.json", json.dumps(result, indent=1))
+        return result
 
 
-def _resumed(out: Path, setting: dict[str, Any], problems: int, batch: int) -> list[dict[str, Any]]:
-    """What an earlier session left: whole batches, since best of N shares a batch's tokens."""
-    records = open_run(out, setting)
-    if len(records) < problems:
-        records = records[: len(records) // batch * batch]
-    rewrite(out, records)
-    return records
+def _resumed(
+    out: Path,
+    setting: dict[str, Any],
+    lm: FrozenLM,
+    problems: Sequence[Problem],
+    recipe: SeekRecipe,
+) -> list[dict[str, Any]]:
+    """Keep what an earlier session left, each problem once: whole batches, since best of N shares
+    a batch's tokens."""
+    files = list(digests(recipe.data.removeprefix("arc:")).values())
+    records = open_run(out, {**setting, "files": files, **basis({"model": identity(lm)})})
+    known = first_of(records, lambda record: record["id"])
+    kept = [known[p.id] for p in takewhile(lambda p: p.id in known, problems)]
+    if len(kept) < len(problems):
+        kept = kept[: len(kept) // recipe.batch * recipe.batch]
+    rewrite(out, kept)
+    return kept
 
 
 def seek_prompt(lm: FrozenLM, recipe: SeekRecipe, prompt: str) -> Found:

@@ -32,7 +32,9 @@ from torch import Tensor, nn
 
 from latentwire.evals.harness import Answer, evaluate, summarise
 from latentwire.evals.metrics import bootstrap, mean_ratio
+from latentwire.files import digest
 from latentwire.lm import Dtype, FrozenLM, KVPrefix
+from latentwire.lm.identity import identity
 from latentwire.recipes.checks import compared, forced_rows
 from latentwire.recipes.evaluation import conditions
 from latentwire.recipes.objectives import (
@@ -48,7 +50,12 @@ from latentwire.recipes.objectives import (
     taught,
     values_of,
 )
-from latentwire.recipes.runs import begin_training, check_training, training_config
+from latentwire.recipes.runs import (
+    begin_training,
+    check_training,
+    owned_by_all,
+    training_config,
+)
 from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.recipes.stock import Stock, batch_of, load_stock, ready
 from latentwire.tasks.qa import Passage, answer_targets
@@ -57,7 +64,7 @@ from latentwire.train.guards import pairwise_cosine
 from latentwire.train.loop import Session, train
 from latentwire.train.losses import token_loss
 from latentwire.wire.encoders import ENCODERS
-from latentwire.wire.folder import WireError
+from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.load import load_wire
 from latentwire.wire.reader import Reader
 from latentwire.wire.shared import SharedWire
@@ -72,8 +79,8 @@ def train_shared(
     """Run both stages, or what is left of them; the run folder, whose wire/ is the trained wire.
     lms: the models by name, where they are loaded already.
 
-    Raises ValueError for a run folder that holds another run, and for a wire that it cannot begin
-    with, before any compute.
+    Raises ValueError for a run folder that holds another run or that another process trains in, and
+    for a wire that it cannot begin with, before any compute.
     """
     session = session or Session()
     parallel.join()
@@ -84,11 +91,36 @@ def train_shared(
             "leave out --text, or launch without FSDP"
         )
     check_parts(recipe, session)
+    out = recipe.out or Path("runs") / recipe.name
+    with owned_by_all(out):
+        return _train(recipe, session, lms, out)
+
+
+def config_of(
+    recipe: SharedRecipe, models: Mapping[str, dict[str, Any]] | None = None, **beside: Any
+) -> str:
+    """Describe all that a training follows from; models and beside as `training_config` does."""
+    # Of the wire to begin with its weights count, whose digests are in its configs.
+    begun = recipe.init_from and sorted(
+        digest(config.read_bytes()) for config in folder_of(recipe.init_from).rglob("config.json")
+    )
+    data = [*recipe.data, *recipe.text]
+    return training_config(recipe, data, models, init_from=begun, **beside)
+
+
+def _train(
+    recipe: SharedRecipe, session: Session, lms: Mapping[str, FrozenLM] | None, out: Path
+) -> Path:
     known = known_formats(recipe, recipe.wire.readers, lms)
-    out, config = _folder(recipe)
-    lms = lms or load_models({*recipe.wire.readers, recipe.wire.source}, recipe.wire.dtype)
+    check_training(out, config_of(recipe))
+    names = {*recipe.wire.readers, recipe.wire.source}
+    lms = lms or load_models(names, recipe.wire.dtype)
+    models = {name: identity(lms[name]) for name in sorted(names)}
     torch.manual_seed(recipe.seed)
-    wire = SharedWire(recipe.wire, lms)
+    wire = SharedWire(recipe.wire, {name: parallel.sharded(lms[name]) for name in sorted(names)})
+    models |= {name: identity(other) for name, other in wire.encoder.others.items()}
+    config = config_of(recipe, models)
+    check_training(out, config)
     stock = load_stock(recipe, lms[recipe.wire.source])
     if parallel.rank() == 0:
         begin_training(out, config)
@@ -111,10 +143,23 @@ def add_reader(
     session, recipe = session or Session(), replace(recipe, wire=wire.config)
     parallel.join()
     parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
+    out = recipe.out or Path("runs") / recipe.name
+    with owned_by_all(out):
+        return _add(wire, name, recipe, session, out)
+
+
+def _add(wire: SharedWire, name: str, recipe: SharedRecipe, session: Session, out: Path) -> Path:
     known = known_formats(recipe, (name,), None)
     torch.manual_seed(recipe.seed)
-    out, config = _folder(recipe, added=name, to=wire.id.hex())
-    wire = wire.with_reader(name, load_models({name}, recipe.wire.dtype)[name])
+    to = wire.id.hex()
+    check_training(out, config_of(recipe, added=name, to=to))
+    lm = load_models({name}, recipe.wire.dtype)[name]
+    models = {r.reader: identity(r.lm) for r in wire.readers} | {name: identity(lm)}
+    frozen = {recipe.wire.source: wire.encoder.lm, **wire.encoder.others}
+    models |= {model: identity(one) for model, one in frozen.items()}
+    config = config_of(recipe, models, added=name, to=to)
+    check_training(out, config)
+    wire = wire.with_reader(name, parallel.sharded(lm))
     stock = load_stock(recipe, wire.encoder.lm)
     if parallel.rank() == 0:
         begin_training(out, config)
@@ -132,7 +177,7 @@ def add_reader(
 
 def load_models(names: set[str], dtype: Dtype) -> dict[str, FrozenLM]:
     """The frozen models by name."""
-    return {n: parallel.sharded(FrozenLM.from_pretrained(n, dtype)) for n in sorted(names)}
+    return {name: FrozenLM.from_pretrained(name, dtype) for name in sorted(names)}
 
 
 def check_parts(recipe: SharedRecipe, session: Session) -> None:
@@ -357,11 +402,3 @@ def _size(prefix: KVPrefix, kind: Literal["keys", "values"]) -> float:
     """Root mean square of all that is seen of a cache."""
     seen = [layer.transpose(1, 2)[prefix.mask] for layer in getattr(prefix, kind)]
     return torch.stack([x.float().square().mean() for x in seen]).mean().sqrt().item()
-
-
-def _folder(recipe: SharedRecipe, **beside: Any) -> tuple[Path, str]:
-    """The run folder, and the config that it is to hold. Raises what `check_training` raises."""
-    out = recipe.out or Path("runs") / recipe.name
-    config = training_config(recipe, [*recipe.data, *recipe.text], **beside)
-    check_training(out, config)
-    return out, config

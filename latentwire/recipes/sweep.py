@@ -28,9 +28,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latentwire.files import read_rows, write_whole
+from latentwire.files import owned, read_rows, write_whole
+from latentwire.lm import Dtype, FrozenLM
+from latentwire.lm.identity import identity
+from latentwire.lm.sentences import SentenceEncoder
+from latentwire.recipes import shared, wire
 from latentwire.recipes.evaluation import ALMANAC, evaluate_wire, load_passages
 from latentwire.recipes.readers import evaluate_readers
+from latentwire.recipes.runs import check_training, digests
 from latentwire.recipes.shared import load_models, train_shared
 from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.recipes.wire import WireRecipe, train_wire
@@ -56,6 +61,10 @@ class Kind(NamedTuple):
     """That codes of messages of a recipe's wire can have; the first are asked for if none are."""
     factors: Callable[[Any], dict[str, str]]
     """What the report crosses in a table: two of a recipe's fields as text, or none."""
+    lms: Callable[[Any], set[str]]
+    """Names the frozen LMs of a recipe."""
+    config: Callable[[Any, dict[str, Any]], str]
+    """Describes all that a training follows from, given identities of its models."""
 
 
 def _one_reader(recipe: WireRecipe, session: Session | None) -> Wire:
@@ -74,9 +83,21 @@ def _encoder_and_ways(recipe: SharedRecipe) -> dict[str, str]:
 
 
 KINDS: dict[type, Kind] = {
-    WireRecipe: Kind(_one_reader, evaluate_wire, lambda _: BITS, lambda _: {}),
+    WireRecipe: Kind(
+        _one_reader,
+        evaluate_wire,
+        lambda _: BITS,
+        lambda _: {},
+        lambda recipe: {recipe.wire.reader},
+        wire.config_of,
+    ),
     SharedRecipe: Kind(
-        _several_readers, evaluate_readers, lambda recipe: (recipe.wire.bits,), _encoder_and_ways
+        _several_readers,
+        evaluate_readers,
+        lambda recipe: (recipe.wire.bits,),
+        _encoder_and_ways,
+        lambda recipe: {*recipe.wire.readers, recipe.wire.source},
+        shared.config_of,
     ),
 }
 
@@ -144,13 +165,30 @@ def run_sweep(
     """Run all members that are not done; the whole result as one dict, also in out/results.json.
 
     One that fails or is killed does not stop the others, and begins where it stopped when the sweep
-    is run again. ray: the address of the Ray that they run on; one after another here if None.
-    said: told in one line of each that ends.
+    is run again. Raises ValueError where another process has the folder, and where a member that is
+    done rests on models, data or releases that have changed since.
+
+    ray: the address of the Ray that they run on; one after another here if None. said: told in one
+    line of each that ends.
     """
     evaluation.check(grid)
+    with owned(out):
+        return _run(grid, out, evaluation, session, ray, said)
+
+
+def _run(
+    grid: Mapping[str, Recipe],
+    out: Path,
+    evaluation: Evaluation,
+    session: Session | None,
+    ray: str | None,
+    said: Callable[[str], None],
+) -> dict[str, Any]:
     _begin(grid, out, evaluation)
     left = {n: r for n, r in grid.items() if _result(n, r, out, evaluation).get("error", True)}
+    identities: dict[tuple[str, Dtype], dict[str, Any]] = {}
     for name in (n for n in grid if n not in left):
+        _check_done(out / name, grid[name], identities)
         said(f"{name}: done before")
     jobs = {n: (n, r, out, evaluation, session) for n, r in left.items()}
     for name in left:
@@ -170,12 +208,13 @@ def run_member(
     """Train and evaluate one member, or go on with it; its member.json says what it came to."""
     folder, kind = out / name, KINDS[type(recipe)]
     try:
-        wire, results = kind.train(replace(recipe, out=folder), session), {}
-        for bits in evaluation.bits or kind.bits(recipe)[:1]:
-            asked = (evaluation.data, evaluation.limit, folder / evaluation.folder(bits), bits)
-            results[str(bits)] = kind.evaluate(wire, *asked)
-        alarms = standing(read_rows(folder / "metrics.jsonl"))
-        _write(folder, recipe, evaluation, alarms=alarms, evaluations=results)
+        with owned(folder):
+            trained, results = kind.train(replace(recipe, out=folder), session), {}
+            for bits in evaluation.bits or kind.bits(recipe)[:1]:
+                asked = (evaluation.data, evaluation.limit, folder / evaluation.folder(bits), bits)
+                results[str(bits)] = kind.evaluate(trained, *asked)
+            alarms = standing(read_rows(folder / "metrics.jsonl"))
+            _write(folder, recipe, evaluation, alarms=alarms, evaluations=results)
     except Exception as error:  # whatever it is, it is this member's alone
         traceback.print_exc()
         said = " ".join(f"{type(error).__name__}: {error}".split())
@@ -194,6 +233,25 @@ def _begin(grid: Mapping[str, Recipe], out: Path, evaluation: Evaluation) -> Non
     write_whole(config, json.dumps(about, indent=1, default=str))
 
 
+def _check_done(
+    folder: Path, recipe: Recipe, identities: dict[tuple[str, Dtype], dict[str, Any]]
+) -> None:
+    """Raises ValueError where a member that is done would be another now, though its recipe is the
+    same. identities: of the models that were loaded for it, each once, and not kept."""
+    kind, dtype = KINDS[type(recipe)], recipe.wire.dtype
+    lms, saved = kind.lms(recipe), json.loads((folder / "config.json").read_text())
+    models = {}
+    for name in {*lms, *saved.get("models", ())}:
+        if (name, dtype) not in identities:
+            identities[name, dtype] = identity(
+                FrozenLM.from_pretrained(name, dtype)
+                if name in lms
+                else SentenceEncoder.from_pretrained(name)
+            )
+        models[name] = identities[name, dtype]
+    check_training(folder, kind.config(recipe, models))
+
+
 def _write(folder: Path, recipe: Recipe, evaluation: Evaluation, **facts: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record = {"asked": _asked(recipe, evaluation), **facts}
@@ -210,8 +268,9 @@ def _result(name: str, recipe: Recipe, out: Path, evaluation: Evaluation) -> dic
 
 
 def _asked(recipe: Recipe, evaluation: Evaluation) -> dict[str, Any]:
-    """Recipe and evaluation as they come back from JSON."""
+    """Recipe, evaluation and what its data holds, as they come back from JSON."""
     asked = {"recipe": {**asdict(recipe), "out": None}, "evaluation": asdict(evaluation)}
+    asked["data"] = list(digests(evaluation.data).values())
     return json.loads(json.dumps(asked, default=str))
 
 

@@ -17,10 +17,11 @@ stands in for stage 2. A stage of 0 steps is left out.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -28,11 +29,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from latentwire.files import write_whole
+from latentwire.files import owned, write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
+from latentwire.lm.identity import identity
 from latentwire.recipes.checks import Forced, check_latents, check_text
 from latentwire.recipes.features import Features
-from latentwire.recipes.runs import begin_training, check_training, training_config
+from latentwire.recipes.runs import (
+    begin_training,
+    check_training,
+    owned_by_all,
+    training_config,
+)
 from latentwire.tasks.qa import (
     Passage,
     answer_targets,
@@ -124,21 +131,33 @@ RECIPES = {"smollm2-4x": smollm2_4x, "smollm2-2x": smollm2_2x, "gemma3-4x": gemm
 def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     """Run all stages, or what is left of them; the run folder, whose wire/ is the trained wire.
 
-    Raises ValueError for a run folder that holds another run, before any compute.
+    Raises ValueError for a run folder that holds another run, before any compute, or that another
+    process trains in.
     """
     session = session or Session()
     parallel.join()
     parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
     out = recipe.out or Path("runs") / recipe.name
+    with owned_by_all(out):
+        return _train(recipe, session, out)
+
+
+def config_of(recipe: WireRecipe, models: Mapping[str, dict[str, Any]] | None = None) -> str:
+    """Describe all that a training follows from; models as `training_config` takes them."""
     # Of the wire to begin with its weights count, which a path does not tell.
     begun = None if recipe.init_from is None else read_config(folder_of(recipe.init_from))["sha256"]
-    config = training_config(recipe, [recipe.data], init_from=begun)
-    check_training(out, config)
+    return training_config(recipe, [recipe.data], models, init_from=begun)
+
+
+def _train(recipe: WireRecipe, session: Session, out: Path) -> Path:
+    check_training(out, config_of(recipe))
     least = recipe.held_out + recipe.batch_size
     passages = by_context(load_questions(recipe.data, least=least))
     kept = len(passages) - recipe.held_out
     first = parallel.rank() == 0
     lm = FrozenLM.from_pretrained(recipe.wire.reader, recipe.wire.dtype)
+    config = config_of(recipe, {recipe.wire.reader: identity(lm)})
+    check_training(out, config)
     # Where a pass needs all processes, none may skip one because it found what another did not.
     features = None if parallel.all_check() else Features(lm)
     wire = Wire(parallel.sharded(lm), recipe.wire)
@@ -185,7 +204,8 @@ def add_text_reader(
     out = train_wire(recipe, session)
     if parallel.rank() == 0:
         wires.append(Wire.from_pretrained(out / "wire"))
-        TextWire(before.code.lm, wires).save(out / "text-wire")
+        with owned(out):
+            TextWire(before.code.lm, wires).save(out / "text-wire")
     return out
 
 

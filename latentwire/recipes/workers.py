@@ -17,6 +17,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -67,7 +68,8 @@ def apart(
 ) -> Iterator[tuple[str, str | None]]:
     """Run job(*arguments) for each name in a process of its own: one after another here, or as many
     at once as the Ray at an address has room for. As each ends, its name, and how its process died
-    if it did; one that dies takes no other with it, and none is begun a second time."""
+    if it did; one that dies takes no other with it, none is begun a second time, and none outlives
+    the process that began it."""
     if address is None:
         return ((name, _alone(job, given)) for name, given in arguments.items())
     return _together(job, arguments, address)
@@ -97,7 +99,21 @@ def _alone(job: Callable[..., None], arguments: tuple) -> str | None:
 def _in_own_group(job: Callable[..., None], arguments: tuple) -> None:
     # A terminal sends Ctrl-C to a whole group; a second signal would end a training at once.
     os.setpgid(0, 0)
+    end_with_parent()
     job(*arguments)
+
+
+def end_with_parent() -> None:
+    """Have this process end, at once, when the one that started it is gone, killed or not: what it
+    wrote can be gone on with, and a sweep that is begun again must not train beside it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _together(

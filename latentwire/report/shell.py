@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
+
+Id = TypeVar("Id", str, tuple[str, ...])
 
 CSS = """
 :root { color-scheme: light; --bg: #fff; --ink: #1b1f24; --muted: #57606a; --line: #d5dae0;
@@ -113,7 +115,7 @@ def config_section(config: dict[str, Any]) -> Markup:
 <details><summary>config.json</summary><pre>{}</pre></details>""").format(text)
 
 
-def drawn(ids: Iterable[str], count: int) -> list[str]:
+def drawn(ids: Iterable[Id], count: int) -> list[Id]:
     """So many of the ids, chosen by a seed, so that nobody can choose them by their look."""
     shuffled = sorted(ids)
     random.Random(0).shuffle(shuffled)

@@ -46,6 +46,12 @@ RECORDS = {
 }
 """The files with one record a line, and what a record must hold."""
 
+KEYS = {
+    "metrics.jsonl": ("stage", "step"),
+    "predictions.jsonl": ("id", "context", "question", "condition"),
+}
+"""The fields of a record that no other in its file has."""
+
 
 def wire_sections(run: str, found: dict[str, Any]) -> list[Markup]:
     """Sections of the page of a run of this name; found: the contents of its files by name."""
@@ -128,9 +134,11 @@ that it ends at. {}</p>""").format(said, training_plot(metrics), " ".join(pace(m
 
 
 def _examples(answers: Sequence[dict[str, Any]]) -> Markup:
-    questions: dict[str, dict[str, dict[str, Any]]] = {}
+    # An id alone may be that of several questions in a run of before ids were checked.
+    questions: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for a in answers:
-        questions.setdefault(str(a["id"]), {})[a["condition"]] = a
+        asked = (str(a["id"]), a["context"], a["question"])
+        questions.setdefault(asked, {})[a["condition"]] = a
     ids = drawn(questions, EXAMPLES)
     return Markup("""<h2>Example answers</h2>
 <p class="note">{} of {} questions: the first of their ids, sorted and then

@@ -4,7 +4,8 @@ line."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,14 @@ class DataError(ValueError):
 
 LINE_BYTES = 1 << 21
 """Longest line of a JSONL file: half a million tokens, more than any reader's window at 4x."""
+
+
+def check_ids(ids: Iterable[str], kind: str, source: str) -> None:
+    """Raises DataError where two rows of a source have one id: answers are joined by it. kind: what
+    a row is, in words."""
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(f"{source}: two {kind} have the id {twice[0]!r}; expected one each")
 
 
 def read_text(path: Path) -> str:

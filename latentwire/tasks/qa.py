@@ -22,7 +22,7 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
 from latentwire.reading import shortened
-from latentwire.tasks.base import DataError, read_jsonl
+from latentwire.tasks.base import DataError, check_ids, read_jsonl
 from latentwire.texts import check_texts
 
 
@@ -66,9 +66,11 @@ def _question(row: Mapping[str, Any], source: str) -> Question:
 def load_questions(source: str, limit: int | None = None, least: int = 1) -> list[Question]:
     """Questions of a JSONL file, or of a data set on the Hugging Face hub: hub:NAME or
     hub:NAME#SPLIT ("hub:rajpurkar/squad#validation"; the train split if none is named; needs
-    `pip install datasets`). Raises DataError for fewer than `least` passages."""
+    `pip install datasets`). Raises DataError for fewer than `least` passages, and for an id that
+    two questions have."""
     rows = _read_hub(source[4:], limit) if source.startswith("hub:") else None
     rows = read_questions(Path(source), limit) if rows is None else rows
+    check_ids((row.id for row in rows), "questions", source)
     passages = len({row.context for row in rows})
     if passages < least:
         asked = "" if limit is None else f" in the first {limit} questions"

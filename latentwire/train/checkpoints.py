@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.optim import Optimizer
 
-from latentwire.files import digest, read_rows, write_whole
+from latentwire.files import digest, first_of, read_rows, write_whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -193,8 +193,10 @@ def log_row(path: Path, row: Mapping[str, object]) -> None:
 
 def logged(path: Path, stage: str, step: int) -> list[dict]:
     """The rows of a stage up to a step. Those after it, which a killed process logged before its
-    next checkpoint, are taken out of the file, and so is a line that was cut off."""
-    kept = [r for r in read_rows(path) if r["stage"] != stage or r["step"] <= step]
+    next checkpoint, are taken out of the file, and so are a line that was cut off and a step that
+    two processes once logged."""
+    rows = first_of(read_rows(path), lambda r: (r["stage"], r["step"])).values()
+    kept = [r for r in rows if r["stage"] != stage or r["step"] <= step]
     text = "".join(json.dumps(r) + "\n" for r in kept)
     if path.exists() and text.encode() != path.read_bytes():
         write_whole(path, text)

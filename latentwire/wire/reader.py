@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.lm.sentences import SentenceEncoder
 from latentwire.wire import fsq
 from latentwire.wire.adapter import Adapter
 from latentwire.wire.message import MessageError
@@ -57,6 +58,16 @@ class Reader:
     @property
     def head(self) -> KVPrefix:
         return self.adapter.head
+
+    @property
+    def models(self) -> Mapping[str, FrozenLM | SentenceEncoder]:
+        """Maps what they do, or a name, to the frozen models that take part."""
+        return {"reader": self.lm, "source": self.wire.encoder.lm, **self.wire.encoder.others}
+
+    @property
+    def trained(self) -> Mapping[str, Tensor]:
+        """Holds what was trained for this reader, beside what its wire's id tells."""
+        return self.adapter.state_dict()
 
     @property
     def id(self) -> bytes:

@@ -193,6 +193,16 @@ class TextReader:
         return self.wire.format
 
     @property
+    def models(self) -> Mapping[str, FrozenLM]:
+        """Maps what they do to the frozen models that take part."""
+        return {"reader": self.lm, "source": self.shared.code.lm}
+
+    @property
+    def trained(self) -> Mapping[str, Tensor]:
+        """Holds what was trained for this reader."""
+        return self.wire.state_dict()
+
+    @property
     def id(self) -> bytes:
         return self.wire.id
 

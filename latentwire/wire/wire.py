@@ -13,7 +13,7 @@ import json
 import math
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -202,6 +202,16 @@ class Wire(nn.Module):
             for row, z in zip(rows, self.compress(*self.read(pieces, starts), kept), strict=True):
                 made[row].append(z)
         return [Latents.joined(zs, *layout) for zs, layout in zip(made, layouts, strict=True)]
+
+    @property
+    def models(self) -> Mapping[str, FrozenLM]:
+        """Maps what they do to the frozen models that take part."""
+        return {"reader": self.lm}
+
+    @property
+    def trained(self) -> Mapping[str, Tensor]:
+        """Holds what was trained for this reader."""
+        return self.state_dict()
 
     @property
     def id(self) -> bytes:
