@@ -254,3 +254,21 @@ def test_readers_answer_from_a_message():
     contents = wire.readers[0].open([data])
     assert isinstance(contents[0], Codes)
     assert (contents[0].zeros().values == 0).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "gpt2"])
+def test_attention_is_computed_from_what_is_seen(family):
+    """Softmax of queries by keys, where they may be seen, is Hugging Face's own attention."""
+    lm = tiny_lm(family)
+    prefix = lm.prefill(Prompt.from_ids(lm, [lm.ids(TEXT)] * 2))
+    prompt = Prompt.from_ids(lm, [lm.ids("Who finished it?"), lm.ids("When?")], prefix)
+    layers = [0, 2]
+    with torch.no_grad():
+        final, seen = lm.attention_inputs(prompt, layers)
+        maps = lm.attentions(prompt)
+        torch.testing.assert_close(final, lm.final(prompt))
+    for layer, (queries, keys, _, visible) in zip(layers, seen, strict=True):
+        keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
+        logits = (queries @ keys.transpose(-1, -2)).masked_fill(~visible, -torch.inf)
+        real = prompt.mask[:, None, :, None]
+        torch.testing.assert_close(logits.softmax(-1) * real, maps[layer] * real)

@@ -10,8 +10,14 @@ exists once, in `predicting`; logits are computed only for the states whose pred
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -33,6 +39,7 @@ from latentwire.lm.hooks import (
     Reached,
     attending,
     attending_eagerly,
+    attention_seen,
     entered,
     hooked,
     masked,
@@ -191,10 +198,25 @@ class FrozenLM(Words):
         def keep(_module, _args, output):
             maps.append(output[1])
 
-        self._forward(
-            prompt, hooks=[(attention, keep) for attention in self._attentions], eager=True
-        )
+        hooks = [(attention, keep) for attention in self._attentions]
+        self._forward(prompt, hooks=hooks, attention=attending_eagerly)
         return maps
+
+    def attention_inputs(
+        self, prompt: Prompt, layers: Sequence[int]
+    ) -> tuple[Float[Tensor, "b t d"], list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
+        """The final states, and what attention of these layers is computed from: queries
+        [b, h, t, e], rotated and scaled; keys and values [b, g, k, e] over the prefix's slots and
+        then the embeds; and which of these each query sees, [b, 1 or h, t, k]."""
+        seen: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+        def see(layer: int, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> None:
+            if layer in layers:
+                visible = mask > torch.finfo(mask.dtype).min / 2
+                seen[layer] = queries, keys, values, visible[..., : keys.shape[2]]
+
+        final, _ = self._forward(prompt, attention=partial(attention_seen, see))
+        return final, [seen[layer] for layer in layers]
 
     def prefill(self, prompt: Prompt) -> KVPrefix:
         """The prompt as a cache, its own prefix included, for other prompts to continue."""
@@ -369,15 +391,15 @@ class FrozenLM(Words):
         prompt: Prompt,
         keep_cache: bool = False,
         hooks: Sequence[tuple[Any, Any]] = (),
-        eager: bool = False,
+        attention: Callable[[Any], AbstractContextManager[None]] = nullcontext,
     ) -> tuple[Tensor, KVPrefix | None]:
         """Final states [b, t, d] and, on request, the grown cache. Every path ends here, in one
-        turn. hooks: see modules after all that the prompt does to them. eager: whether attention
-        gives its probabilities, which takes longer."""
+        turn. hooks: see modules after all that the prompt does to them. attention: what another
+        attention implementation is on in."""
         self._check_window(int(prompt.positions.max()) + 1)
         cached = keep_cache or prompt.prefix is not None
         cache = as_cache(prompt.prefix, keep_cache) if cached else None
-        setting = partial(self._setting, prompt, eager)
+        setting = partial(self._setting, prompt, attention)
         with (
             turn(self.model),
             hooked([*self._hooks(prompt), *hooks]),
@@ -417,7 +439,9 @@ class FrozenLM(Words):
         return checkpoint(last, prompt.embeds, use_reentrant=False), None  # pyright: ignore
 
     @contextmanager
-    def _setting(self, prompt: Prompt, eager: bool) -> Iterator[None]:
+    def _setting(
+        self, prompt: Prompt, attention: Callable[[Any], AbstractContextManager[None]]
+    ) -> Iterator[None]:
         """A turn with what has to be on while blocks run: the adapter, masks for each head, and the
         attention implementation."""
         slots = prompt.prefix is not None and prompt.prefix.head_slots
@@ -425,8 +449,7 @@ class FrozenLM(Words):
         with adapted(self.model, self.adapter), ExitStack() as stack:
             if slots:
                 stack.enter_context(masked(self._attentions, change))
-            if eager:
-                stack.enter_context(attending_eagerly(self.model))
+            stack.enter_context(attention(self.model))
             yield
 
     def _hooks(self, prompt: Prompt) -> list[tuple[Any, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from latentwire.lm.prompt import Memory, Patch
 
@@ -60,8 +61,33 @@ def masked(modules: Sequence[Any], change: Callable[[int, Tensor], Tensor]) -> I
 @contextmanager
 def attending_eagerly(model: Any) -> Iterator[None]:
     """Attention as plain matrix products, which give probabilities beside the output."""
+    with _implementation(model, "eager"):
+        yield
+
+
+@contextmanager
+def attention_seen(see: Callable[..., None], model: Any) -> Iterator[None]:
+    """Each layer calls `see(layer, queries, keys, values, mask)` before it attends: queries
+    [b, h, t, e] rotated and scaled, keys and values [b, g, k, e] of g KV heads, mask additive."""
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def seen(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any):
+        see(module.layer_idx, query * options["scaling"], key, value, mask)
+        return attend(module, query, key, value, mask, **options)
+
+    name = f"latentwire-{id(see)}"  # of this pass: other models may be seen at the same time
+    ALL_ATTENTION_FUNCTIONS.register(name, seen)
+    try:
+        with _implementation(model, name):
+            yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS._global_mapping.pop(name)
+
+
+@contextmanager
+def _implementation(model: Any, name: str) -> Iterator[None]:
     before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
