@@ -21,7 +21,7 @@ from latentwire.tasks.qa import Passage, Question, ask
 from latentwire.wire.codes.code import REACH, Code, CodeConfig, read
 from latentwire.wire.codes.decoder import normed
 from latentwire.wire.codes.message import HEADER_BYTES, CodeMessage
-from latentwire.wire.codes.wire import CodeReader, Codes, CodeWire
+from latentwire.wire.codes.wire import CodeReader, Codes, CodeWire, Source
 from latentwire.wire.folder import WireError
 from latentwire.wire.latents import head_of
 from latentwire.wire.message import MessageError
@@ -56,7 +56,7 @@ def fitted(source, reader, channels: int, bits: int = 8, count: int = 40) -> Cod
     saved = fit_code(code, [Fit(sums, sensitivity)])
     assert (saved[:-1] >= saved[1:] - 1e-6).all()
     fit_decoder(code, part, sums)
-    return CodeWire(code, source, [part])
+    return CodeWire(code, Source.of(source), [part])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])

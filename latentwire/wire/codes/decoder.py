@@ -43,6 +43,7 @@ class Decoder(nn.Module):
         self.mean = nn.Parameter(torch.zeros(outputs), False)
         self.scale = nn.Parameter(torch.ones(outputs), False)
         """Mean and deviation of the reader's own keys and values."""
+        self.wide: Tensor
         self.register_buffer("wide", torch.tensor(wide), persistent=False)
 
     def forward(self, codes: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -24,19 +25,58 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from latentwire.artifact import (
+    ArtifactError,
+    check_sizes,
+    fill,
+    one_error,
+    read_tensors,
+    typed,
+)
 from latentwire.files import write_whole
-from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.lm import Dtype, FrozenLM, KVPrefix
 from latentwire.lm.families import rotate
-from latentwire.wire.codes.code import Code, read
+from latentwire.texts import check_texts
+from latentwire.wire.codes.code import Code, CodeConfig, read
 from latentwire.wire.codes.decoder import Decoder
 from latentwire.wire.codes.message import HEADER_BYTES, TEXT_BYTES, CodeMessage
-from latentwire.wire.folder import WireError
+from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.latents import Latents, as_prefix, head_of
 from latentwire.wire.message import MessageError
 from latentwire.wire.slots import chosen
 from latentwire.wire.wire import RESERVE, check_kept
 
 KIND, FORMAT_VERSION = "code wire", 1
+
+
+@dataclass(frozen=True)
+class SavedReader:
+    """What config.json says of one reader."""
+
+    name: str
+    dtype: Dtype
+    architecture: str
+    weights: str
+    """Fingerprint of the LM's weights."""
+    hidden: int
+    soft_prompt: int
+    """Tokens of it."""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What config.json of a code wire holds."""
+
+    code: CodeConfig
+    source_weights: str
+    """Fingerprint of the source's weights, 16 hex digits."""
+    sha256: str
+    readers: tuple[SavedReader, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.source_weights) != 16 or set(self.source_weights) - set("0123456789abcdef"):
+            raise WireError(f"source_weights is {self.source_weights!r}; expected 16 hex digits")
 
 
 @dataclass(frozen=True)
@@ -54,6 +94,27 @@ class Codes:
     def means(self) -> Codes:
         """The same with every slot at the reader's mean: a control."""
         return replace(self, blank=True)
+
+
+class Source:
+    """The LM that writes a code, loaded when it is first asked for."""
+
+    def __init__(self, name: str, fingerprint: str, lm: FrozenLM | None = None):
+        self.name, self.fingerprint, self._lm = name, fingerprint, lm
+
+    @classmethod
+    def of(cls, lm: FrozenLM) -> Source:
+        """One that is loaded."""
+        return cls(lm.name, lm.fingerprint, lm)
+
+    @property
+    def lm(self) -> FrozenLM:
+        """The LM. Raises WireError where its weights are not those of the fingerprint."""
+        if self._lm is None:
+            lm = FrozenLM.from_pretrained(self.name)
+            check_copy(self.fingerprint, lm)
+            self._lm = lm
+        return self._lm
 
 
 class CodeReader(nn.Module):
@@ -74,6 +135,21 @@ class CodeReader(nn.Module):
     def reader(self) -> str:
         """Name of the LM."""
         return self.lm.name
+
+    @property
+    def dtype(self) -> Dtype:
+        """Number type of the LM's weights."""
+        return "bfloat16" if self.lm.dtype == torch.bfloat16 else "float32"
+
+    @property
+    def models(self) -> Mapping[str, FrozenLM]:
+        """The frozen models that its answers rest on, by name."""
+        return {self.wire.source.name: self.wire.source, self.reader: self.lm}
+
+    @property
+    def trained(self) -> Mapping[str, Tensor]:
+        """What was trained for it."""
+        return self.state_dict()
 
     @property
     def wire(self) -> CodeWire:
@@ -183,8 +259,7 @@ class CodeReader(nn.Module):
 class CodeWire:
     """The code of one source, and the readers that have a decoder for it."""
 
-    def __init__(self, code: Code, source: FrozenLM | Source, readers: Sequence[CodeReader]):
-        """source: the LM, or where to find it once something is sent."""
+    def __init__(self, code: Code, source: Source, readers: Sequence[CodeReader]):
         names = [reader.reader for reader in readers]
         if len(set(names)) < len(names):
             raise WireError(f"readers are {names}; expected none of them twice")
@@ -193,18 +268,14 @@ class CodeWire:
         for reader in readers:
             reader._wire = self
 
-    @cached_property
+    @property
     def source(self) -> FrozenLM:
         """The LM that reads texts. Raises WireError where it is another copy than the code's."""
-        lm = self._source
-        if isinstance(lm, Source):
-            lm = FrozenLM.from_pretrained(lm.name)
-            check_copy(self._source.fingerprint, lm)
-        return lm
+        return self._source.lm
 
     @property
     def fingerprint(self) -> str:
-        """Of the source's weights."""
+        """Fingerprint of the source's weights."""
         return self._source.fingerprint
 
     @cached_property
@@ -230,30 +301,60 @@ class CodeWire:
     def save(self, folder: Path) -> None:
         """config.json, the code's weights, and each reader's; the readers' digests are in it."""
         folder.mkdir(parents=True, exist_ok=True)
-        parts = {"code": self.code, **{f"reader-{i}": r for i, r in enumerate(self.readers)}}
-        tensors = {name: weights(part) for name, part in parts.items()}
-        for name, data in tensors.items():
+
+        def put(name: str, module: nn.Module) -> str:
+            data = weights(module)
             write_whole(folder / f"{name}.safetensors", data)
-        record = {
-            "kind": KIND,
-            "format_version": FORMAT_VERSION,
-            "code": asdict(self.code.config),
-            "source_width": len(self.code.weight) // len(self.code.config.layers),
-            "source_weights": self.fingerprint,
-            "readers": [
-                {
-                    "name": reader.reader,
-                    "dtype": str(reader.lm.dtype).removeprefix("torch."),
-                    "architecture": reader.lm.architecture,
-                    "weights": reader.lm.fingerprint,
-                    "hidden": reader.decoder.hidden,
-                    "format_tokens": len(reader.format),
-                }
-                for reader in self.readers
-            ],
-            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in tensors.items()},
-        }
+            return hashlib.sha256(data).hexdigest()
+
+        readers = tuple(
+            SavedReader(
+                reader.reader,
+                reader.dtype,
+                reader.lm.architecture,
+                reader.lm.fingerprint,
+                reader.decoder.hidden,
+                len(reader.format),
+                put(f"reader-{i}", reader),
+            )
+            for i, reader in enumerate(self.readers)
+        )
+        saved = Saved(self.code.config, self.fingerprint, put("code", self.code), readers)
+        record = {"kind": KIND, "format_version": FORMAT_VERSION, **asdict(saved)}
         write_whole(folder / "config.json", json.dumps(record, indent=1))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        lms: Mapping[str, FrozenLM] | None = None,
+        only: int | None = None,
+    ) -> CodeWire:
+        """Load a code wire as Wire.from_pretrained does, or the shipped one by the name
+        "interlingua".
+
+        lms: those of its models that are loaded already, by name. only: of its readers this one
+        alone, by its place. Raises WireError for a folder that holds none, for weights that were
+        truncated or altered, and for a reader of another architecture than it was trained for.
+        """
+        folder, lms = folder_of(name), dict(lms or {})
+        record = read_record(folder, KIND, FORMAT_VERSION)
+        with one_error(WireError, f"{folder}/config.json"):
+            saved = typed(Saved, record)
+        places = range(len(saved.readers)) if only is None else [only]
+        readers = [_reader(folder, saved, i, lms) for i in places]
+        with one_error(WireError, folder):
+            state = read_tensors(folder / "code.safetensors", saved.sha256)
+            check_sizes(state, {"channels": (saved.code.channels, "weight", 1)})
+            width, rest = divmod(len(state["weight"]), len(saved.code.layers))
+            if rest:
+                raise ArtifactError(f"layers are {saved.code.layers}, which the weights do not fit")
+            code = Code(saved.code, width)
+            fill(code, state)
+        lm = lms.get(saved.code.source)
+        if lm is not None:
+            check_copy(saved.source_weights, lm)
+        return cls(code.eval(), Source(saved.code.source, saved.source_weights, lm), readers)
 
     def ids(self, text: str) -> Tensor:
         """Token ids of a text as the source reads it."""
@@ -269,6 +370,7 @@ class CodeWire:
         """Texts as messages, the same for every reader. with_text: the text travels beside its
         codes. Raises WireError for an empty text, one that the source's tokenizer loses a part of,
         or one beyond the source's context."""
+        check_texts(texts, "texts")
         messages = []
         for row, text in enumerate(texts):
             ids, room = self.ids(text), self.source.window - len(self.source.frame.head)
@@ -285,14 +387,6 @@ class CodeWire:
         return messages
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where to find the source LM, and which copy of it wrote the code."""
-
-    name: str
-    fingerprint: str
-
-
 def check_copy(fingerprint: str, lm: FrozenLM) -> None:
     """Raises WireError where an LM's weights are not those of a fingerprint."""
     if lm.fingerprint != fingerprint:
@@ -306,3 +400,32 @@ def weights(module: nn.Module) -> bytes:
     """A module's tensors in bfloat16, as they are saved."""
     state = {k: v.detach().to("cpu", torch.bfloat16) for k, v in module.state_dict().items()}
     return save(state)
+
+
+def _reader(folder: Path, saved: Saved, place: int, lms: dict[str, FrozenLM]) -> CodeReader:
+    """One reader of a saved wire; its LM is loaded where it is not in `lms`, and then is."""
+    of = saved.readers[place]
+    with one_error(WireError, folder):
+        state = read_tensors(folder / f"reader-{place}.safetensors", of.sha256)
+        sizes = {
+            "hidden": (of.hidden, "decoder.down", 1),
+            "channels": (saved.code.channels, "decoder.weight", 0),
+            "soft_prompt": (of.soft_prompt, "format", 0),
+        }
+        check_sizes(state, sizes)
+    lm = lms[of.name] = lms.get(of.name) or FrozenLM.from_pretrained(of.name, of.dtype)
+    if lm.architecture != of.architecture:
+        raise WireError(
+            f"{folder} has a decoder for {of.name} {of.architecture}; got {lm.name} "
+            f"{lm.architecture}"
+        )
+    if lm.fingerprint != of.weights:
+        warnings.warn(
+            f"the decoder for {of.name} was trained on another copy of it (its weights differ); "
+            "expect somewhat lower scores",
+            stacklevel=3,
+        )
+    reader = CodeReader(lm, saved.code.channels, of.hidden, of.soft_prompt)
+    with one_error(WireError, folder):
+        fill(reader, state)
+    return reader.eval()
