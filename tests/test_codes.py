@@ -21,7 +21,8 @@ from latentwire.tasks.qa import Passage, Question, ask
 from latentwire.wire.codes.code import REACH, Code, CodeConfig, read
 from latentwire.wire.codes.decoder import normed
 from latentwire.wire.codes.message import HEADER_BYTES, CodeMessage
-from latentwire.wire.codes.wire import CodeReader, Codes, CodeWire, Source
+from latentwire.wire.codes.reader import CodeReader, Codes
+from latentwire.wire.codes.wire import CodeWire, Source
 from latentwire.wire.folder import WireError
 from latentwire.wire.latents import head_of
 from latentwire.wire.message import MessageError

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentwire.tasks.qa import Passage, answer_targets, passages_prompt
 from latentwire.train.losses import distillation, token_loss
-from latentwire.wire.codes.wire import CodeReader, Codes
+from latentwire.wire.codes.reader import CodeReader, Codes
 
 CE = 0.5
 """Weight of cross-entropy beside KL."""

@@ -22,7 +22,7 @@ from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.families import rotate
 from latentwire.tasks.qa import Passage, answer_targets, passages_prompt
 from latentwire.wire.codes.code import Code
-from latentwire.wire.codes.wire import CodeReader
+from latentwire.wire.codes.reader import CodeReader
 
 PENALTY = 1e-3
 """Ridge penalty per token, in units of a normed feature."""

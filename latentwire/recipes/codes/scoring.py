@@ -16,7 +16,7 @@ from torch import Tensor
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.ridge import Ridge
 from latentwire.tasks.qa import Passage, answer_targets, passages_prompt
-from latentwire.wire.codes.wire import CodeReader
+from latentwire.wire.codes.reader import CodeReader
 from latentwire.wire.scorer import FLOOR
 
 

@@ -44,7 +44,8 @@ from latentwire.train import parallel
 from latentwire.train.batches import shuffled
 from latentwire.train.loop import train
 from latentwire.train.settings import Session
-from latentwire.wire.codes.wire import CodeReader, Codes, CodeWire, weights
+from latentwire.wire.codes.reader import CodeReader, Codes, weights
+from latentwire.wire.codes.wire import CodeWire
 
 MOST_LAYERS = 8
 """Layers whose attention is trained; of a reader with more wide layers, the last ones."""

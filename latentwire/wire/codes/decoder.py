@@ -1,11 +1,10 @@
 """A reader's decoder: latent codes in, keys and values of all of its layers out.
 
-One linear map serves all layers; the layers that see the whole text, whose keys must be the most
-exact, get a perceptron beside it that is zero at the start. Keys come out as they are before
-rotation, so a code means the same wherever it stands, and at the size that the reader's key norm
-gives them where it has one (Gemma 3, Qwen3): a regression's are too small.
+A linear map, fitted in closed form, and a perceptron beside it that is zero at the start. Keys come
+out as they are before rotation, so a code means the same wherever it stands, and at the size that
+the reader's key norm gives them where it has one (Gemma 3, Qwen3): a regression's are too small.
 
-Shapes: n tokens, c channels, l layers, h KV heads, e width of a head, w wide layers, r hidden.
+Shapes: n tokens, c channels, l layers, h KV heads, e width of a head, y numbers of all layers.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from latentwire.lm import FrozenLM
-from latentwire.lm.families import key_gains, wide_layers
+from latentwire.lm.families import key_gains
 
 
 class Decoder(nn.Module):
@@ -27,8 +26,7 @@ class Decoder(nn.Module):
     def __init__(self, lm: FrozenLM, channels: int, hidden: int):
         super().__init__()
         heads, width = lm.kv_shape
-        layers, wide = len(lm.blocks), wide_layers(lm.model.config)
-        self.hidden = hidden
+        layers, self.hidden = len(lm.blocks), hidden
         self.shape = (layers, 2, heads, width)
         outputs = math.prod(self.shape)
         self.gains = key_gains(lm.model)  # a list, since they are the reader's and not trained here
@@ -37,22 +35,18 @@ class Decoder(nn.Module):
         down = torch.randn(channels, hidden, generator=torch.Generator().manual_seed(0))
         self.down = nn.Parameter(down / channels**0.5)
         self.down_bias = nn.Parameter(torch.zeros(hidden))
-        self.up = nn.Parameter(torch.zeros(hidden, len(wide) * 2 * heads * width))
+        self.up = nn.Parameter(torch.zeros(hidden, outputs))
         self.score_weight = nn.Parameter(torch.zeros(channels, layers * heads), False)
         self.score_bias = nn.Parameter(torch.zeros(layers * heads), False)
         self.mean = nn.Parameter(torch.zeros(outputs), False)
         self.scale = nn.Parameter(torch.ones(outputs), False)
         """Mean and deviation of the reader's own keys and values."""
-        self.wide: Tensor
-        self.register_buffer("wide", torch.tensor(wide), persistent=False)
 
     def forward(self, codes: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor]:
         """Keys before rotation and values, [l, h, n, e] each."""
-        out = (codes @ self.weight).float() + self.bias
-        out = out.view(len(codes), *self.shape)
         hidden = gelu(codes @ self.down + self.down_bias)
-        moved = (hidden @ self.up).float().view(len(codes), -1, *self.shape[1:])
-        return self._as_cache(out.index_add(1, self.wide, moved).flatten(1) * self.scale)
+        out = (codes @ self.weight).float() + (hidden @ self.up).float() + self.bias
+        return self._as_cache(out * self.scale)
 
     def mean_slots(self, n: int) -> tuple[Tensor, Tensor]:
         """The mean key and value n times, as `forward` gives them: a control."""
