@@ -4,13 +4,13 @@ import os
 import sys
 import warnings
 
-from latentwire.commands.bench import bench
-from latentwire.commands.lens import lens
-from latentwire.commands.models import doctor, fetch, report
-from latentwire.commands.seek import seek
-from latentwire.commands.shared import run_command
-from latentwire.commands.sweep import sweep
-from latentwire.commands.wire import add_reader, ask, evaluate, train
+from latentwire.cli.bench import bench
+from latentwire.cli.command_line import run_command
+from latentwire.cli.lens import lens
+from latentwire.cli.models import doctor, fetch, report
+from latentwire.cli.seek import seek
+from latentwire.cli.sweep import sweep
+from latentwire.cli.wire import add_reader, ask, evaluate, train
 from latentwire.terminal import printable
 
 COMMANDS = {"ask": ask, "eval": evaluate, "fetch": fetch, "doctor": doctor, "report": report}

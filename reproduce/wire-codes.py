@@ -22,14 +22,14 @@ from pathlib import Path
 
 import torch
 
-from latentwire.recipes.objectives import Objectives
-from latentwire.recipes.readers import evaluate_readers
-from latentwire.recipes.shared import load_models, train_shared, wire_loss
-from latentwire.recipes.shared_config import SharedRecipe, shared_4x
-from latentwire.recipes.stock import load_stock
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.schedules import Schedule
-from latentwire.wire.shared import SharedWire
+from latentwire.wire.joint import evaluate_readers
+from latentwire.wire.learned.config import SharedRecipe, shared_4x
+from latentwire.wire.learned.data import load_stock
+from latentwire.wire.learned.objectives import Objectives
+from latentwire.wire.learned.shared_wire import SharedWire
+from latentwire.wire.learned.training import load_models, train_shared, wire_loss
 
 
 def options() -> argparse.Namespace:

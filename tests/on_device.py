@@ -17,25 +17,25 @@ from test_recipes import data, recipe  # noqa: F401 (data: a fixture)
 from test_shared import SIZES
 from tiny import tiny_lm
 
+from latentwire.lens.evaluation import LensEvaluation, evaluate_lens
+from latentwire.lens.explain import explain_text
 from latentwire.lens.lens import Lens
+from latentwire.lens.training import train_lens
 from latentwire.lm import FrozenLM
 from latentwire.lm.doctor import examine
-from latentwire.recipes.evaluation import evaluate_wire
-from latentwire.recipes.lens import train_lens
-from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens
-from latentwire.recipes.lens_explain import explain_text
-from latentwire.recipes.objectives import Objectives
-from latentwire.recipes.readers import losses as lost_by
-from latentwire.recipes.seek import SeekRecipe, run_seek
-from latentwire.recipes.shared import train_shared
-from latentwire.recipes.shared_config import SharedRecipe
-from latentwire.recipes.wire import train_wire
+from latentwire.seek.run import SeekRecipe, run_seek
 from latentwire.tasks.qa import by_context, load_questions
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.schedules import Schedule
+from latentwire.wire.evaluation import evaluate_wire
+from latentwire.wire.joint import losses as lost_by
+from latentwire.wire.learned.config import SharedRecipe
+from latentwire.wire.learned.objectives import Objectives
+from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
+from latentwire.wire.learned.training import train_shared
 from latentwire.wire.load import load_wire
-from latentwire.wire.shared import SharedConfig, SharedWire
 from latentwire.wire.text_wire import TextWire
+from latentwire.wire.training import train_wire
 
 Made = TypeVar("Made")
 

@@ -21,8 +21,8 @@ from latentwire.lm import FrozenLM
 from latentwire.lm.zoo import ZooError
 from latentwire.reading import parse_json, read_regular
 from latentwire.train.checkpoints import CheckpointError, Checkpoints
-from latentwire.wire import shared
 from latentwire.wire.folder import WireError
+from latentwire.wire.learned import shared_wire as shared
 from latentwire.wire.slots import Slots
 
 ERRORS = {kind: LensError if kind == "lens" else WireError for kind in KINDS}

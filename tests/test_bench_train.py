@@ -12,9 +12,9 @@ from tiny import tiny_lm
 from latentwire.__main__ import main
 from latentwire.bench.train import PARTS, bench_train
 from latentwire.lm import FrozenLM
-from latentwire.recipes.wire import batch_of, slots_losses
 from latentwire.tasks.qa import by_context, load_questions, question_ids
 from latentwire.train.settings import Session
+from latentwire.wire.training import batch_of, slots_losses
 from latentwire.wire.wire import Wire, WireConfig
 
 LAYERS, WIDTH, HEADS, KV_HEADS, HEAD, INNER, RANK, VOCABULARY = 3, 32, 4, 2, 8, 48, 128, 260

@@ -8,7 +8,10 @@ from tiny import tiny_lm
 
 from latentwire.lm import KVPrefix, Prompt
 from latentwire.lm.families import rotate
-from latentwire.recipes.codes.fitting import (
+from latentwire.tasks.qa import Passage, Question, ask
+from latentwire.wire.codes.code import REACH, Code, CodeConfig, read
+from latentwire.wire.codes.decoder import normed
+from latentwire.wire.codes.fitting import (
     Fit,
     Sensitivity,
     Sums,
@@ -17,9 +20,6 @@ from latentwire.recipes.codes.fitting import (
     pairs,
     reader_cache,
 )
-from latentwire.tasks.qa import Passage, Question, ask
-from latentwire.wire.codes.code import REACH, Code, CodeConfig, read
-from latentwire.wire.codes.decoder import normed
 from latentwire.wire.codes.message import HEADER_BYTES, CodeMessage
 from latentwire.wire.codes.reader import CodeReader, Codes
 from latentwire.wire.codes.wire import CodeWire, Source

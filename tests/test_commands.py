@@ -15,9 +15,9 @@ from tiny import tiny_lm
 import latentwire.wire.wire as wire_module
 from latentwire.__main__ import main
 from latentwire.lm import FrozenLM
-from latentwire.recipes import evaluation
-from latentwire.wire.encoders.base import EncoderConfig
-from latentwire.wire.shared import SharedConfig, SharedWire
+from latentwire.wire import evaluation
+from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.wire import Wire, WireConfig
 

@@ -17,7 +17,7 @@ from latentwire.lm import (
     gradient_checkpointing,
     seeded_noise,
 )
-from latentwire.wire.ways_in import WAYS_IN, Slots, WayIn
+from latentwire.wire.learned.ways_in import WAYS_IN, Slots, WayIn
 
 WIDTH, CHANNELS = 128, 8  # two heads
 QUESTIONS = ["Who built it?", "When?", "And what of the sea?"]

@@ -37,9 +37,6 @@ from latentwire.evals.baselines import full_text
 from latentwire.evals.harness import evaluate
 from latentwire.lm import FrozenLM
 from latentwire.lm.adapters import lora_config
-from latentwire.recipes import wire as recipes
-from latentwire.recipes.evaluation import evaluate_wire
-from latentwire.recipes.wire import train_wire
 from latentwire.tasks.qa import (
     Passage,
     answers,
@@ -49,6 +46,9 @@ from latentwire.tasks.qa import (
 )
 from latentwire.train.checkpoints import Checkpoints
 from latentwire.train.loop import LoopConfig, Session, train
+from latentwire.wire import training as recipes
+from latentwire.wire.evaluation import evaluate_wire
+from latentwire.wire.training import train_wire
 from latentwire.wire.wire import Wire, WireConfig
 
 

@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoTokenizer
 from latentwire.lm import FrozenLM, Prompt
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.lm.zoo import ZooError
-from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.folder import WireError
-from latentwire.wire.pooling import POOLINGS
-from latentwire.wire.shared import SharedConfig, SharedWire
+from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.pooling import POOLINGS
+from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 
 TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]
 SIZES = EncoderConfig(4, 32, channels=8, width=64, layers=1, sentence_encoder=sentence_folder())

@@ -14,9 +14,9 @@ from test_recipes import lm  # noqa: F401 (a fixture)
 
 from latentwire.lm.adapters import lora_config
 from latentwire.lm.words import TOKENIZING
-from latentwire.recipes import wire as recipes
-from latentwire.recipes.features import Features
-from latentwire.recipes.wire import train_wire
+from latentwire.runs.features import Features
+from latentwire.wire import training as recipes
+from latentwire.wire.training import train_wire
 
 ROUNDS = 60
 

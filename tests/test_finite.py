@@ -15,10 +15,10 @@ from latentwire.lens.activations import Dump, Statistics, dump, tokenized
 from latentwire.lens.checks import LensError
 from latentwire.lens.lens import Lens, LensConfig
 from latentwire.lm import FrozenLM, Greedy, Patch, Prompt, Span
-from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.folder import WireError
+from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 from latentwire.wire.message import Message, MessageError
-from latentwire.wire.shared import SharedConfig, SharedWire
 from latentwire.wire.wire import Wire, WireConfig
 
 TEXT = "The lighthouse was finished in 1759."

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from test_guards import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 
-from latentwire.recipes.wire import train_wire
 from latentwire.train.loop import LoopConfig, Session
+from latentwire.wire.training import train_wire
 
 KILLS = 20
 SESSION = Session(check_every=4, keep=2)

@@ -24,10 +24,10 @@ from latentwire.lens.activations import (
 from latentwire.lens.checks import LensError
 from latentwire.lens.decoder import Decoder, DecoderConfig
 from latentwire.lens.encoder import EncoderConfig
+from latentwire.lens.explain import explain_text, tokens_of
 from latentwire.lens.interventions import edited, salience
 from latentwire.lens.lens import Lens, LensConfig
 from latentwire.lm import FrozenLM, Greedy
-from latentwire.recipes.lens_explain import explain_text, tokens_of
 from latentwire.tasks.base import DataError
 
 DOCUMENTS = [f"Document {i} tells of river {7 * i} and of the sea." for i in range(12)]

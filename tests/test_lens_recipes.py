@@ -16,19 +16,19 @@ from tiny import tiny_lm
 
 from latentwire.__main__ import main
 from latentwire.bench import lens as lens_bench
+from latentwire.lens import steps as steps
+from latentwire.lens import training as recipes
 from latentwire.lens.activations import at, draw, dump, read_documents, tokenized
 from latentwire.lens.checks import LensError
+from latentwire.lens.config import Data, LensRecipe, Rates, Weights
 from latentwire.lens.decoder import DecoderConfig
 from latentwire.lens.encoder import EncoderConfig
+from latentwire.lens.evaluation import LensEvaluation, evaluate_lens, reconstructions
+from latentwire.lens.explain import explain_text, tokens_of
 from latentwire.lens.interventions import edited
 from latentwire.lens.lens import Lens, LensConfig
+from latentwire.lens.training import smollm2, train_lens
 from latentwire.lm import FrozenLM, Patch, Prompt, Sampled, seeded_noise
-from latentwire.recipes import lens as recipes
-from latentwire.recipes import lens_steps as steps
-from latentwire.recipes.lens import smollm2, train_lens
-from latentwire.recipes.lens_config import Data, LensRecipe, Rates, Weights
-from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens, reconstructions
-from latentwire.recipes.lens_explain import explain_text, tokens_of
 from latentwire.tasks.base import DataError
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig

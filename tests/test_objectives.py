@@ -12,18 +12,18 @@ from tiny import tiny_lm
 
 from latentwire.lm import Prompt
 from latentwire.lm.adapters import lora_config
-from latentwire.recipes import objectives as steps
-from latentwire.recipes import shared as recipes
-from latentwire.recipes.objectives import OFF, Gist, Objectives, Step, split
-from latentwire.recipes.shared import train_shared, wire_loss
-from latentwire.recipes.stock import Stock
 from latentwire.tasks.qa import Passage, Question, answer_targets, passages_prompt
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.losses import cosine_distance, moment_error, token_loss
 from latentwire.train.schedules import Schedule
 from latentwire.train.step import update
-from latentwire.wire.reader import Values
-from latentwire.wire.shared import SharedConfig, SharedWire
+from latentwire.wire.learned import objectives as steps
+from latentwire.wire.learned import training as recipes
+from latentwire.wire.learned.data import Stock
+from latentwire.wire.learned.objectives import OFF, Gist, Objectives, Step, split
+from latentwire.wire.learned.reader import Values
+from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
+from latentwire.wire.learned.training import train_shared, wire_loss
 
 SHARED = ("gist", "contrast", "diversity")
 WEIGHTS = [n for n in Objectives().schedules if n not in steps.SHARES]

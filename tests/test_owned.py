@@ -25,7 +25,7 @@ with owned(Path(sys.argv[1])):
 """
 SWEEP = """
 import jobs, pathlib, sys
-from latentwire.recipes.workers import apart
+from latentwire.runs.workers import apart
 
 list(apart(jobs.hold, {"member": (pathlib.Path(sys.argv[1]),)}, None))
 """

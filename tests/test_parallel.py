@@ -19,9 +19,9 @@ from test_guards import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 from tiny import tiny_lm
 
-from latentwire.recipes.wire import train_wire
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, Session, train
+from latentwire.wire.training import train_wire
 
 PATIENCE = 200.0
 """Seconds."""

@@ -7,16 +7,16 @@ import pytest
 import torch
 from test_shared import TEXTS, lms, make_wire, passages, recipe  # noqa: F401
 
-from latentwire.recipes import objectives as steps
-from latentwire.recipes.objectives import FULL, Gist, Objectives
-from latentwire.recipes.shared import wire_loss
-from latentwire.recipes.stock import Stock
-from latentwire.wire.encoders import ENCODERS, WritingEncoder
+from latentwire.wire.learned import objectives as steps
+from latentwire.wire.learned.data import Stock
+from latentwire.wire.learned.encoders import ENCODERS, WritingEncoder
+from latentwire.wire.learned.objectives import FULL, Gist, Objectives
+from latentwire.wire.learned.private import Layout
+from latentwire.wire.learned.reader import Reader, Values
+from latentwire.wire.learned.shared_message import SharedMessage
+from latentwire.wire.learned.shared_wire import SharedWire
+from latentwire.wire.learned.training import wire_loss
 from latentwire.wire.message import MessageError
-from latentwire.wire.private import Layout
-from latentwire.wire.reader import Reader, Values
-from latentwire.wire.shared import SharedWire
-from latentwire.wire.shared_message import SharedMessage
 
 LONG = "A text of more than one window, in the tokens of the source, is cut. " * 2
 WRITING = [name for name, encoder in ENCODERS.items() if issubclass(encoder, WritingEncoder)]

@@ -8,9 +8,9 @@ import torch
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM, Prompt
 from latentwire.lm.doctor import CHECKS
-from latentwire.recipes.evaluation import ALMANAC, conditions
 from latentwire.tasks.needles import with_needles
 from latentwire.tasks.qa import answers, ask, by_context, load_questions, with_format
+from latentwire.wire.evaluation import ALMANAC, conditions
 from latentwire.wire.text_message import TextMessage
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.wire import Wire

@@ -1,9 +1,9 @@
 """The shipped lens, in a file of its own so that it runs beside the other real models."""
 
+from latentwire.lens.evaluation import LensEvaluation, evaluate_lens
 from latentwire.lens.lens import Lens
-from latentwire.recipes.evaluation import ALMANAC
-from latentwire.recipes.lens_evaluation import LensEvaluation, evaluate_lens
 from latentwire.tasks.qa import by_context, load_questions
+from latentwire.wire.evaluation import ALMANAC
 
 
 def test_the_shipped_lens_explains_text_it_has_never_seen(tmp_path):

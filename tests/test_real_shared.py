@@ -1,8 +1,8 @@
 """The shipped shared wire, in a file of its own so that it runs beside the other real models."""
 
 from latentwire.evals.harness import evaluate, summarise
-from latentwire.recipes.evaluation import ALMANAC, conditions
 from latentwire.tasks.qa import by_context, load_questions
+from latentwire.wire.evaluation import ALMANAC, conditions
 from latentwire.wire.load import load_wire
 
 

@@ -16,16 +16,16 @@ from latentwire.evals import harness
 from latentwire.evals.baselines import closed_book, pruned, truncated_bytes, zstd_fitting
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM
-from latentwire.recipes import evaluation
-from latentwire.recipes import wire as recipes
-from latentwire.recipes.checks import check_latents
-from latentwire.recipes.evaluation import conditions, evaluate_wire
-from latentwire.recipes.wire import WireRecipe, train_wire
 from latentwire.tasks.base import DataError
 from latentwire.tasks.needles import with_needles
 from latentwire.tasks.qa import Passage, Question, by_context, load_questions
 from latentwire.train.loop import LoopConfig
+from latentwire.wire import evaluation
+from latentwire.wire import training as recipes
+from latentwire.wire.evaluation import conditions, evaluate_wire
 from latentwire.wire.latents import Latents
+from latentwire.wire.training import WireRecipe, train_wire
+from latentwire.wire.training_checks import check_latents
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
 NAMES = ["Ada", "Emmy", "Sofia", "Mary", "Lise", "Rosa", "Vera", "Inge"]

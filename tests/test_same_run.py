@@ -22,19 +22,19 @@ from tiny import sentence_folder, tiny_lm, tokenizer, write_sentences
 
 import latentwire
 from latentwire.files import LOCK, owned
+from latentwire.lens.training import train_lens
 from latentwire.lm import FrozenLM
 from latentwire.lm.identity import basis, identity
 from latentwire.lm.sentences import SentenceEncoder
-from latentwire.recipes.evaluation import evaluate_wire
-from latentwire.recipes.lens import train_lens
-from latentwire.recipes.seek import load_task, run_seek
-from latentwire.recipes.sweep import Evaluation, run_sweep
-from latentwire.recipes.wire import train_wire
+from latentwire.seek.run import load_task, run_seek
 from latentwire.tasks.base import DataError, Task
 from latentwire.tasks.qa import load_questions
 from latentwire.train.loop import LoopConfig
-from latentwire.wire.encoders.base import EncoderConfig
-from latentwire.wire.shared import SharedConfig, SharedWire
+from latentwire.wire.evaluation import evaluate_wire
+from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
+from latentwire.wire.sweep import Evaluation, run_sweep
+from latentwire.wire.training import train_wire
 from latentwire.wire.wire import Wire, WireConfig
 
 CONFIG = WireConfig("tiny-llama", window=64, rank=4, format_tokens=3)
@@ -291,7 +291,7 @@ def test_a_folder_in_use_is_refused_before_a_model_is_loaded(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FrozenLM, "from_pretrained", None)
-    grid = "from latentwire.recipes.wire import smollm2_4x\ngrid = {'a': smollm2_4x()}\n"
+    grid = "from latentwire.wire.training import smollm2_4x\ngrid = {'a': smollm2_4x()}\n"
     Path("grid.py").write_text(grid)
     Path("d.txt").write_text("One document.\n\nAnother document.\n")
     Path("sums.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')

@@ -17,23 +17,23 @@ from transformers import PreTrainedTokenizerFast
 from latentwire.evals.baselines import full_text, replayed
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
-from latentwire.recipes import objectives
-from latentwire.recipes.evaluation import conditions
-from latentwire.recipes.objectives import OFF, Objectives
-from latentwire.recipes.readers import evaluate_readers
-from latentwire.recipes.shared import add_reader, check_readers, train_shared, wire_loss
-from latentwire.recipes.shared_config import SharedRecipe
-from latentwire.recipes.stock import Stock, batch_of, load_stock, ready
 from latentwire.tasks.base import DataError
 from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.losses import token_loss
-from latentwire.wire.encoders import ENCODERS
-from latentwire.wire.encoders.base import EncoderConfig
+from latentwire.wire.evaluation import conditions
+from latentwire.wire.joint import evaluate_readers
+from latentwire.wire.learned import objectives
+from latentwire.wire.learned.config import SharedRecipe
+from latentwire.wire.learned.data import Stock, batch_of, load_stock, ready
+from latentwire.wire.learned.encoders import ENCODERS
+from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.objectives import OFF, Objectives
+from latentwire.wire.learned.reader import Values
+from latentwire.wire.learned.shared_message import SharedMessage
+from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
+from latentwire.wire.learned.training import add_reader, check_readers, train_shared, wire_loss
 from latentwire.wire.message import MessageError
-from latentwire.wire.reader import Values
-from latentwire.wire.shared import SharedConfig, SharedWire
-from latentwire.wire.shared_message import SharedMessage
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
 TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from vector_quantize_pytorch import FSQ
 
-from latentwire.wire import fsq
+from latentwire.wire.learned import fsq
+from latentwire.wire.learned.shared_message import HEADER_BYTES, SharedMessage, message_size
 from latentwire.wire.message import MessageError
-from latentwire.wire.shared_message import HEADER_BYTES, SharedMessage, message_size
 
 SMALL = SharedMessage(
     bytes(range(8)), torch.tensor([[0, 15, 3], [8, 7, 1], [2, 4, 9]]), bits=4, span=11

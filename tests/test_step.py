@@ -15,11 +15,11 @@ from tiny import CONFIGS, tiny_lm
 
 from latentwire.lm import Patch, Prompt, gradient_checkpointing
 from latentwire.lm.adapters import lora_config
-from latentwire.recipes import wire as recipes
-from latentwire.recipes.wire import train_wire
 from latentwire.tasks.qa import by_context, load_questions
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, Session, train
+from latentwire.wire import training as recipes
+from latentwire.wire.training import train_wire
 from latentwire.wire.wire import Wire, WireConfig
 
 

@@ -23,20 +23,20 @@ from tiny import tiny_lm
 from latentwire.__main__ import main
 from latentwire.evals import harness
 from latentwire.lm import FrozenLM
-from latentwire.recipes import sweep as sweeps
-from latentwire.recipes.objectives import Objectives
-from latentwire.recipes.shared import load_models, train_shared
-from latentwire.recipes.shared_config import SharedRecipe
-from latentwire.recipes.sweep import KINDS, Evaluation, load_grid, run_sweep
-from latentwire.recipes.wire import WireRecipe
-from latentwire.recipes.workers import apart, on_ray
 from latentwire.report.sweep import matrix
+from latentwire.runs.workers import apart, on_ray
 from latentwire.train.loop import LoopConfig
-from latentwire.wire.encoders import ENCODERS
-from latentwire.wire.encoders.base import EncoderConfig
-from latentwire.wire.shared import SharedConfig, SharedWire
+from latentwire.wire import sweep as sweeps
+from latentwire.wire.learned.config import SharedRecipe
+from latentwire.wire.learned.encoders import ENCODERS
+from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.objectives import Objectives
+from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
+from latentwire.wire.learned.training import load_models, train_shared
+from latentwire.wire.learned.ways_in import WAYS_IN
+from latentwire.wire.sweep import KINDS, Evaluation, load_grid, run_sweep
 from latentwire.wire.text_wire import TextWire
-from latentwire.wire.ways_in import WAYS_IN
+from latentwire.wire.training import WireRecipe
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
 TIMES = {"ttft_ratio", "encode_ttft_ratio"}
@@ -112,7 +112,7 @@ def test_a_worker_that_died_begins_again_however_large_its_work(ray, tmp_path, c
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_stopped_stops_its_member_once(sent, tmp_path):
     code = (
-        "import pathlib, jobs; from latentwire.recipes.workers import apart; "
+        "import pathlib, jobs; from latentwire.runs.workers import apart; "
         f"list(apart(jobs.wait, {{'a': (pathlib.Path({str(tmp_path)!r}),)}}, None))"
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
@@ -257,7 +257,7 @@ def test_a_wire_that_a_recipe_cannot_be_begun_with(learned, tmp_path):
 
 GRID = """
 from dataclasses import replace
-from latentwire.recipes.wire import WireRecipe
+from latentwire.wire.training import WireRecipe
 from latentwire.report.sweep import matrix
 from latentwire.train.loop import LoopConfig
 from latentwire.wire.wire import WireConfig

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import latentwire
 from latentwire.__main__ import main
-from latentwire.commands.shared import out
+from latentwire.cli.command_line import out
 from latentwire.report.tables import terminal_table
 from latentwire.terminal import printable, terminal
 

@@ -9,8 +9,6 @@ from tiny import tiny_lm
 from latentwire.evals.harness import Answer, evaluate
 from latentwire.evals.metrics import f1
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
-from latentwire.recipes.evaluation import conditions, costs, evaluate_wire
-from latentwire.recipes.readers import evaluate_readers, joint, losses, lost
 from latentwire.tasks import qa
 from latentwire.tasks.qa import (
     Passage,
@@ -21,9 +19,11 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_format,
 )
+from latentwire.wire.evaluation import conditions, costs, evaluate_wire
+from latentwire.wire.joint import evaluate_readers, joint, losses, lost
+from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.load import load_reader, load_wire
 from latentwire.wire.message import MessageError
-from latentwire.wire.shared import SharedWire
 from latentwire.wire.text_message import TextMessage
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.wire import Wire, WireConfig, WireError

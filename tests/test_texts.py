@@ -15,9 +15,9 @@ from latentwire.lm.sentences import SentenceEncoder
 from latentwire.tasks.qa import answers, ask
 from latentwire.train.schedules import Schedule
 from latentwire.train.trackers import check_trackers, tracked
-from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.latents import head_of
-from latentwire.wire.shared import SharedConfig, SharedWire
+from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.wire import Wire, WireConfig
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from latentwire.recipes.runs import begin_training, check_training
+from latentwire.runs.folder import begin_training, check_training
 from latentwire.train.batches import shuffled
 from latentwire.train.checkpoints import CheckpointError, Checkpoints
 from latentwire.train.loop import LoopConfig, Session, train

@@ -14,14 +14,14 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.pytorch_utils import Conv1D
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
-from latentwire.recipes.shared import train_shared
 from latentwire.train.loop import Session
-from latentwire.wire.reader import Reader, Values
-from latentwire.wire.shared import SharedWire
-from latentwire.wire.ways_in import WAYS_IN, Slots
-from latentwire.wire.ways_in.caches import turned
-from latentwire.wire.ways_in.embeddings import Embeddings
-from latentwire.wire.ways_in.lora import Lora
+from latentwire.wire.learned.reader import Reader, Values
+from latentwire.wire.learned.shared_wire import SharedWire
+from latentwire.wire.learned.training import train_shared
+from latentwire.wire.learned.ways_in import WAYS_IN, Slots
+from latentwire.wire.learned.ways_in.caches import turned
+from latentwire.wire.learned.ways_in.embeddings import Embeddings
+from latentwire.wire.learned.ways_in.lora import Lora
 from latentwire.wire.wire import WireError
 
 

@@ -22,7 +22,7 @@ import torch
 from latentwire.bench.measure import measured
 from latentwire.lens.decoder import Decoder, DecoderConfig
 from latentwire.lm import FrozenLM, Prompt, StraightThroughGumbel, seeded_noise, token_log_probs
-from latentwire.recipes.workers import end_with_parent
+from latentwire.runs.workers import end_with_parent
 from latentwire.terminal import terminal
 
 MODES = {"uncached": "none", "checkpointed": "checkpoint", "cached": "kv"}

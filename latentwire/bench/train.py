@@ -23,10 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from latentwire.bench.measure import measured
 from latentwire.lm import FrozenLM
 from latentwire.lm.devices import wait_for
-from latentwire.recipes.wire import Batch, WireRecipe, batch_of, slots_losses
 from latentwire.tasks.qa import Passage
 from latentwire.train.settings import LoopConfig, Session
 from latentwire.train.step import update
+from latentwire.wire.training import Batch, WireRecipe, batch_of, slots_losses
 from latentwire.wire.wire import Wire, WireConfig
 
 PARTS = ("data", "encoder", "reader forward", "loss", "backward")

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from latentwire.lm import FrozenLM
-from latentwire.wire import reader, shared, text_wire
+from latentwire.wire import text_wire
 from latentwire.wire.folder import WireError, folder_of, kind_of
 from latentwire.wire.keep import finder
+from latentwire.wire.learned import reader
+from latentwire.wire.learned import shared_wire as shared
 from latentwire.wire.wire import Wire, read_config
 
 AnyWire = Wire | shared.SharedWire | text_wire.TextWire

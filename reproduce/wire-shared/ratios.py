@@ -19,9 +19,9 @@ from pathlib import Path
 
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.files import write_whole
-from latentwire.recipes.evaluation import conditions
-from latentwire.recipes.readers import decode_ahead
 from latentwire.tasks.qa import by_context, load_questions
+from latentwire.wire.evaluation import conditions
+from latentwire.wire.joint import decode_ahead
 from latentwire.wire.text_wire import TextReader, TextWire
 
 QUESTIONS = 200

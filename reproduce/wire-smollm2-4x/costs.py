@@ -19,9 +19,9 @@ from zstandard import compress
 from latentwire.evals.baselines import full_text
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.files import write_whole
-from latentwire.recipes.evaluation import TIMED, costs
 from latentwire.tasks.qa import by_context, load_questions
 from latentwire.wire.codec import BITS
+from latentwire.wire.evaluation import TIMED, costs
 from latentwire.wire.message import Message
 from latentwire.wire.wire import Wire
 

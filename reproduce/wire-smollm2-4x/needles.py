@@ -16,7 +16,7 @@ from pathlib import Path
 
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.files import write_whole
-from latentwire.recipes.evaluation import conditions, load_passages
+from latentwire.wire.evaluation import conditions, load_passages
 from latentwire.wire.wire import Wire
 
 QUESTIONS, RATIOS = 24, (2, 4, 8, 16)

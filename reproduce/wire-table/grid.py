@@ -12,15 +12,15 @@ from typing import get_args
 
 import torch
 
-from latentwire.recipes.objectives import OFF, Objectives
-from latentwire.recipes.shared_config import SharedRecipe
 from latentwire.train.loop import LoopConfig
 from latentwire.train.schedules import Schedule
-from latentwire.wire.encoders import ENCODERS
-from latentwire.wire.encoders.base import EncoderConfig
 from latentwire.wire.folder import WireError
-from latentwire.wire.shared import SharedConfig
-from latentwire.wire.ways_in import WAYS_IN, Calibration
+from latentwire.wire.learned.config import SharedRecipe
+from latentwire.wire.learned.encoders import ENCODERS
+from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.objectives import OFF, Objectives
+from latentwire.wire.learned.shared_wire import SharedConfig
+from latentwire.wire.learned.ways_in import WAYS_IN, Calibration
 
 READER = "smollm2-135m"
 STEPS = int(os.environ["STEPS"])

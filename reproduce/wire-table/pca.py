@@ -16,11 +16,11 @@ from pathlib import Path
 
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.files import write_whole
-from latentwire.recipes.evaluation import conditions
 from latentwire.tasks.qa import by_context, load_questions
-from latentwire.wire.encoders.base import EncoderConfig
+from latentwire.wire.evaluation import conditions
+from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 from latentwire.wire.load import load_wire
-from latentwire.wire.shared import SharedConfig, SharedWire
 
 FITTED, QUESTIONS, CHANNELS = 64, 100, 255
 OUT = Path(__file__).with_suffix(".json")

@@ -16,7 +16,7 @@ from torch import Tensor
 from zstandard import ZstdError, compress, decompress, get_frame_parameters
 
 from latentwire.wire.envelope import BEGIN_BYTES, check_begin, check_sum, sealed
-from latentwire.wire.fsq import pack, unpack
+from latentwire.wire.learned.fsq import pack, unpack
 from latentwire.wire.message import MessageError
 
 MAGIC, VERSION = b"LWLC", 1

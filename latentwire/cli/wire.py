@@ -1,0 +1,232 @@
+"""Commands of the wire: ask, eval, train, add-reader."""
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from latentwire.cli.command_line import (
+    MODEL,
+    WIRE,
+    Positional,
+    check_folder,
+    out,
+    run_command,
+    run_training,
+    trained,
+    write_json,
+)
+
+
+def ask(
+    question: Positional[Annotated[str, tyro.conf.arg(metavar="QUESTION")]],
+    context: Path,
+    wire: str = "default",
+    full_text: bool = False,
+    ratio: int | None = None,
+    keep: str | None = None,
+) -> None:
+    """Answer a question about a text file that the reader sees only as latents.
+
+    Args:
+        question: What to ask.
+        context: Any UTF-8 text file; one longer than the wire's window is compressed window by
+            window.
+        wire: A wire's folder or hub id (owner/name), or one of those shipped: default, for one
+            reader, or shared, whose two readers answer from the same bytes.
+        full_text: Also show what the same reader answers with the whole text in front of it.
+        ratio: Tokens in per latent out, where it is to be another than the wire's own.
+        keep: What of the text to keep as text beside the latents: numbers, names, or what a regular
+            expression finds.
+    """
+    from latentwire.evals import baselines
+    from latentwire.tasks import qa
+    from latentwire.tasks.base import DataError, read_text
+    from latentwire.terminal import printable
+    from latentwire.wire.load import load_with
+
+    if not question.strip():
+        raise DataError("the question is empty; expected text")
+    text = read_text(context)
+    loaded: Any = load_with(wire, ratio, keep)
+    (message,) = loaded.send([text])
+    for reader in loaded.readers:
+        lm = reader.lm
+        print(printable(qa.ask(reader, message, [question])[0]))
+        tokens, latents = len(lm.ids(text)), reader.latents(text)
+        out.print(f"{lm.name} read {tokens} tokens as {latents} latents", style="dim")
+        if full_text:
+            read = qa.with_format(lm, reader.format, baselines.full_text(lm)([text]))
+            print(printable(f"full text: {qa.answers(lm, [question], read)[0]}"))
+
+
+def evaluate(
+    wire: WIRE = "default",
+    data: str | None = None,
+    limit: int | None = None,
+    json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    run: Path | None = None,
+    bits: int | None = None,
+    ratio: int | None = None,
+    keep: str | None = None,
+    needles: Literal["number", "uuid"] | None = None,
+    ray: str | None = None,
+) -> None:
+    """Score a wire beside full text, truncation, no text, and latents that say nothing.
+
+    Args:
+        wire: A wire's folder or hub id, or one of those shipped, default or shared.
+        data: JSONL with rows {"id", "context", "question", "answers"}; the shipped almanac if not
+            given.
+        limit: Only the first so many questions.
+        json_out: Write the result as JSON to this file.
+        run: Run folder for results.json, predictions.jsonl and report.html; one that was
+            interrupted is gone on with.
+        bits: Bits of one code of a message of a wire of one reader: 16 (if not given), 8, 6 or
+            4.
+        ratio: Tokens in per latent out, where it is to be another than the wire's own.
+        keep: What of a text to keep as text beside the latents: numbers, names, or what a regular
+            expression finds.
+        needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the
+            questions of the data.
+        ray: Answer by the workers of the Ray at this address, or of one started here if local.
+    """
+    from latentwire.files import owned
+    from latentwire.report.page import write_report
+    from latentwire.report.tables import joint_verdict, results_table, verdict
+    from latentwire.runs.workers import connected, on_ray
+    from latentwire.wire.evaluation import ALMANAC, evaluate_wire
+    from latentwire.wire.joint import evaluate_readers
+    from latentwire.wire.load import load_reader, load_with
+    from latentwire.wire.wire import Wire
+
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit is {limit}; expected at least 1")
+    check_folder(json_out)
+
+    def spread(number: int) -> Any:
+        return on_ray(ray, partial(load_reader, wire, ratio, keep, number)) if ray else None
+
+    with owned(run):  # before any model is loaded
+        loaded, asked = load_with(wire, ratio, keep), (data or ALMANAC, limit, run, bits, needles)
+        with nullcontext() if ray is None else connected(ray):  # once, for all readers
+            if isinstance(loaded, Wire):
+                result = evaluate_wire(loaded, *asked, spread(0))
+            else:
+                result = evaluate_readers(loaded, *asked, spread if ray else None)
+    each = result.get("readers", {loaded.readers[0].reader: result})
+    for i, (name, one) in enumerate(each.items()):
+        folder = f"reader-{i}" if "readers" in result else "."
+        if len(each) > 1:
+            out.print(name, style="bold")
+        out.print(results_table(one))
+        for line in verdict(one):
+            out.print(f"- {line}")
+        if run is not None:
+            print(f"report: {write_report(run / folder)}")
+    if "joint" in result:
+        out.print(joint_verdict(result["joint"]))
+    if run is not None and "readers" in result:
+        print(f"report of all: {write_report(run)}")
+    write_json(json_out, result)
+
+
+def train(arguments: list[str]) -> int:
+    """Train a recipe; every field of it can be overridden on the command line. Exit status 3 where
+    alarms stand at the end, or where --stop-on collapse ended it."""
+    from latentwire.wire.learned import config as shared_config
+    from latentwire.wire.learned.training import train_shared
+    from latentwire.wire.training import RECIPES, train_wire
+
+    def run(recipe, session) -> Path:
+        several = isinstance(recipe, shared_config.SharedRecipe)
+        return (train_shared if several else train_wire)(recipe, session)
+
+    recipes = {**RECIPES, **shared_config.RECIPES}
+    return run_training(recipes, run, arguments, "latentwire train", "wire")
+
+
+def add_reader(arguments: list[str]) -> int:
+    """Train one more reader of a wire; the readers that it has stay as they are. Says what each
+    loses by latents in place of the text, on passages held out. Exit status 3 where alarms stand at
+    the end, or where --stop-on collapse ended it."""
+    from dataclasses import replace
+
+    from latentwire.train.settings import Session
+    from latentwire.wire.folder import WireError
+    from latentwire.wire.joint import held_out, lost
+    from latentwire.wire.learned import training as shared
+    from latentwire.wire.learned.config import SharedRecipe
+    from latentwire.wire.learned.shared_wire import SharedWire
+    from latentwire.wire.load import load_wire
+    from latentwire.wire.training import WireRecipe, add_text_reader
+
+    def command(
+        wire: WIRE,
+        model: MODEL,
+        session: tyro.conf.OmitArgPrefixes[Session],
+        data: str,
+        run: Path | None = None,
+        steps: int | None = None,
+        format_steps: int | None = None,
+        batch_size: int | None = None,
+        dtype: Literal["float32", "bfloat16"] | None = None,
+        joint: str | None = None,
+    ) -> int:
+        """Train one more reader of a wire; the readers that it has stay as they are. Says what each
+        loses by latents in place of the text, on passages held out.
+
+        Args:
+            wire: A wire's folder or hub id, or a shipped one, default or shared. A wire of one
+                reader becomes one whose messages are text in the code of that reader; it alone
+                reads those sent before.
+            model: Zoo name, Hugging Face id or local folder of the new reader.
+            session: How the training is computed, watched and kept.
+            data: JSONL with rows {"id", "context", "question", "answers"}, or hub:NAME.
+            run: Run folder; runs/added-MODEL if not given. The wire with all readers is in a folder
+                in it.
+            steps: Steps of the adapter; as many as in training a wire of this kind if not given.
+            format_steps: Steps of the format tokens before it, likewise.
+            batch_size: Passages per step, likewise.
+            dtype: Number type of the new reader's weights; that of the first reader if not given.
+            joint: A wire that was trained with this reader from the beginning; what was lost by
+                adding it instead is said too.
+        """
+        name, loaded = f"added-{Path(model).name}", load_wire(wire)
+        beside = [] if joint is None else load_wire(joint).readers
+        if joint is not None and model not in [reader.reader for reader in beside]:
+            raise WireError(f"{joint} is not read by {model}; expected a wire trained with it")
+
+        def adjusted(recipe: Any, **counts: int | None) -> Any:
+            given = {part: n for part, n in counts.items() if n is not None}
+            stages = {part: replace(getattr(recipe, part), steps=n) for part, n in given.items()}
+            rows = recipe.batch_size if batch_size is None else batch_size
+            return replace(recipe, batch_size=rows, **stages)
+
+        def train() -> Path:
+            if isinstance(loaded, SharedWire):
+                if dtype not in (None, loaded.config.dtype):
+                    own = loaded.config.dtype
+                    raise WireError(f"--dtype is {dtype}; readers of this wire have {own}")
+                several = SharedRecipe(name, loaded.config, data=(data,), out=run)
+                several = adjusted(several, train=steps, format=format_steps)
+                return shared.add_reader(loaded, model, several, session)
+            own = loaded.readers[0].config
+            config = replace(own, reader=model, dtype=dtype or own.dtype)
+            ratios = (config.ratio, 2 * config.ratio, 4 * config.ratio)  # as the shipped wires have
+            recipe = WireRecipe(name, config, data=data, out=run, ratios=ratios)
+            recipe = adjusted(recipe, slots=steps, format=format_steps)
+            return add_text_reader(loaded, recipe, session)
+
+        def compare(folder: Path) -> None:
+            made = folder / ("wire" if isinstance(loaded, SharedWire) else "text-wire")
+            print(f"added: {made}")
+            readers = load_wire(made).readers
+            for line in lost(readers, model, held_out(data, readers), beside):
+                out.print(f"- {line}")
+
+        return trained(train, compare)
+
+    return run_command(command, arguments, "latentwire add-reader")

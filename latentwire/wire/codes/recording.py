@@ -1,0 +1,108 @@
+"""What frozen models give of a passage, computed once and kept in a run folder.
+
+Training the attention of a decoder, and distilling a reader's answers, need of the frozen models
+only what they compute from the full text: the source's features, the queries that a reader's
+questions and answers ask of it, the attention those give it, and the states that predict the
+answers. One file a passage and model, in bfloat16; an interrupted run goes on.
+
+Shapes: n tokens of the source, m of the reader, q query tokens, a attention layers, h query heads,
+e width of a head, k answer tokens, d width of the reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from latentwire.files import write_whole
+from latentwire.lm import FrozenLM, Prompt
+from latentwire.lm.families import rotate
+from latentwire.tasks.qa import Passage, answer_targets, passages_prompt
+from latentwire.wire.codes.code import CodeConfig, read
+from latentwire.wire.codes.fitting import pairs
+from latentwire.wire.latents import head_of
+
+
+class Recorder:
+    """The recordings of one model in a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, name: str, compute) -> dict[str, Tensor]:
+        """The tensors of a passage, computed where they are not there yet."""
+        path = self.folder / f"{name}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError):  # none yet, or one that a full disk cut off
+            tensors = {key: tensor.cpu().contiguous() for key, tensor in compute().items()}
+            write_whole(path, save(tensors))
+            return tensors
+
+
+def source_features(source: FrozenLM, config: CodeConfig, text: str) -> dict[str, Tensor]:
+    """features [n, f] of the tokens of a text's first chunk."""
+    ids = source.ids(text)[: config.chunk_size]
+    return {"features": read(source, head_of(source), config, ids).bfloat16()}
+
+
+@torch.no_grad()
+def reader_attention(
+    reader: FrozenLM,
+    format_tokens: Tensor,
+    source: FrozenLM,
+    tokens: int,
+    passage: Passage,
+    layers: Sequence[int],
+) -> dict[str, Tensor]:
+    """What a reader does with one passage's full text when it is asked and answers.
+
+    tokens: of the source's, those that have a code. queries [q, a, h, e] scaled and before
+    rotation; offsets [q], their positions behind the text; attention [q, a, h, n + 1] on the
+    source's tokens, each reader token's counted where it ends, and on all else; outputs
+    [q, a, h, e], what attention reads from the text; others [q, a, h], the log of the sum over all
+    else; teacher [k, d], the states that predict the answers.
+    """
+    start, text = len(reader.frame.head), passage.context
+    ends = source.offsets(text)[:tokens, 1]
+    reader_ends = reader.offsets(text)[:, 1]
+    ids = reader.ids(text)[reader_ends <= ends[-1]]
+    owner = pairs(ends, reader_ends[: len(ids)])
+    context = reader.prefill(Prompt.from_ids(reader, [torch.cat([reader.frame.head, ids])]))
+    targets, mask = answer_targets(reader, [passage])
+    prompt = passages_prompt(reader, format_tokens, [passage], context)
+    asked = prompt.append(reader.embed(targets[:, :-1]), mask[:, :-1])
+    final, seen = reader.attention_inputs(asked, layers)
+    first = prompt.embeds.shape[1] - 1
+    rows: dict[str, list[Tensor]] = {n: [] for n in ("queries", "attention", "outputs", "others")}
+    for layer, (queries, keys, values, visible) in zip(layers, seen, strict=True):
+        heads = queries.shape[1] // keys.shape[1]
+        keys, values = (x.float().repeat_interleave(heads, 1) for x in (keys, values))
+        logits = (queries.float() @ keys.transpose(-1, -2)).masked_fill(~visible, -torch.inf)
+        of_text = slice(start, start + len(ids))
+        rest = torch.cat([logits[..., : of_text.start], logits[..., of_text.stop :]], -1)
+        rest = rest.logsumexp(-1)
+        shares = torch.cat([logits[..., of_text], rest[..., None]], -1).softmax(-1)
+        by_token = shares.new_zeros(*shares.shape[:-1], tokens)
+        by_token = by_token.index_add(-1, owner, shares[..., :-1])
+        positions = asked.positions[:, None].expand(-1, queries.shape[1], -1)
+        unrotated = rotate(reader.model, layer, queries.float(), positions, back=True)
+        made = {
+            "queries": unrotated.bfloat16(),
+            "attention": torch.cat([by_token, shares[..., -1:]], -1).half(),
+            "outputs": (shares[..., :-1] @ values[:, :, of_text]).bfloat16(),
+            "others": rest,
+        }
+        for name, tensor in made.items():
+            rows[name].append(tensor.transpose(1, 2)[asked.mask])
+    return {
+        **{name: torch.stack(of, 1) for name, of in rows.items()},
+        "offsets": (asked.positions[asked.mask] - (start + len(ids))).int(),
+        "teacher": final[:, first : first + targets.shape[1]][mask].bfloat16(),
+    }

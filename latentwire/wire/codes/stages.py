@@ -1,0 +1,250 @@
+"""The stages of a training of latent codes. Each leaves its result in the run folder, from which a
+repeated command goes on.
+
+1. `fit`: the code, every reader's linear decoder, and the scorer that says which slots stay, in
+   closed form.
+2. `attention-I`: the wide layers of reader I, from recordings; with the first reader the code too.
+3. `answers-I`: the decoder of reader I through the frozen reader.
+
+The code is fixed after the first reader's attention, so that more readers can be added later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from latentwire.files import digest, write_whole
+from latentwire.lm import FrozenLM, KVPrefix, Prompt
+from latentwire.lm.families import wide_layers
+from latentwire.wire.codes.answers import answer_losses
+from latentwire.wire.codes.attention import attention_losses
+from latentwire.wire.codes.config import CodeRecipe
+from latentwire.wire.codes.fitting import (
+    Fit,
+    Sensitivity,
+    Sums,
+    fit_code,
+    fit_decoder,
+    pairs,
+    reader_cache,
+)
+from latentwire.wire.codes.recording import Recorder, reader_attention, source_features
+from latentwire.wire.codes.scoring import ScoreFit
+from latentwire.tasks.qa import Passage
+from latentwire.train import parallel
+from latentwire.train.batches import shuffled
+from latentwire.train.loop import Probe, train
+from latentwire.train.settings import LoopConfig, Session
+from latentwire.train.step import Loss
+from latentwire.wire.codes.reader import CodeReader, Codes, weights
+from latentwire.wire.codes.wire import CodeWire
+
+MOST_LAYERS = 8
+"""Layers whose attention is trained; of a reader with more wide layers, the last ones."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all stages share: a wire in training, its recipe, and where things are kept."""
+
+    wire: CodeWire
+    recipe: CodeRecipe
+    out: Path
+    session: Session
+    taught: Sequence[Passage]
+    """Passages to train on, none with more questions than a step takes."""
+    held: Sequence[Passage]
+
+    def features(self, passage: Passage) -> Tensor:
+        """The source's features [n, f] of a passage."""
+        record, source = Recorder(self.out / "recorded" / "source"), self.wire.source
+        return record(
+            digest(passage.context),
+            lambda: source_features(source, self.wire.code.config, passage.context),
+        )["features"]
+
+    def attention(self, reader: CodeReader, passage: Passage) -> dict[str, Tensor]:
+        """What a reader does with a passage's full text."""
+        number = self.wire.readers.index(reader)
+        record, tokens = Recorder(self.out / "recorded" / f"{number}"), len(self.features(passage))
+        layers = () if self.is_source(reader) else attention_layers(reader.lm)
+        return record(
+            digest(repr(passage)),
+            lambda: reader_attention(
+                reader.lm, reader.format, self.wire.source, tokens, passage, layers
+            ),
+        )
+
+    def is_source(self, reader: CodeReader) -> bool:
+        """A reader that wrote the code itself: its cache is nearly linear in its states."""
+        return reader.lm.fingerprint == self.wire.fingerprint
+
+    def batch(self, step: int) -> list[Passage]:
+        """The passages of one step of this process."""
+        order = shuffled(len(self.taught), self.recipe.seed, step, self.recipe.batch_size)
+        return list(parallel.share([self.taught[i] for i in order]))
+
+
+def attention_layers(lm: FrozenLM) -> list[int]:
+    """The layers of a reader whose attention is trained."""
+    return wide_layers(lm.model.config)[-MOST_LAYERS:]
+
+
+def fit(bench: Bench, readers: Sequence[CodeReader], with_code: bool) -> None:
+    """Stage 1. with_code: the code too, from all of the readers; else it stays as it is."""
+    wire, recipe = bench.wire, bench.recipe
+    parts: dict[str, nn.Module] = {f"reader-{wire.readers.index(r)}": r for r in readers}
+    if with_code:
+        parts["code"] = wire.code
+    if _loaded(bench.out, "fit", parts):
+        return
+    sums = [Sums(len(wire.code.weight), len(r.decoder.bias)) for r in readers]
+    sensitivities = [Sensitivity(reader.lm) for reader in readers]
+    console = Console(stderr=True, quiet=parallel.rank() > 0)
+    spread = _spread(bench.taught, recipe.fitted)
+    for i, passage in enumerate(track(spread, description="fit", console=console)):
+        features = bench.features(passage)
+        for reader, one, sensitivity in zip(readers, sums, sensitivities, strict=True):
+            ids, owner, text = own_reading(wire.source, len(features), reader.lm, passage.context)
+            start = len(reader.lm.frame.head)
+            one.add(features[owner], reader_cache(reader.lm, text, start))
+            if i < recipe.sensitive:
+                sensitivity.add(reader.lm, reader.format, passage, text, start)
+    if with_code:
+        fits = [Fit(*pair) for pair in zip(sums, sensitivities, strict=True)]
+        fit_code(wire.code, fits)
+    for reader, one in zip(readers, sums, strict=True):
+        fit_decoder(wire.code, reader, one)
+        scores = ScoreFit(reader)
+        for passage in track(spread[: 2 * recipe.sensitive], description="scorer", console=console):
+            codes = wire.code(bench.features(passage).float())
+            ids, owner, text = own_reading(wire.source, len(codes), reader.lm, passage.context)
+            scores.add(codes, passage, ids, owner, text)
+        scores.solve()
+    _keep(bench.out, "fit", parts)
+
+
+@torch.no_grad()
+def own_reading(
+    source: FrozenLM, tokens: int, lm: FrozenLM, text: str
+) -> tuple[Tensor, Tensor, KVPrefix]:
+    """A reader's ids of the part of a text that `tokens` of the source cover, the source token that
+    each belongs to, and its cache of them behind its head."""
+    ends, reader_ends = source.offsets(text)[:tokens, 1], lm.offsets(text)[:, 1]
+    ids = lm.ids(text)[reader_ends <= ends[-1]]
+    cache = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, ids])]))
+    return ids, pairs(ends, reader_ends[: len(ids)]), cache
+
+
+def train_attention(bench: Bench, reader: CodeReader, with_code: bool) -> None:
+    """Stage 2. with_code: the code is trained with the decoder."""
+    layers, code = attention_layers(reader.lm), bench.wire.code
+
+    def losses(passages: Sequence[Passage]) -> dict[str, Tensor]:
+        features = [bench.features(p) for p in passages]
+        keys, values = reader.decoder(code(_as_trained(torch.cat(features))))
+        sizes = [len(x) for x in features]
+        rows = zip(passages, keys.split(sizes, 2), values.split(sizes, 2), strict=True)
+        each = [
+            attention_losses(reader.lm, layers, k, v, bench.attention(reader, p))
+            for p, k, v in rows
+        ]
+        return {name: torch.stack([one[name] for one in each]).mean() for name in each[0]}
+
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        parts = losses(bench.batch(step))
+        return parts["attention"] + 0.1 * parts["outputs"], parts
+
+    @torch.no_grad()
+    def probe() -> dict[str, float]:
+        held = losses(bench.held[: bench.session.check_size])
+        return {f"held_{name}": value.item() for name, value in held.items()}
+
+    parameters = {f"decoder.{n}": p for n, p in reader.decoder.named_parameters()}
+    code.requires_grad_(with_code)
+    parameters |= {f"code.{n}": p for n, p in code.named_parameters()} if with_code else {}
+    number = bench.wire.readers.index(reader)
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    train(
+        f"attention-{number}",
+        trained,
+        loss,
+        bench.recipe.attention,
+        bench.out,
+        probe=probe,
+        session=bench.session,
+    )
+    code.requires_grad_(False)
+
+
+def train_answers(bench: Bench, reader: CodeReader) -> None:
+    """Stage 3."""
+    ratios, code = bench.recipe.ratios, bench.wire.code
+
+    def losses(passages: Sequence[Passage], ratio: int) -> dict[str, Tensor]:
+        with torch.no_grad():
+            codes = [Codes(code(bench.features(p).float())) for p in passages]
+        teacher = torch.cat([bench.attention(reader, p)["teacher"] for p in passages])
+        return answer_losses(reader.at(ratio), passages, codes, teacher)
+
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        parts = losses(bench.batch(step), ratios[step % len(ratios)])
+        return torch.stack(list(parts.values())).sum(), parts
+
+    @torch.no_grad()
+    def probe() -> dict[str, float]:
+        held = bench.held[: bench.session.check_size]
+        found = {}
+        for ratio in ratios:
+            for name, value in losses(held, ratio).items():
+                found[f"held_{name}_{ratio}x"] = value.item()
+        return found
+
+    _run(bench, f"answers-{bench.wire.readers.index(reader)}", _trained(reader), loss, probe)
+
+
+def _trained(reader: CodeReader) -> dict[str, Tensor]:
+    """The tensors of a decoder that gradients train."""
+    named = {f"decoder.{name}": p for name, p in reader.decoder.named_parameters()}
+    return {name: p for name, p in named.items() if p.requires_grad}
+
+
+def _run(bench: Bench, stage: str, trained: dict[str, Tensor], loss: Loss, probe: Probe) -> None:
+    """Train one stage, as long and as fast as the recipe says of its kind."""
+    config: LoopConfig = getattr(bench.recipe, stage.partition("-")[0])
+    train(stage, trained, loss, config, bench.out, probe=probe, session=bench.session)
+
+
+def _as_trained(features: Tensor) -> Tensor:
+    """Features as autocast computes with them, or in float32 where it is off."""
+    return features if torch.is_autocast_enabled(features.device.type) else features.float()
+
+
+def _spread(passages: Sequence[Passage], count: int) -> list[Passage]:
+    """So many passages from all of the file: neighbours are often of one article."""
+    return list(islice(passages, 0, None, max(1, len(passages) // count)))[:count]
+
+
+def _loaded(out: Path, name: str, parts: dict[str, nn.Module]) -> bool:
+    """Fill modules from an earlier run's files, if all of them are there."""
+    paths = {part: out / f"{name}-{part}.safetensors" for part in parts}
+    if not all(path.exists() for path in paths.values()):
+        return False
+    for part, module in parts.items():
+        module.load_state_dict({k: v.float() for k, v in load_file(paths[part]).items()})
+    return True
+
+
+def _keep(out: Path, name: str, parts: dict[str, nn.Module]) -> None:
+    if parallel.rank() == 0:
+        for part, module in parts.items():
+            write_whole(out / f"{name}-{part}.safetensors", weights(module))

@@ -1,0 +1,133 @@
+"""Training a wire of latent codes, and adding a reader to one.
+
+latentwire train interlingua --data squad_train.jsonl
+latentwire add-reader runs/interlingua/wire Qwen/Qwen3-8B --data squad_train.jsonl
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentwire.files import digest
+from latentwire.lm import FrozenLM
+from latentwire.lm.identity import identity
+from latentwire.wire.codes.config import CodeRecipe
+from latentwire.wire.codes.stages import Bench, fit, train_answers, train_attention
+from latentwire.runs.folder import begin_training, check_training, owned_by_all, training_config
+from latentwire.tasks.qa import by_context, in_parts, load_questions
+from latentwire.train import parallel
+from latentwire.train.settings import Session
+from latentwire.wire.codes.code import Code
+from latentwire.wire.codes.reader import CodeReader
+from latentwire.wire.codes.wire import CodeWire, Source
+from latentwire.wire.folder import WireError, folder_of
+from latentwire.wire.load import load_wire
+
+
+def train_codes(recipe: CodeRecipe, session: Session | None = None) -> Path:
+    """Run all stages, or what is left of them; the run folder, whose wire/ is the trained wire.
+
+    Raises ValueError for a run folder that holds another run or that another process trains in, and
+    WireError for soft prompts that do not fit, before any compute.
+    """
+    session = session or Session()
+    parallel.join()
+    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
+    out = recipe.out or Path("runs") / recipe.name
+    with owned_by_all(out):
+        check_training(out, _config(recipe))
+        names = sorted({recipe.code.source, *recipe.readers})
+        lms = {name: FrozenLM.from_pretrained(name, recipe.dtype) for name in names}
+        begin_training(out, _checked(out, recipe, lms))
+        source = lms[recipe.code.source]
+        wire = CodeWire(
+            Code(recipe.code, source.width).to(source.device),
+            Source.of(source),
+            [
+                _new_reader(lms[name], recipe.code.channels, hidden, prompt)
+                for name, hidden, prompt in zip(
+                    recipe.readers, recipe.hidden, _soft_prompts(recipe, lms), strict=True
+                )
+            ],
+        )
+        bench = _bench(wire, recipe, out, session)
+        fit(bench, wire.readers, with_code=True)
+        for i, reader in enumerate(wire.readers):
+            if not bench.is_source(reader):
+                train_attention(bench, reader, with_code=i == 0)
+        for reader in wire.readers:
+            train_answers(bench, reader)
+        if parallel.rank() == 0:
+            wire.save(out / "wire")
+    return out
+
+
+def add_code_reader(
+    wire: CodeWire, lm: FrozenLM, soft_prompt: Tensor, recipe: CodeRecipe, session: Session
+) -> Path:
+    """Fit and train a decoder for one more reader; code, other readers and messages already sent
+    stay as they are. The run folder, whose wire/ has the reader too. With `attention` and `answers`
+    of 0 steps the decoder is the closed form alone."""
+    parallel.join()
+    recipe = replace(recipe, code=wire.code.config)
+    out = recipe.out or Path("runs") / recipe.name
+    with owned_by_all(out):
+        lms = {wire.source.name: wire.source, lm.name: lm}
+        begin_training(out, _checked(out, recipe, lms, added=lm.name, to=wire.id.hex()))
+        reader = _new_reader(lm, recipe.code.channels, recipe.hidden[0], soft_prompt)
+        more = CodeWire(wire.code.requires_grad_(False), Source.of(wire.source), [reader])
+        bench = _bench(more, recipe, out, session)
+        fit(bench, [reader], with_code=False)
+        if not bench.is_source(reader):
+            train_attention(bench, reader, with_code=False)
+        train_answers(bench, reader)
+        if parallel.rank() == 0:
+            CodeWire(wire.code, Source.of(wire.source), [*wire.readers, reader]).save(out / "wire")
+    return out
+
+
+def _bench(wire: CodeWire, recipe: CodeRecipe, out: Path, session: Session) -> Bench:
+    passages = by_context(load_questions(recipe.data, least=recipe.held_out + recipe.batch_size))
+    kept = len(passages) - recipe.held_out
+    taught, held = (in_parts(p, recipe.questions) for p in (passages[:kept], passages[kept:]))
+    return Bench(wire, recipe, out, session, taught, held)
+
+
+def _new_reader(lm: FrozenLM, channels: int, hidden: int, soft_prompt: Tensor) -> CodeReader:
+    reader = CodeReader(lm, channels, hidden, len(soft_prompt))
+    with torch.no_grad():
+        reader.format.copy_(soft_prompt)
+    reader.format.requires_grad_(False)
+    return reader
+
+
+def _soft_prompts(recipe: CodeRecipe, lms: Mapping[str, FrozenLM]) -> Sequence[Tensor]:
+    """Each reader's soft prompt, from the wire that the recipe names."""
+    known = {r.reader: r.format.detach() for r in load_wire(recipe.soft_prompts, lms).readers}
+    if missing := [name for name in recipe.readers if name not in known]:
+        raise WireError(
+            f"{recipe.soft_prompts} has no soft prompt of {missing[0]}; it is read by "
+            f"{', '.join(known)}: `latentwire add-reader` adds others afterwards"
+        )
+    return [known[name] for name in recipe.readers]
+
+
+def _config(
+    recipe: CodeRecipe, models: Mapping[str, dict[str, Any]] | None = None, **beside: Any
+) -> str:
+    """All that a training follows from; models and beside as `training_config` takes them."""
+    prompts = folder_of(recipe.soft_prompts).rglob("config.json")
+    digests = sorted(digest(path.read_bytes()) for path in prompts)
+    return training_config(recipe, [recipe.data], models, soft_prompts=digests, **beside)
+
+
+def _checked(out: Path, recipe: CodeRecipe, lms: Mapping[str, FrozenLM], **beside: Any) -> str:
+    config = _config(recipe, {name: identity(lm) for name, lm in lms.items()}, **beside)
+    check_training(out, config)
+    return config

@@ -1,0 +1,71 @@
+"""What one frozen LM needs in order to read the latents of a shared wire: its adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.wire.latents import head_of
+from latentwire.wire.learned.encoders.base import in_blocks, padded, transformer
+from latentwire.wire.learned.ways_in import WAYS_IN, Calibration, Slots
+from latentwire.wire.wire import RESERVE, initial_format
+
+
+class Adapter(nn.Module):
+    """One bidirectional layer of the reader's own, its ways in, and its format tokens."""
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        channels: int,
+        width: int,
+        block: int,
+        ways: Sequence[str],
+        format_tokens: int,
+        calibration: Calibration,
+    ):
+        """channels: of a code; width: of a state; block: most latents that see one another;
+        calibration: of input embeddings."""
+        super().__init__()
+        self.lm, self.block = lm, block
+        self.layer = transformer(width, 1)
+        self.ways = nn.ModuleList(
+            WAYS_IN[way](lm, channels, width, not i, calibration) for i, way in enumerate(ways)
+        )
+        self.format = nn.Parameter(initial_format(lm, format_tokens).float())
+        self.to(lm.device)
+
+    @cached_property
+    def head(self) -> KVPrefix:
+        """What every prompt begins with, as a cache of one row."""
+        return head_of(self.lm)
+
+    @property
+    def room(self) -> int:
+        """Positions that a context may take up."""
+        return self.lm.window - len(self.head) - RESERVE
+
+    def forward(
+        self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
+    ) -> KVPrefix:
+        """Values [m, c] and states [m, w] of each context's latents as this reader's cache, the
+        head before them. A span longer than the room is drawn together, evenly."""
+        slots, prefix = self.slots(values, states, spans), None
+        for way in self.ways:
+            prefix = way(self.lm, self.head, slots, prefix)
+        assert prefix is not None
+        return prefix
+
+    def slots(
+        self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
+    ) -> Slots:
+        """What the ways in are given."""
+        states = [row.to(self.format.device) for row in states]
+        batch, mask = padded(in_blocks(self.layer, states, self.block))
+        codes = padded([row.to(batch.device) for row in values])[0]
+        fitting = torch.tensor([min(span, self.room) for span in spans], device=mask.device)
+        return Slots(codes, batch, mask, fitting, self.block)

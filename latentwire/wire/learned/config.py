@@ -1,0 +1,70 @@
+"""What a training of a shared wire is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from latentwire.train.loop import LoopConfig
+from latentwire.wire.learned.objectives import Objectives
+from latentwire.wire.learned.shared_wire import SharedConfig
+
+
+@dataclass(frozen=True)
+class SharedRecipe:
+    """A complete training of one shared wire."""
+
+    name: str
+    """Of the run folder, runs/NAME, unless `out` says otherwise."""
+    wire: SharedConfig
+    """The wire that is trained."""
+    data: tuple[str, ...] = ("hub:rajpurkar/squad",)
+    """JSONL files with rows {"id", "context", "question", "answers"}, or hub:NAME."""
+    text: tuple[Path, ...] = ()
+    """Files of plain text, blank lines between paragraphs: passages without questions."""
+    out: Path | None = None
+    """Run folder; a folder that holds this run already is gone on with."""
+    format: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=300, lr=0.025, save_every=50)
+    )
+    """Stage 1; the rate is in multiples of the size of each reader's embeddings."""
+    init_from: str | None = None
+    """A wire of the same readers, a folder or a shipped one's name, whose format tokens are taken
+    over in place of stage 1."""
+    train: LoopConfig = field(default_factory=lambda: LoopConfig(steps=4000, lr=1e-3))
+    """Stage 2."""
+    batch_size: int = 16
+    """Passages per step, texts among them as often as they are in the data."""
+    questions: int = 4
+    """Most questions per passage and step."""
+    longest: int = 320
+    """Most tokens of a passage, as the source counts; longer ones are left out."""
+    objectives: Objectives = field(default_factory=Objectives)
+    """What stage 2 minimises. A SCHEDULE is a number, or a way to another: 1 end=0.3 over=2000."""
+    held_out: int = 100
+    """Passages at the end of the first file that are never trained on."""
+    fitted: int = 64
+    """Passages that readers are calibrated on, and that PCA is fitted to."""
+    seed: int = 0
+    """Of the order of the data and of its pieces."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "questions", "longest", "held_out", "fitted"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.objectives.embeds.on and self.wire.ways_in[0] != "embeddings":
+            raise ValueError(
+                f"objectives.embeds aligns input embeddings and ways_in is "
+                f"{', '.join(self.wire.ways_in)}; expected embeddings first, or a weight of 0"
+            )
+
+
+BOTH = ("smollm2-135m", "gemma3-270m")
+
+
+def shared_4x() -> SharedRecipe:
+    """smollm2-135m and gemma3-270m read one message: a latent of 4 bytes for every 4 tokens."""
+    return SharedRecipe("shared-4x", SharedConfig(readers=BOTH, source="smollm2-135m"))
+
+
+RECIPES = {"shared-4x": shared_4x}

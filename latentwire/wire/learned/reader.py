@@ -1,0 +1,149 @@
+"""One reader of a shared wire, and what a message holds for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.lm.sentences import SentenceEncoder
+from latentwire.wire.learned import fsq
+from latentwire.wire.learned.adapter import Adapter
+from latentwire.wire.learned.private import Layout
+from latentwire.wire.learned.shared_message import SharedMessage
+from latentwire.wire.message import MessageError
+
+if TYPE_CHECKING:
+    from latentwire.wire.learned.shared_wire import SharedWire
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a message holds: the values of its codes, in [-1, 1], and the positions that its text
+    takes up in a reader."""
+
+    codes: Float[Tensor, "m c"]
+    span: int
+
+    def zeros(self) -> Values:
+        """The same with every code at its middle: a control."""
+        return replace(self, codes=torch.zeros_like(self.codes))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One reader of a shared wire, with what an evaluation asks of any wire."""
+
+    wire: SharedWire
+    reader: str
+    """Name of the LM."""
+    adapter: Adapter
+    number: int
+    """Its place among the wire's readers."""
+
+    @property
+    def lm(self) -> FrozenLM:
+        return self.adapter.lm
+
+    @property
+    def format(self) -> Tensor:
+        """Soft tokens between context and question."""
+        return self.adapter.format
+
+    @property
+    def head(self) -> KVPrefix:
+        return self.adapter.head
+
+    @property
+    def models(self) -> Mapping[str, FrozenLM | SentenceEncoder]:
+        """Maps what they do, or a name, to the frozen models that take part."""
+        return {"reader": self.lm, "source": self.wire.encoder.lm, **self.wire.encoder.others}
+
+    @property
+    def trained(self) -> Mapping[str, Tensor]:
+        """Holds what was trained for this reader, beside what its wire's id tells."""
+        return self.adapter.state_dict()
+
+    @property
+    def id(self) -> bytes:
+        return self.wire.id
+
+    @property
+    def ratio(self) -> int:
+        """Tokens in per shared latent out."""
+        return self.wire.config.sizes.ratio
+
+    @property
+    def keep(self) -> None:
+        """Nothing is kept as text: a message has codes alone."""
+
+    @property
+    def bits(self) -> int:
+        """Of a message's codes."""
+        return self.wire.config.bits
+
+    @property
+    def layout(self) -> Layout:
+        """Of the latents that it gets."""
+        return self.wire.layout.of(self.number)
+
+    def check_bits(self, bits: int | None) -> None:
+        """Raises MessageError for other bits than the code was trained with."""
+        if bits not in (None, self.bits):
+            raise MessageError(f"this wire's codes have {self.bits} bits; got {bits}")
+
+    def latents(self, text: str) -> int:
+        """Latents of a text that it gets."""
+        return self.layout.count(self.wire.encoder.lengths(text))
+
+    def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
+        """Latents of a text that it gets, and bytes of the message, which holds those of others."""
+        self.check_bits(bits)
+        return self.latents(text), self.wire.cost(text)[1]
+
+    def send(self, texts: Sequence[str], bits: int | None = None) -> list[SharedMessage]:
+        """Texts as messages, the same for every reader."""
+        self.check_bits(bits)
+        return self.wire.send(texts)
+
+    def receive(self, messages: Sequence[SharedMessage]) -> KVPrefix:
+        """Messages as a cache that the reader continues from. Raises what `open` raises."""
+        return self.prefix(self.open(messages))
+
+    def open(self, messages: Sequence[SharedMessage]) -> list[Values]:
+        """What messages hold. Raises MessageError for no messages, for one of another wire, and for
+        one that does not fit the reader."""
+        if not messages:
+            raise MessageError("got no messages; expected at least one")
+        wire_id, config = self.wire.id, self.wire.config
+        for message in messages:
+            if message.wire_id != wire_id:
+                raise MessageError(
+                    f"message of wire {message.wire_id.hex()}; this is wire {wire_id.hex()}"
+                )
+            if (message.codes.shape[1], message.bits) != (config.sizes.channels, config.bits):
+                raise MessageError("the message was altered: its shape is not this wire's")
+            self.wire.layout.check(len(message))
+            got = len(self.wire.layout.heard(message.codes, self.number))
+            if got > self.adapter.room:
+                raise MessageError(
+                    f"message has {got} latents; {self.reader} has room for {self.adapter.room}"
+                )
+        return [Values(fsq.values(m.codes, m.bits), m.span) for m in messages]
+
+    def prefix(self, contents: Sequence[Values]) -> KVPrefix:
+        """What messages hold as a cache that the reader continues from, with gradients."""
+        return self.adapter(*self.heard(contents))
+
+    def heard(
+        self, contents: Sequence[Values]
+    ) -> tuple[list[Float[Tensor, "_ c"]], list[Float[Tensor, "_ w"]], list[int]]:
+        """What its adapter is given of contents: values and states of the latents that it gets, and
+        their spans."""
+        values = [self.wire.layout.heard(c.codes, self.number) for c in contents]
+        return values, self.wire.states(values, self.layout), [c.span for c in contents]

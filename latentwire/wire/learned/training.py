@@ -1,0 +1,404 @@
+"""Training a shared wire: one encoder, one code, several frozen readers.
+
+Two stages, each resumable:
+
+1. format: each reader's format tokens, on full text, so that the text reference is as strong as it
+   can be and the wire never gets credit for form;
+2. wire: everything else at once, every reader at each step. Each reader answers from latents as it
+   answers from the text (KL over the answer's positions, answer cross-entropy) and says pieces of
+   the text, given their first tokens; objectives.py has these and others.
+
+With `init_from`, a trained wire, that one's format tokens stand in for stage 1, so that
+members of a sweep share it and differ in nothing else.
+
+`add_reader` trains both for one more reader, with all that the others share frozen.
+
+    latentwire train shared-4x --data squad_train.jsonl --out runs/shared-4x
+    latentwire add-reader runs/shared-4x/wire MODEL --data squad_train.jsonl --run runs/added
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.evals.harness import Answer, evaluate, summarise
+from latentwire.evals.metrics import bootstrap, mean_ratio
+from latentwire.files import digest
+from latentwire.lm import Dtype, FrozenLM, KVPrefix
+from latentwire.lm.identity import identity
+from latentwire.runs.folder import (
+    begin_training,
+    check_training,
+    owned_by_all,
+    training_config,
+)
+from latentwire.tasks.qa import Passage, answer_targets
+from latentwire.train import parallel
+from latentwire.train.guards import pairwise_cosine
+from latentwire.train.loop import Session, train
+from latentwire.train.losses import token_loss
+from latentwire.wire.evaluation import conditions
+from latentwire.wire.folder import WireError, folder_of
+from latentwire.wire.learned.config import SharedRecipe
+from latentwire.wire.learned.data import Stock, batch_of, load_stock, ready
+from latentwire.wire.learned.encoders import ENCODERS
+from latentwire.wire.learned.objectives import (
+    Gist,
+    Step,
+    answer_tokens,
+    asked_prompt,
+    full_texts,
+    reader_parts,
+    send,
+    send_continuation,
+    shared_parts,
+    taught,
+    values_of,
+)
+from latentwire.wire.learned.reader import Reader
+from latentwire.wire.learned.shared_wire import SharedWire
+from latentwire.wire.load import load_wire
+from latentwire.wire.training_checks import compared, forced_rows
+from latentwire.wire.wire import soft_token_rate
+
+
+def train_shared(
+    recipe: SharedRecipe,
+    session: Session | None = None,
+    lms: Mapping[str, FrozenLM] | None = None,
+) -> Path:
+    """Run both stages, or what is left of them; the run folder, whose wire/ is the trained wire.
+    lms: the models by name, where they are loaded already.
+
+    Raises ValueError for a run folder that holds another run or that another process trains in, and
+    for a wire that it cannot begin with, before any compute.
+    """
+    session = session or Session()
+    parallel.join()
+    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
+    if recipe.text and parallel.all_check():
+        raise ValueError(
+            "text has no questions, so that with FSDP2 processes would not run the same passes; "
+            "leave out --text, or launch without FSDP"
+        )
+    check_parts(recipe, session)
+    out = recipe.out or Path("runs") / recipe.name
+    with owned_by_all(out):
+        return _train(recipe, session, lms, out)
+
+
+def config_of(
+    recipe: SharedRecipe, models: Mapping[str, dict[str, Any]] | None = None, **beside: Any
+) -> str:
+    """Describe all that a training follows from; models and beside as `training_config` does."""
+    # Of the wire to begin with its weights count, whose digests are in its configs.
+    begun = recipe.init_from and sorted(
+        digest(config.read_bytes()) for config in folder_of(recipe.init_from).rglob("config.json")
+    )
+    data = [*recipe.data, *recipe.text]
+    return training_config(recipe, data, models, init_from=begun, **beside)
+
+
+def _train(
+    recipe: SharedRecipe, session: Session, lms: Mapping[str, FrozenLM] | None, out: Path
+) -> Path:
+    known = known_formats(recipe, recipe.wire.readers, lms)
+    check_training(out, config_of(recipe))
+    names = {*recipe.wire.readers, recipe.wire.source}
+    lms = lms or load_models(names, recipe.wire.dtype)
+    models = {name: identity(lms[name]) for name in sorted(names)}
+    torch.manual_seed(recipe.seed)
+    wire = SharedWire(recipe.wire, {name: parallel.sharded(lms[name]) for name in sorted(names)})
+    models |= {name: identity(other) for name, other in wire.encoder.others.items()}
+    config = config_of(recipe, models)
+    check_training(out, config)
+    stock = load_stock(recipe, lms[recipe.wire.source])
+    if parallel.rank() == 0:
+        begin_training(out, config)
+    wire.fit([p.context for p in stock.passages[: recipe.fitted]])
+    train_formats(wire.readers, known, stock, recipe, out, session)
+    train_latents(wire, wire.readers, wire, stock, recipe, out, session)
+    if parallel.rank() == 0:
+        wire.save(out / "wire")
+    return out
+
+
+def add_reader(
+    wire: SharedWire,
+    name: str,
+    recipe: SharedRecipe,
+    session: Session | None = None,
+) -> Path:
+    """A new adapter for one more reader; what the others share, and their adapters, stay as they
+    are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
+    session, recipe = session or Session(), replace(recipe, wire=wire.config)
+    parallel.join()
+    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
+    out = recipe.out or Path("runs") / recipe.name
+    with owned_by_all(out):
+        return _add(wire, name, recipe, session, out)
+
+
+def _add(wire: SharedWire, name: str, recipe: SharedRecipe, session: Session, out: Path) -> Path:
+    known = known_formats(recipe, (name,), None)
+    torch.manual_seed(recipe.seed)
+    to = wire.id.hex()
+    check_training(out, config_of(recipe, added=name, to=to))
+    lm = load_models({name}, recipe.wire.dtype)[name]
+    models = {r.reader: identity(r.lm) for r in wire.readers} | {name: identity(lm)}
+    frozen = {recipe.wire.source: wire.encoder.lm, **wire.encoder.others}
+    models |= {model: identity(one) for model, one in frozen.items()}
+    config = config_of(recipe, models, added=name, to=to)
+    check_training(out, config)
+    wire = wire.with_reader(name, parallel.sharded(lm))
+    stock = load_stock(recipe, wire.encoder.lm)
+    if parallel.rank() == 0:
+        begin_training(out, config)
+    new = wire.reader(name)
+    wire.calibrate(new.adapter, [p.context for p in stock.passages[: recipe.fitted]])
+    wire.requires_grad_(False)
+    new.adapter.requires_grad_(True)
+    recipe = replace(recipe, objectives=recipe.objectives.of_readers())
+    train_formats([new], known, stock, recipe, out, session)
+    train_latents(wire, [new], new.adapter, stock, recipe, out, session)
+    if parallel.rank() == 0:
+        wire.save(out / "wire")
+    return out
+
+
+def load_models(names: set[str], dtype: Dtype) -> dict[str, FrozenLM]:
+    """The frozen models by name."""
+    return {name: FrozenLM.from_pretrained(name, dtype) for name in sorted(names)}
+
+
+def check_parts(recipe: SharedRecipe, session: Session) -> None:
+    """Raises ValueError for objectives of an encoder in which nothing is trained by gradient, for
+    such as compare texts where a step is computed a text at a time, and for weights that wait for
+    checks which a single held-out passage does not give."""
+    of, parts = recipe.objectives, parallel.world() * session.gradient_accumulation
+    comparing = of.contrast.on or of.diversity.on
+    if comparing and not ENCODERS[recipe.wire.encoder].learns:
+        raise ValueError(
+            f"objectives.contrast and diversity train the encoder, and {recipe.wire.encoder} has "
+            "nothing that is learnt by gradient; expected weights of 0, or another encoder"
+        )
+    if comparing and recipe.batch_size < 2 * parts:
+        raise ValueError(
+            f"objectives.contrast and diversity compare texts; {recipe.batch_size} passages in "
+            f"{parts} parts leave one a part: expected at least {2 * parts} passages"
+        )
+    waiting = [name for name, schedule in of.schedules.items() if schedule.gate is not None]
+    if waiting and min(recipe.held_out, session.check_size) < 2:
+        raise ValueError(
+            f"objectives.{waiting[0]} waits for a check; expected held_out and check_size of "
+            f"at least 2, got {recipe.held_out} and {session.check_size}"
+        )
+
+
+def known_formats(
+    recipe: SharedRecipe, names: Sequence[str], lms: Mapping[str, FrozenLM] | None
+) -> dict[str, Tensor]:
+    """The format tokens that the recipe is begun with, by reader; nothing where it trains its own.
+
+    Raises WireError for a wire that has none of one of the readers, or another number of them.
+    """
+    if recipe.init_from is None:
+        return {}
+    known = {r.reader: r.format.detach() for r in load_wire(recipe.init_from, lms).readers}
+    for name in names:
+        if name not in known:
+            raise WireError(
+                f"init_from is {recipe.init_from}, a wire of {', '.join(known)}; expected one "
+                f"that has format tokens of {name} too"
+            )
+        if len(known[name]) != recipe.wire.format_tokens:
+            raise WireError(
+                f"init_from is {recipe.init_from}, with {len(known[name])} format tokens; expected "
+                f"{recipe.wire.format_tokens}, as the recipe says"
+            )
+    return known
+
+
+def train_formats(
+    readers: Sequence[Reader],
+    known: Mapping[str, Tensor],
+    stock: Stock,
+    recipe: SharedRecipe,
+    out: Path,
+    session: Session,
+) -> None:
+    """Stage 1: the format tokens of each reader, with the full text as context, where they are not
+    known."""
+    if known:
+        for reader in readers:
+            reader.format.requires_grad_(False).copy_(known[reader.reader])
+        return
+    asking = Stock([p for p in stock.passages if p.questions], stock.held)
+    source = readers[0].wire.encoder.lm
+
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        waited = coming(step)
+        whole = batch_of(asking, recipe, step)
+        batch, tokens = parallel.share(whole), 0.0
+        parts: dict[str, Tensor | float] = {}
+        for reader in readers:
+            targets, mask = answer_targets(reader.lm, batch)
+            with torch.no_grad():
+                text = full_texts(reader.lm, batch)
+            prompt = asked_prompt(reader.lm, reader.format, batch, text)
+            logits = reader.lm.packed_logits(prompt, targets, mask)
+            weight = parallel.weight(batch, whole, partial(answer_tokens, reader.lm))
+            parts[f"{reader.reader}.ce"] = weight * token_loss(logits, targets[mask])
+            tokens += float(mask.sum())
+        total = torch.stack([torch.as_tensor(p) for p in parts.values()]).mean()
+        return total, {**parts, "tokens": tokens, "waited": waited, "count": 1.0}
+
+    formats = {f"format.{r.number}": r.format.requires_grad_(True) for r in readers}
+    units = {f"format.{r.number}": soft_token_rate(r.lm) for r in readers}
+
+    def rate(part: str, _: int) -> float:
+        return units[part]
+
+    with ready(asking, recipe, source, readers) as coming:
+        train("format", formats, loss, recipe.format, out, rate, session=session)
+    for tensor in formats.values():
+        tensor.requires_grad_(False)
+
+
+def train_latents(
+    wire: SharedWire,
+    readers: Sequence[Reader],
+    part: nn.Module,
+    stock: Stock,
+    recipe: SharedRecipe,
+    out: Path,
+    session: Session,
+) -> None:
+    """Stage 2: encoder, code, trunk and adapters, or the part of them that is given."""
+
+    checks: list[dict[str, float]] = []
+    gist = Gist(wire) if recipe.objectives.gist.on else None
+
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        waited = coming(step)
+        total, figures = wire_loss(wire, readers, stock, recipe, step, gist, checks)
+        return total, {**figures, "waited": waited + figures["waited"]}
+
+    held = [Passage(p.context, p.questions[: recipe.questions]) for p in stock.held]
+    rest = ["text", "closed_book", "truncated_tokens"]  # these do not change
+
+    def probe() -> dict[str, float]:
+        wire.eval()
+        found = check_readers(readers, held[: session.check_size], rest)
+        rest.clear()
+        wire.train()
+        return found
+
+    # All of it: what was measured before the first step is not measured anew.
+    kept: dict[str, Tensor] = part.state_dict(keep_vars=True)
+    kept |= {f"gist.{n}": p for n, p in gist.named_parameters()} if gist else {}
+    wire.train()
+    with ready(stock, recipe, wire.encoder.lm, readers) as coming:
+        train("wire", kept, loss, recipe.train, out, probe=probe, session=session, measured=checks)
+    wire.eval()
+
+
+def wire_loss(
+    wire: SharedWire,
+    readers: Sequence[Reader],
+    stock: Stock,
+    recipe: SharedRecipe,
+    step: int,
+    gist: Gist | None = None,
+    checks: Sequence[Mapping[str, float]] = (),
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """What one part of a step minimises, so that the mean over parts is the step's: the mean over
+    readers, who all read what was encoded once, and what the latents alone are trained for. gist:
+    where that objective is on; checks: what those so far found, for weights that wait for it."""
+    began = time.perf_counter()
+    whole = batch_of(stock, recipe, step)
+    figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
+    epoch = math.ceil(len(stock.passages) / recipe.batch_size)
+    of = recipe.objectives
+    now = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
+    this = Step(parallel.share(whole), whole, of, now, recipe.seed, step)
+    sent, continuation = send(wire, this), send_continuation(wire, this)
+    shared = shared_parts(wire, this, sent, gist)
+    figures |= shared
+    # No objective may apply to a step's passages: then nothing moves, and that is no error.
+    total = 0 * next(readers[0].adapter.layer.parameters()).sum() + this.total(shared)
+    for reader in readers:
+        parts = reader_parts(reader, this, sent, continuation)
+        total = total + this.total(parts) / len(readers)
+        figures |= {f"{reader.reader}.{name}": part for name, part in parts.items()}
+    figures["tokens"] = float(
+        sum(answer_tokens(r.lm, passage) for r in readers for passage in this.batch)
+    )
+    return total, {**figures, "count": 1.0}
+
+
+@torch.no_grad()
+def check_readers(
+    readers: Sequence[Reader], passages: Sequence[Passage], rest: Sequence[str] = ()
+) -> dict[str, float]:
+    """Of each reader on held-out passages: F1 and NLL with its own latents, with another passage's,
+    and under the rest of an evaluation's conditions that are named; over all readers, what
+    guards.py reads."""
+    if len(passages) < 2:
+        return {}
+    figures: dict[str, float] = {}
+    gaps: list[float] = []
+    answered: list[tuple[FrozenLM, list[Answer], Tensor]] = []
+    scales: dict[str, float] = {}
+    wire, texts = readers[0].wire, [p.context for p in passages]
+    codes = wire(texts)
+    contents = values_of(wire, texts, codes)
+    for reader in readers:
+        rows = conditions(reader, passages)
+        some = {name: rows[name] for name in ("wire", "foreign_latents", *rest)}
+        done = [a for b in evaluate(reader.lm, reader.format, passages, some) for a in b]
+        of: dict[str, list[Answer]] = {n: [a for a in done if a.condition == n] for n in some}
+        for name, answers in of.items():
+            row = summarise(answers)
+            figures |= {f"{reader.reader}.{name}.{k}": row[k] for k in ("f1", "nll")}
+        pairs = zip(of["foreign_latents"], of["wire"], strict=True)
+        gaps += [(other.nll - own.nll) / own.tokens for other, own in pairs]
+        prefix, forced = taught(reader, passages, contents)
+        answered.append((reader.lm, of["wire"], forced_rows(*forced)))
+        if not prefix.memories:  # what acts beside the cache has no size of the reader's own
+            whole = full_texts(reader.lm, passages)
+            for kind in ("keys", "values"):
+                scales[f"scale.{reader.reader} {kind}"] = _size(prefix, kind) / _size(whole, kind)
+    owners = [p.context for p in passages for _ in p.questions]
+    nll, tokens = ([rows[:, i].tolist() for *_, rows in answered] for i in (0, 1))
+    held, low, high = mean_ratio(nll, tokens, owners)
+    source = wire.encoder.lm
+    means = [source.embed(source.ids(text)).float().mean(0) for text in texts]
+    return {
+        **figures,
+        **compared(answered),
+        **scales,
+        "cosine": pairwise_cosine(torch.stack([c.float().mean(0) for c in codes])),
+        "cosine_text": pairwise_cosine(torch.stack(means)),
+        "held": held,
+        "held_low": low,
+        "held_high": high,
+        "held_n": float(len(passages)),
+        "gap": sum(gaps) / len(gaps),
+        "gap_low": bootstrap(gaps, owners * len(readers))[0],
+    }
+
+
+def _size(prefix: KVPrefix, kind: Literal["keys", "values"]) -> float:
+    """Root mean square of all that is seen of a cache."""
+    seen = [layer.transpose(1, 2)[prefix.mask] for layer in getattr(prefix, kind)]
+    return torch.stack([x.float().square().mean() for x in seen]).mean().sqrt().item()
