@@ -9,8 +9,7 @@ from latentwire.cli.command_line import run_command
 from latentwire.cli.lens import lens
 from latentwire.cli.models import doctor, fetch, report
 from latentwire.cli.seek import seek
-from latentwire.cli.sweep import sweep
-from latentwire.cli.wire import add_reader, ask, evaluate, train
+from latentwire.cli.wire import add_reader, ask, evaluate, sweep, train
 from latentwire.terminal import printable
 
 COMMANDS = {"ask": ask, "eval": evaluate, "fetch": fetch, "doctor": doctor, "report": report}

@@ -1,5 +1,5 @@
-"""Imports go one way: lm and tasks are the base, the parts stand on it side by side, recipes join
-them, report reads files."""
+"""Imports go one way: lm and tasks are the base; train, evals and runs stand on it, then the
+systems side by side, then bench and cli; report reads files."""
 
 import ast
 from pathlib import Path
@@ -8,20 +8,22 @@ import pytest
 
 import latentwire
 
-BASE = {"files", "texts", "reading", "artifact", "patterns", "terminal"}
+BASE = {"files", "texts", "reading", "artifact", "patterns", "terminal", "ridge", "positions"}
+"""Modules of no room; each may be used by any."""
+SHARED = {"lm", "tasks", "train", "evals", "runs"}
+SYSTEMS = {"wire", "lens", "seek"}
 ALLOWED = {
     "lm": {"lm"},
     "tasks": {"lm", "tasks"},
-    "wire": {"lm", "tasks", "wire", "files", "ridge", "positions"},
-    "seek": {"lm", "tasks", "seek"},
-    "lens": {"lm", "tasks", "lens", "files", "ridge", "positions"},
     "train": {"lm", "tasks", "train"},
     "evals": {"lm", "tasks", "evals"},
-    "bench": {"bench", "lm", "tasks", "wire", "seek", "lens", "train", "recipes"},
-    "commands": {"commands", "bench", "lm", "tasks", "wire", "seek", "lens", "evals", "recipes"}
-    | {"report", "train"},
+    "runs": {"lm", "tasks", "train", "runs"},
+    "wire": SHARED | {"wire"},
+    "lens": SHARED | {"lens"},
+    "seek": SHARED | {"seek"},
+    "bench": SHARED | SYSTEMS | {"bench"},
+    "cli": SHARED | SYSTEMS | {"bench", "report", "cli"},
     "report": {"report"},
-    "recipes": {"lm", "tasks", "wire", "seek", "lens", "train", "evals", "recipes"},
 }
 ROOT = Path(latentwire.__file__).parent
 

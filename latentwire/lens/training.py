@@ -43,8 +43,10 @@ from latentwire.lens.decoder import DecoderConfig
 from latentwire.lens.encoder import EncoderConfig
 from latentwire.lens.lens import Lens, LensConfig
 from latentwire.lens.steps import Source, joint_loss, read_pairs, warm_loss
+from latentwire.lens.training_checks import check_lens
 from latentwire.lm import FrozenLM
 from latentwire.lm.identity import identity
+from latentwire.lm.soft_tokens import soft_token_rate
 from latentwire.runs.folder import (
     begin_training,
     check_training,
@@ -55,8 +57,6 @@ from latentwire.train import parallel
 from latentwire.train.batches import shuffled
 from latentwire.train.loop import LoopConfig, Session, train
 from latentwire.train.schedules import Schedule
-from latentwire.wire.training_checks import check_lens
-from latentwire.wire.wire import soft_token_rate
 
 
 def smollm2() -> LensRecipe:

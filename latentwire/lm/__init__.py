@@ -1,4 +1,10 @@
-"""The port: the only code that calls a Hugging Face model."""
+"""The port: the only code that calls a Hugging Face model.
+
+Read in this order: prompt.py (what may enter a model), frozen.py (the forward function, scoring,
+the only generation loop), picks.py (logits to tokens), cache.py, hooks.py, families.py (what
+differs between architectures); words.py (texts and token ids), loading.py and zoo.py (where models
+come from), adapters.py, doctor.py.
+"""
 
 from latentwire.lm.checkpointing import gradient_checkpointing
 from latentwire.lm.frozen import Dtype, FrozenLM

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from latentwire.lm import FrozenLM
-from latentwire.wire import text_wire
 from latentwire.wire.folder import WireError, folder_of, kind_of
 from latentwire.wire.keep import finder
-from latentwire.wire.learned import reader
-from latentwire.wire.learned import shared_wire as shared
+from latentwire.wire.learned.reader import Reader as SharedReader
+from latentwire.wire.learned.shared_wire import KIND as SHARED_KIND
+from latentwire.wire.learned.shared_wire import SharedWire
+from latentwire.wire.text_wire import KIND as TEXT_KIND
+from latentwire.wire.text_wire import TextReader, TextWire
 from latentwire.wire.wire import Wire, read_config
 
-AnyWire = Wire | shared.SharedWire | text_wire.TextWire
-Reader = Wire | reader.Reader | text_wire.TextReader
-KINDS = {shared.KIND: shared.SharedWire, text_wire.KIND: text_wire.TextWire}
+AnyWire = Wire | SharedWire | TextWire
+Reader = Wire | SharedReader | TextReader
+KINDS = {SHARED_KIND: SharedWire, TEXT_KIND: TextWire}
 
 
 def load_wire(name: str | Path, lms: Mapping[str, FrozenLM] | None = None) -> AnyWire:
@@ -38,11 +40,11 @@ def load_with(
     WireError for a wire of learned codes, which has one ratio and no slots that could be kept."""
     if keep is not None:  # a mistake in it is told before models are loaded
         finder(keep)
-    if only is not None and kind_of(name) == text_wire.KIND:
-        wire = text_wire.TextWire.from_pretrained(name, only=only)
+    if only is not None and kind_of(name) == TEXT_KIND:
+        wire = TextWire.from_pretrained(name, only=only)
     else:
         wire = load_wire(name)
-    if not isinstance(wire, shared.SharedWire):
+    if not isinstance(wire, SharedWire):
         return (wire if ratio is None else wire.at(ratio)).keeping(keep)
     if ratio is not None:
         raise WireError(f"{name} has learned codes for a ratio of {wire.config.sizes.ratio} alone")
@@ -54,4 +56,4 @@ def load_with(
 def load_reader(name: str | Path, ratio: int | None, keep: str | None, number: int) -> Reader:
     """One of the readers of `load_with`, for a worker, which may have no room for them all."""
     wire = load_with(name, ratio, keep, only=number)
-    return wire.readers[0 if isinstance(wire, text_wire.TextWire) else number]
+    return wire.readers[0 if isinstance(wire, TextWire) else number]

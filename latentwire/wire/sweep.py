@@ -36,11 +36,11 @@ from latentwire.runs.folder import check_training, digests
 from latentwire.runs.workers import apart
 from latentwire.train.guards import standing
 from latentwire.train.loop import Session
-from latentwire.wire import training as wire
+from latentwire.wire import training
 from latentwire.wire.codec import BITS
 from latentwire.wire.evaluation import ALMANAC, evaluate_wire, load_passages
 from latentwire.wire.joint import evaluate_readers
-from latentwire.wire.learned import training as shared
+from latentwire.wire.learned import training as learned
 from latentwire.wire.learned.config import SharedRecipe
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.learned.training import load_models, train_shared
@@ -90,7 +90,7 @@ KINDS: dict[type, Kind] = {
         lambda _: BITS,
         lambda _: {},
         lambda recipe: {recipe.wire.reader},
-        wire.config_of,
+        training.config_of,
     ),
     SharedRecipe: Kind(
         _several_readers,
@@ -98,7 +98,7 @@ KINDS: dict[type, Kind] = {
         lambda recipe: (recipe.wire.bits,),
         _encoder_and_ways,
         lambda recipe: {*recipe.wire.readers, recipe.wire.source},
-        shared.config_of,
+        learned.config_of,
     ),
 }
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from latentwire.files import owned, write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
 from latentwire.lm.identity import identity
+from latentwire.lm.soft_tokens import soft_token_rate
 from latentwire.runs.features import Features
 from latentwire.runs.folder import (
     begin_training,
@@ -58,7 +59,7 @@ from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.scorer import RidgeFit
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.training_checks import Forced, check_latents, check_text
-from latentwire.wire.wire import Wire, WireConfig, read_config, soft_token_rate
+from latentwire.wire.wire import Wire, WireConfig, read_config
 
 ASKED = 32
 """Most questions of a passage that the scorer looks at in one pass."""

@@ -1,4 +1,4 @@
-"""What a training is asked while it runs, on examples that it never sees: the figures that
+"""Checks of a wire's training while it runs, on examples that it never sees: the figures that
 train/guards.py reads.
 
 The answers are scored twice, by training's own prompts and targets and by the code of an
@@ -18,10 +18,7 @@ from torch import Tensor
 from latentwire.evals.baselines import Condition
 from latentwire.evals.harness import BATCH, Answer, evaluate
 from latentwire.evals.metrics import bootstrap, ratio
-from latentwire.lens.activations import Place, at
-from latentwire.lens.lens import Lens
-from latentwire.lens.objectives import scaled_mse
-from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, States, token_log_probs
+from latentwire.lm import FrozenLM, KVPrefix, Prompt, States, token_log_probs
 from latentwire.tasks.qa import Passage
 from latentwire.train.guards import pairwise_cosine
 from latentwire.wire.evaluation import conditions
@@ -79,40 +76,6 @@ def check_latents(
         "cosine_text": pairwise_cosine(torch.stack([z.mean for z in texts])),
         "scale.keys": _size(sent, "keys") / _size(texts, "keys"),
         "scale.values": _size(sent, "values") / _size(texts, "values"),
-    }
-
-
-@torch.no_grad()
-def check_lens(lens: Lens, places: Sequence[Place]) -> dict[str, float]:
-    """Of a lens: the error of what it rebuilds from its own greedy words (1 - FVE), what another
-    document's words cost, and how much words and vectors differ between activations; nothing of
-    fewer than two documents."""
-    if len(places) < 2:
-        return {}
-    batch = at(lens.lm, lens.config.layer, places)
-    said = lens.decoder.generate(batch.vectors, Greedy())
-    made = lens.reconstruct(said.texts, batch.tokens)
-    documents = [text.number for text in batch.texts]
-    n = len(batch)
-    other = [
-        next(j % n for j in range(i + 1, i + n) if documents[j % n] != documents[i])
-        for i in range(n)
-    ]
-    errors, moved = (scaled_mse(m, batch.vectors, lens.spread) for m in (made, made[other]))
-    gap = (moved - errors).tolist()
-    low, high = bootstrap(errors.tolist(), documents)
-    return {
-        "held": errors.mean().item(),
-        "held_low": low,
-        "held_high": high,
-        "held_n": float(len(places)),
-        "distinct": float(len(set(said.ids[:, 0].tolist()))),
-        "distinct_gold": float(len({token for _, token in batch.tokens})),
-        "gap": sum(gap) / n,
-        "gap_low": bootstrap(gap, documents)[0],
-        "cosine": pairwise_cosine(made),
-        "cosine_text": pairwise_cosine(batch.vectors),
-        "scale.reconstructions": (made.norm() / batch.vectors.norm()).item(),
     }
 
 

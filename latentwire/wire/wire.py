@@ -30,6 +30,7 @@ from latentwire.artifact import check_sizes, fill, one_error, read_tensors, type
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
 from latentwire.lm.finite import check_finite
+from latentwire.lm.soft_tokens import initial_format
 from latentwire.texts import check_texts
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.keep import finder
@@ -428,19 +429,6 @@ def check_kept(lm: FrozenLM, row: int, text: str, ids: Tensor) -> None:
             f"context {row}: {lm.name}'s tokenizer cannot hold all of it (first {lost!r}); "
             "take that out or use another reader"
         )
-
-
-def initial_format(lm: FrozenLM, count: int) -> Tensor:
-    """Embeddings of an instruction, repeated or cut to `count` tokens: a start with a meaning."""
-    ids = lm.ids("\n\nAnswer the question with a short span copied from the text, nothing else.")
-    return lm.embed(ids.repeat(math.ceil(count / len(ids)))[:count]).detach().clone()
-
-
-def soft_token_rate(lm: FrozenLM) -> float:
-    """Unit of the learning rate of soft tokens: the root mean square of the embeddings that they
-    begin as. Adam moves each number by the rate, and readers' embeddings differ in size (0.12 in
-    smollm2-135m, 1.03 in gemma3-270m), so that one rate for all would hardly move some."""
-    return initial_format(lm, 16).square().mean().sqrt().item()
 
 
 def read_config(folder: Path) -> dict:

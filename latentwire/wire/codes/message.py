@@ -16,8 +16,8 @@ from torch import Tensor
 from zstandard import ZstdError, compress, decompress, get_frame_parameters
 
 from latentwire.wire.envelope import BEGIN_BYTES, check_begin, check_sum, sealed
-from latentwire.wire.learned.fsq import pack, unpack
 from latentwire.wire.message import MessageError
+from latentwire.wire.packing import pack, unpack
 
 MAGIC, VERSION = b"LWLC", 1
 _HEADER = struct.Struct("<8sIHBI")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.lm.soft_tokens import initial_format
 from latentwire.wire.latents import head_of
 from latentwire.wire.learned.encoders.base import in_blocks, padded, transformer
 from latentwire.wire.learned.ways_in import WAYS_IN, Calibration, Slots
-from latentwire.wire.wire import RESERVE, initial_format
+from latentwire.wire.wire import RESERVE
 
 
 class Adapter(nn.Module):

@@ -8,8 +8,6 @@ holds codes and nothing else.
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -30,19 +28,3 @@ def nearest(values: Float[Tensor, "*n c"], bits: int) -> Int[Tensor, "*n c"]:
 def values(codes: Int[Tensor, "*n c"], bits: int) -> Float[Tensor, "*n c"]:
     """What codes stand for; the inverse of `nearest`."""
     return codes.float() * 2 / (2**bits - 1) - 1
-
-
-def pack(codes: Int[Tensor, "m c"], bits: int) -> bytes:
-    """Codes as one stream of bits, the lowest bit of each first: ceil(m * c * bits / 8) bytes."""
-    numbers = codes.cpu().numpy().astype(np.uint8)[..., None]
-    spread = np.unpackbits(numbers, axis=-1, count=bits, bitorder="little")
-    return np.packbits(spread, bitorder="little").tobytes()
-
-
-def unpack(data: bytes | memoryview, latents: int, channels: int, bits: int) -> Int[Tensor, "m c"]:
-    """The inverse."""
-    spread = np.unpackbits(
-        np.frombuffer(data, np.uint8), count=latents * channels * bits, bitorder="little"
-    )
-    numbers = np.packbits(spread.reshape(-1, bits), axis=-1, bitorder="little")
-    return torch.from_numpy(numbers.reshape(latents, channels).astype(np.int64))

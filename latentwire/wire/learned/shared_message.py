@@ -15,8 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from latentwire.wire.envelope import BEGIN_BYTES, check_begin, check_sum, sealed
-from latentwire.wire.learned.fsq import pack, unpack
 from latentwire.wire.message import MessageError
+from latentwire.wire.packing import pack, unpack
 
 MAGIC, VERSION = b"LWSH", 1
 _HEADER = struct.Struct("<8sHIBB")

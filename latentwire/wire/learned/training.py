@@ -35,6 +35,7 @@ from latentwire.evals.metrics import bootstrap, mean_ratio
 from latentwire.files import digest
 from latentwire.lm import Dtype, FrozenLM, KVPrefix
 from latentwire.lm.identity import identity
+from latentwire.lm.soft_tokens import soft_token_rate
 from latentwire.runs.folder import (
     begin_training,
     check_training,
@@ -68,7 +69,6 @@ from latentwire.wire.learned.reader import Reader
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.load import load_wire
 from latentwire.wire.training_checks import compared, forced_rows
-from latentwire.wire.wire import soft_token_rate
 
 
 def train_shared(
