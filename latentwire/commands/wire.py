@@ -98,7 +98,8 @@ def evaluate(
     from latentwire.recipes.readers import evaluate_readers
     from latentwire.recipes.workers import connected, on_ray
     from latentwire.report.page import write_report
-    from latentwire.report.tables import joint_verdict, results_table, verdict
+    from latentwire.report.tables import results_table
+    from latentwire.report.verdict import joint_verdict, verdict
     from latentwire.wire.load import load_reader, load_with
     from latentwire.wire.wire import Wire
 
