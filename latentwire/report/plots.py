@@ -47,7 +47,7 @@ def f1_plot(results: dict[str, Any]) -> Markup:
         axes.set_yticks(range(len(rows)), [textwrap.fill(name(key), 25) for key in rows])
         for label, key in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_color(_text_colour(key))
-            label.set_weight("bold" if key == "wire" else "normal")
+            label.set_fontweight("bold" if key == "wire" else "normal")
         axes.set_xlabel("F1, % (line: 95% interval)")
         summary = "; ".join(f"{name(k)} {100 * row['f1']:.1f}%" for k, row in rows.items())
         return svg_of(figure, "f1", f"F1 by condition: {summary}")

@@ -177,9 +177,9 @@ def size_rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def duration(seconds: float) -> str:
-    """A time in milliseconds, or in seconds from ten on: 83 ms."""
-    if seconds >= 10:
-        return f"{seconds:,.0f} s"
+    """A time in milliseconds, or in seconds from one on: 83 ms."""
+    if seconds >= 1:
+        return f"{seconds:,.1f} s"
     milliseconds = 1e3 * seconds
     return f"{milliseconds:,.0f} ms" if milliseconds >= 10 else f"{milliseconds:.2g} ms"
 

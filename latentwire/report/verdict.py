@@ -135,9 +135,9 @@ def _speed(results: dict[str, Any]) -> str | None:
     parts = []
     if ttft is not None:
         parts.append(f"the time to first token is {share(ttft)} of the full text's")
-        seconds = results.get("ttft_seconds"), results.get("text_ttft_seconds")
-        if None not in seconds:
-            parts[0] += f" ({duration(seconds[0])} against {duration(seconds[1])})"
+        wire, text = results.get("ttft_seconds"), results.get("text_ttft_seconds")
+        if wire is not None and text is not None:
+            parts[0] += f" ({duration(wire)} against {duration(text)})"
     if kv is not None:
         parts.append(f"the KV cache has {share(kv)} of its bytes")
     if not parts:
