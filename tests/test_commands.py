@@ -96,6 +96,12 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert list(result["rows"]) == names
     for row in result["rows"].values():
         assert {"em", "f1", "f1_low", "f1_high", "nll", "first1", "first5"} <= set(row)
+    assert list(result["differences"]) == [name for name in names if name != "wire"]
+    for name, gain in result["differences"].items():
+        mean = result["rows"]["wire"]["f1"] - result["rows"][name]["f1"]
+        assert gain["low"] <= gain["mean"] <= gain["high"] and gain["mean"] == pytest.approx(mean)
+    assert result["ttft_seconds"] / result["text_ttft_seconds"] == result["ttft_ratio"]
+    assert result["kv_bytes"] / result["text_kv_bytes"] == result["kv_ratio"]
     assert result["n"] == 3 and result["latents_out"] < result["tokens_in"]
     assert result["message_bytes"] > 0 and result["text_bytes"] == 20.5
     # A text of one line has nothing to compress; a frame of zstd has 9 bytes of its own.

@@ -369,6 +369,11 @@ def test_evaluation_is_beside_its_controls(text, trained):
     for row in (result, *result["controls"].values(), *result["references"].values()):
         assert row["fve_low"] <= row["fve"] <= row["fve_high"]
         assert {"cosine", "kl", "loss_recovered"} <= set(row)
+    gaps = {name: gain["mean"] for name, gain in result["differences"].items()}
+    own = {name: result["fve"] - row["fve"] for name, row in result["controls"].items()}
+    assert gaps == pytest.approx(own, abs=1e-6)
+    above = [gain["low"] > 0 for gain in result["differences"].values()]
+    assert result["beats_every_control"] is all(above)
     mean, zero = result["controls"]["mean"], result["controls"]["zero"]
     assert (mean["fve"], mean["fve_low"], mean["fve_high"]) == pytest.approx((0, 0, 0), abs=1e-9)
     assert mean["loss_recovered"] == 0 and zero["cosine"] == 0
@@ -505,7 +510,7 @@ def test_commands(text, trained, tmp_path, monkeypatch, capsys):
     status, out, _ = run(
         monkeypatch, capsys, "eval", trained, "--text", str(text), "--limit", "5", "--json", result
     )
-    assert status == 0 and "the interval of every control (5 activations)" in out
+    assert status == 0 and "Too few for a verdict: 5 activations" in out
     assert list(json.loads((tmp_path / "o.json").read_text())["controls"]) == CONTROLS
 
 

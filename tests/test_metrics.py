@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from latentwire.evals.harness import Answer, f1_differences
 from latentwire.evals.metrics import bootstrap, exact_match, f1, mean_ratio, normalise
 
 
@@ -67,6 +68,43 @@ def test_bootstrap_draws_whole_groups():
     narrow = bootstrap(scores, range(100))
     wide = bootstrap(scores, [0] * 50 + [1] * 50)
     assert wide == (0.0, 1.0) and narrow[0] > 0.3
+
+
+def answered(condition: str, f1s: dict[str, float]) -> list[Answer]:
+    rest = {"question": "?", "gold": ("x",), "answer": "x", "em": 0.0, "nll": 1.0, "tokens": 1}
+    return [
+        Answer(condition, id=i, context=i, f1=score, first1=0.0, first5=0.0, **rest)
+        for i, score in f1s.items()
+    ]
+
+
+@pytest.mark.parametrize("gain", [0.1, -0.1])
+def test_a_paired_difference_shows_what_overlapping_intervals_hide(gain):
+    """The wire is above (below) the text by 0.1 on every passage. Both means, 0.5 and 0.6 or 0.4,
+    have intervals of about 0.16 to either side, as half of the passages are hard."""
+    text = {str(i): 0.1 + 0.8 * (i % 2) for i in range(24)}
+    wire = {i: f1 + gain for i, f1 in reversed(text.items())}
+    answers = [*answered("text", text), *answered("wire", wire)]
+    one, other = (bootstrap(list(f1s.values()), list(f1s)) for f1s in (text, wire))
+    assert max(one[0], other[0]) < min(one[1], other[1])
+    found = f1_differences(answers)["text"]
+    assert list(found.values()) == pytest.approx([gain] * 3)
+
+
+def test_a_paired_difference_that_holds_zero():
+    """Whole passages are won and lost: the means differ by 0.1, the difference by far more."""
+    text = {str(i): float(i < 9) for i in range(20)}
+    wire = {str(i): float(i >= 9) for i in range(20)}
+    found = f1_differences([*answered("wire", wire), *answered("text", text)])["text"]
+    # Gains of 1 on 11 passages and of -1 on 9: sd 0.995, over the root of 20.
+    assert found["mean"] == pytest.approx(0.1)
+    assert [found["low"], found["high"]] == pytest.approx([0.1 - 0.436, 0.1 + 0.436], abs=0.07)
+
+
+def test_a_paired_difference_needs_the_same_questions():
+    answers = [*answered("wire", {"a": 1.0, "b": 0.0}), *answered("text", {"a": 1.0})]
+    with pytest.raises(ValueError, match="1 questions were answered under only one of wire and"):
+        f1_differences(answers)
 
 
 def test_the_mean_of_two_ratios_of_the_same_groups():

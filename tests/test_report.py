@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from latentwire.report.comparison import lens_verdict
 from latentwire.report.folder import ReportError
 from latentwire.report.page import write_report
-from latentwire.report.plots import smoothed
-from latentwire.report.tables import results_table, verdict
+from latentwire.report.plots import f1_plot, smoothed, training_plot
+from latentwire.report.tables import results_table, size_rows
+from latentwire.report.verdict import reads_latents, verdict
 
 F1 = {
     "text": 0.60,
@@ -32,15 +34,24 @@ def row(f1: float) -> dict[str, float]:
     return {"em": em, "f1": f1, **spread, "nll": 2.0 - f1, "first1": f1, "first5": f1 + 0.2}
 
 
+def scores(f1: dict[str, float]) -> dict[str, dict]:
+    """Rows, and paired differences with intervals of 2 points to either side."""
+    gaps = {k: f1["wire"] - v for k, v in f1.items() if k != "wire"}
+    return {
+        "rows": {key: row(value) for key, value in f1.items()},
+        "differences": {k: {"mean": g, "low": g - 0.02, "high": g + 0.02} for k, g in gaps.items()},
+    }
+
+
 RESULTS = {
-    "wire": "default",
+    "wire": "20a5b4aa307c5f89",
     "reader": "smollm2-135m",
     "data": "squad_dev.jsonl",
     "n": 500,
     "passages": 94,
     "ratio": 4,
     "seed": 0,
-    "rows": {key: row(f1) for key, f1 in F1.items()},
+    **scores(F1),
     "tokens_in": 151.2,
     "latents_out": 38.1,
     "ttft_ratio": 0.41,
@@ -54,7 +65,7 @@ RESULTS = {
 
 
 def with_f1(**f1: float) -> dict:
-    return {**RESULTS, "rows": {**RESULTS["rows"], **{k: row(v) for k, v in f1.items()}}}
+    return {**RESULTS, **scores({**F1, **f1})}
 
 
 def answers(text: str = "Bern") -> str:
@@ -81,25 +92,99 @@ def fill(run: Path, **files: str) -> Path:
 
 def test_a_good_wire():
     assert verdict(RESULTS) == [
-        "This wire reads its latents: its F1 of 45.0% (42.0 to 48.0) lies above the intervals of "
-        "closed book (no text), zero latents (control) and another example's latents (control).",
-        "It is better than the text truncated to equal tokens: "
-        "F1 45.0% (42.0 to 48.0) against 25.0% (22.0 to 28.0).",
-        "It keeps 75% of the full text's F1; with no text at all, 20% remain.",
+        "This wire reads its latents: its F1 of 45.0% (42.0 to 48.0) is above closed book "
+        "(no text) by 33.0 points (31.0 to 35.0), zero latents (control) by 35.0 points (33.0 to "
+        "37.0) and another example's latents (control) by 34.0 points (32.0 to 36.0).",
+        "It is better than the text truncated to equal tokens: F1 45.0% against 25.0%, "
+        "+20.0 points (+18.0 to +22.0).",
+        "It keeps 75% of the full text's F1, a difference of -15.0 points (-17.0 to -13.0); "
+        "with no text at all, 20% remain.",
         "The message is 1,126 times larger than its text: "
         "this wire saves cache and prefill, not bytes.",
-        "Given the message, it reads in 41% of the time to first token, 33% of the KV-cache bytes "
-        "of full text. With encoding counted, the time to first token is 120% of it.",
+        "With the message at hand, the time to first token is 41% of the full text's and the KV "
+        "cache has 33% of its bytes. With encoding counted, the time to first token is 120%.",
     ]
 
 
+OVERLAPPING = {**RESULTS, "rows": {"wire": row(0.45), "truncated_tokens": row(0.42)}}
+APART = {**RESULTS, "rows": {"wire": row(0.45), "truncated_tokens": row(0.38)}}
+
+
+@pytest.mark.parametrize(
+    ("results", "low", "high", "words"),
+    [
+        # The intervals, 42 to 48 and 39 to 45, overlap, and the difference is above 0.
+        (OVERLAPPING, 0.01, 0.05, "is better than"),
+        (OVERLAPPING, -0.01, 0.07, "is not shown to be better than"),
+        # The intervals, 42 to 48 and 35 to 41, do not overlap, and the difference may be 0.
+        (APART, -0.01, 0.15, "is not shown to be better than"),
+        (APART, -0.15, -0.01, "is worse than"),
+    ],
+)
+def test_a_verdict_rests_on_the_paired_difference(results, low, high, words):
+    gain = {"mean": (low + high) / 2, "low": low, "high": high}
+    assert words in verdict({**results, "differences": {"truncated_tokens": gain}})[1]
+
+
+def test_a_control_is_judged_by_the_paired_difference():
+    near = copy.deepcopy(with_f1(foreign_latents=0.42))
+    assert reads_latents(near) is True  # 3 points, 1 to 5, though the intervals overlap
+    near["differences"]["foreign_latents"]["low"] = -0.01
+    assert reads_latents(near) is False
+
+
+def test_results_without_paired_differences_are_judged_by_their_bounds():
+    old = {k: v for k, v in RESULTS.items() if k != "differences"}
+    words = verdict(old)
+    # 45 - 25, from 42 - 28 to 48 - 22.
+    assert "+20.0 points (+14.0 to +26.0)" in words[1] and "of an earlier version" in words[-1]
+    assert reads_latents(old) is True
+    old["rows"] = {**old["rows"], "foreign_latents": row(0.42)}
+    assert reads_latents(old) is False
+
+
+@pytest.mark.parametrize(
+    ("n", "words"), [(29, "29 questions"), (1, "1 question,"), (30, None), (None, None)]
+)
+def test_fewer_than_thirty_questions_give_no_verdict(n, words, tmp_path):
+    results = {**RESULTS, "n": n}
+    page = write_report(fill(tmp_path, results_json=json.dumps(results))).read_text("utf-8")
+    assert ('class="verdict good"' in page) is (words is None)
+    first = verdict(results)[0]
+    assert first.startswith("Too few for a verdict: " if words else "This wire reads its latents")
+    if words:
+        assert words in first and "at least 30" in first and reads_latents(results) is None
+        assert not any("better" in line or "worse" in line for line in verdict(results))
+
+
+def test_a_lens_is_judged_by_the_paired_difference():
+    gain = {"mean": 0.1, "low": 0.02, "high": 0.2}
+    differences = {"mean": gain, "shuffled_words": gain}
+    assert "above that of every control" in lens_verdict({"n": 40, "differences": differences})
+    differences = {**differences, "shuffled_words": {**gain, "low": -0.01}}
+    said = lens_verdict({"n": 40, "differences": differences})
+    assert "not shown to be above that of shuffled words (" in said
+    assert lens_verdict({"n": 5, "differences": differences}).startswith("Too few for a verdict: 5")
+
+
+def test_costs_are_shown_in_their_units():
+    measured = {"text_ttft_seconds": 0.083, "ttft_seconds": 0.0041, "encode_ttft_seconds": 12.4}
+    caches = {"text_kv_bytes": 2_000_000.0, "kv_bytes": 660_000.0}
+    rows = {label: cells for label, *cells in size_rows({**RESULTS, **measured, **caches})}
+    assert rows["KV-cache bytes"] == ["2,000,000", "660,000", "33%"]
+    assert rows["time to first token, message given"] == ["83 ms", "4.1 ms", "41%"]
+    assert rows["time to first token, encoding counted"] == ["83 ms", "12.4 s", "120%"]
+    old = {label: cells for label, *cells in size_rows(RESULTS)}
+    assert old["KV-cache bytes"] == ["", "", "33%"]
+
+
 def test_a_wire_that_does_not_read_its_latents():
-    said = verdict(with_f1(wire=0.15))[0]
-    assert said.startswith("This wire is not reading its latents: ")
+    said = verdict(with_f1(wire=0.11))[0]
+    assert said.startswith("This wire is not shown to read its latents: ")
     assert all(control in said for control in ("closed book", "zero latents", "another example's"))
     # One control that reaches the interval is enough, and it alone is named.
-    said = verdict(with_f1(foreign_latents=0.40))[0]
-    assert said.startswith("This wire is not reading its latents: ")
+    said = verdict(with_f1(foreign_latents=0.44))[0]
+    assert said.startswith("This wire is not shown to read its latents: ")
     assert "another example's" in said and "closed book" not in said and "zero" not in said
 
 
@@ -112,7 +197,7 @@ def test_a_control_that_was_not_evaluated_proves_nothing():
 
 @pytest.mark.parametrize(
     ("truncated", "said"),
-    [(0.25, "is better than"), (0.43, "is not better than"), (0.55, "is worse than")],
+    [(0.25, "is better than"), (0.44, "is not shown to be better"), (0.55, "is worse than")],
 )
 def test_truncation(truncated, said):
     assert said in verdict(with_f1(truncated_tokens=truncated))[1]
@@ -123,10 +208,12 @@ def test_truncation(truncated, said):
 
 
 def test_text_after_zstd_and_pruned_text():
-    results = {**with_f1(truncated_zstd=0.50, pruned_tokens=0.40), "message_bytes": 440.0}
+    results = {**with_f1(truncated_zstd=0.46, pruned_tokens=0.44), "message_bytes": 440.0}
     said = verdict(results)
-    assert said[2].startswith("It is not better than the text pruned to equal tokens")
-    assert said[4].startswith("It is not better than the text truncated to equal bytes after zstd")
+    assert said[2].startswith("It is not shown to be better than the text pruned to equal tokens")
+    assert said[4].startswith(
+        "It is not shown to be better than the text truncated to equal bytes after zstd"
+    )
     # Larger than the text's zstd, if smaller than the text: nothing is cut.
     said = verdict({**results, "message_bytes": 470.0})
     assert not any("after zstd -19:" in item for item in said)
@@ -172,7 +259,9 @@ def test_a_whole_page(tmp_path):
     assert page.count("<article>") == 20 and "seed 0" in page and page.count("<svg") == 2
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "<b>here" not in page
     assert "Not in this run folder" not in page
-    assert "truncated to equal bytes" in page and "after zstd -19</td><td>460<" in page
+    assert "Not shown: truncated to equal bytes. The message" in page  # it repeats the full text
+    assert "<td>truncated to equal bytes" not in page and "after zstd -19</td><td>460<" in page
+    assert "<h1>Wire at 4x, read by smollm2-135m</h1>" in page  # and no hash
     assert not re.search(r"https?:|//|@import|<link", page)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -193,7 +282,7 @@ def test_a_training_page_tells_alarms_and_throughput(tmp_path):
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "<li>slots: sameness: all &lt;alike&gt;</li>" in page and "an earlier one" not in page
     # 120 tokens in 8 seconds, of which 0.2 waited for data.
-    assert "ends at. slots: 4 s a step, 15 target tokens/s, 2.5% waiting for data." in page
+    assert "last values. slots: 4 s a step, 15 target tokens/s, 2.5% waiting for data." in page
 
 
 def test_missing_files_are_named(tmp_path):
@@ -274,7 +363,8 @@ def test_a_row_is_one_line_of_a_terminal(share):
     console = Console(width=80)
     with console.capture() as captured:
         every = (*F1, "truncated_zstd", "pruned_tokens")
-        console.print(results_table({**RESULTS, "rows": dict.fromkeys(every, full)}))
+        some = {**RESULTS, "rows": dict.fromkeys(every, full), "message_bytes": 250.0}
+        console.print(results_table(some))
     _, _, *rows, caption, more, _ = captured.get().splitlines()
     names = ["full text", "wire", "equal tokens", "pruned", "equal bytes", "equal zstd"]
     names += ["closed book", "zero latents", "foreign latents"]
@@ -282,6 +372,31 @@ def test_a_row_is_one_line_of_a_terminal(share):
     spread = {0.45: "45.0 (45.0 to 45.0)", 1.0: "100 (100 to 100)"}[share]
     for name, row in zip(names, rows, strict=True):
         assert row.startswith(f"{name} ") and row.count(spread) == 2 and "12.30" in row
+
+
+def test_rows_that_repeat_the_full_text_are_not_shown():
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(results_table(with_f1(truncated_zstd=0.6)))
+    table = captured.get()
+    assert "not shown: equal bytes, equal zstd" in table and "\nequal bytes " not in table
+
+
+@pytest.mark.parametrize("top", [0.02, 0.6, 0.99])
+def test_an_axis_of_shares_ends_at_100(top):
+    one = {**RESULTS, "rows": {k: {**row(0.01), "f1_high": top} for k in ("wire", "text")}}
+    drawn = f1_plot(one)
+    ticks = [float(n) for n in re.findall(r">(\d+(?:\.\d+)?)</text>", drawn)]
+    assert max(ticks) <= 100 and ">full text</text>" in drawn
+
+
+def test_the_held_out_loss_is_drawn_where_a_check_measured_it():
+    logged = [{"stage": "slots", "step": s, "loss": 2 / s} for s in range(1, 9)]
+    assert "held-out loss" not in training_plot(logged)
+    logged[3] |= {"held": 1.5, "held_low": 1.25, "held_high": 1.75}
+    logged[7] |= {"held": 1.37}
+    drawn = training_plot(logged)
+    assert ">held-out loss</text>" in drawn and ">1.37</text>" in drawn
 
 
 def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
@@ -300,12 +415,15 @@ def test_a_report_needs_no_torch():
 def test_a_page_of_several_readers_says_what_each_and_all_come_to(tmp_path):
     shares = ("f1", "em", "agreement", "oracle_f1")
     joint = {k: v for n in shares for k, v in ((n, 0.5), (f"{n}_low", 0.4), (f"{n}_high", 0.6))}
-    readers = {"smollm2-135m": RESULTS, "gemma<3": {**with_f1(wire=0.15), "reader": "gemma<3"}}
+    readers = {"smollm2-135m": RESULTS, "gemma<3": {**with_f1(wire=0.11), "reader": "gemma<3"}}
     together = {"kind": "readers", "readers": readers, "joint": {"n": 10, **joint}}
     page = write_report(fill(tmp_path, results_json=json.dumps(together))).read_text()
     assert "Together, every candidate scored by all readers: F1 50.0% (40.0 to 60.0)." in page
     assert "read by smollm2-135m" in page and "read by gemma&lt;3" in page and "gemma<3" not in page
-    assert "This wire reads its latents" in page and "This wire is not reading its latents" in page
+    assert (
+        "This wire reads its latents" in page
+        and "This wire is not shown to read its latents" in page
+    )
     assert 'href="reader-1/report.html"' in page
     damaged = {**together, "readers": {"a": {"rows": {"wire": {"em": True}}}}}
     with pytest.raises(ReportError):
@@ -325,8 +443,8 @@ def test_rows_that_two_processes_wrote_are_told_and_left_out(tmp_path):
     page = write_report(once).read_text()
     fill(tmp_path, predictions_jsonl=answers() + answers()[: answers().index("\n") + 1])
     twice = write_report(once).read_text()
-    assert "second time" not in page and "20 of 30 questions" in twice
-    said = "predictions.jsonl says 1 rows a second time"
+    assert "duplicate" not in page and "20 of 30 questions" in twice
+    said = "predictions.jsonl holds 1 duplicate rows"
     assert said in twice and twice.replace(said, "") != page
     fill(tmp_path, predictions_jsonl=answers(), metrics_jsonl=metrics() * 2)
-    assert "metrics.jsonl says 88 rows a second time" in write_report(once).read_text()
+    assert "metrics.jsonl holds 88 duplicate rows" in write_report(once).read_text()

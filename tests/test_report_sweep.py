@@ -6,18 +6,16 @@ import re
 
 import pytest
 from rich.console import Console
-from test_report import RESULTS as ONE
-from test_report import fill, row
+from test_report import fill, row, with_f1
 
 from latentwire.report.folder import ReportError
 from latentwire.report.page import write_report
-from latentwire.report.sweep import matrix, reference_rows, scored, sweep_table, verdict
+from latentwire.report.sweep import matrix, reference_rows, scored, sweep_rows, sweep_table, verdict
 from latentwire.report.sweep_plots import cost, cost_plot
 
 
 def evaluated(f1: float, latents: float, message: float) -> dict:
-    rows = {**ONE["rows"], "wire": row(f1)}
-    return {**ONE, "rows": rows, "latents_out": latents, "message_bytes": message}
+    return {**with_f1(wire=f1), "latents_out": latents, "message_bytes": message}
 
 
 SWEEP = {
@@ -29,7 +27,7 @@ SWEEP = {
         "4x": {
             "error": None,
             "alarms": {"waiting": "data waits <b>"},
-            "evaluations": {"16": evaluated(0.30, 38.1, 878e3)},
+            "evaluations": {"16": evaluated(0.30, 38.1, 312.0)},
         },
         "8x": {"error": "FloatingPointError: loss is nan at step 3"},
         "16x": {},
@@ -40,12 +38,12 @@ SWEEP = {
 def test_the_words():
     assert verdict(SWEEP) == [
         "2 of 4 members are done.",
-        "Failed, and tried again by the same command: 8x.",
+        "Failed; the same command tries again: 8x.",
         "Not run yet: 16x.",
         "The highest F1 is that of 2x, 50.0% (47.0 to 53.0). It was chosen among all on the "
         "questions that it is scored on, so expect somewhat less on others.",
-        "Above the intervals of no text, zero latents and another example's latents: all.",
-        "Above the text truncated to as many tokens: 2x.",
+        "Above no text, zero latents and another example's latents, by the paired difference: all.",
+        "Above the text truncated to as many tokens: all.",
         "Above the text truncated to as many bytes: none.",
     ]
     assert verdict({**SWEEP, "members": {"a": {}}}) == [
@@ -148,11 +146,21 @@ def test_a_page_of_crossed_members(tmp_path):
     assert '<th scope="col">a +<br>lora</th>' in page and "NLL 1.50</td>" in page
 
 
-def test_of_wires_at_one_place_only_the_highest_is_numbered():
+def test_of_wires_at_one_place_only_the_highest_is_named():
     found = scored({**SWEEP, "members": {n: {"evaluations": {"16": evaluated(f, 75.6, 195.0)}}
                     for n, f in (("a", 0.2), ("b", 0.4), ("c", 0.3))}})  # fmt: skip
-    drawn = cost_plot(list(enumerate(found, 1)), "tokens")
-    assert [f">{n}</text>" in drawn for n in "123"] == [False, True, False]
+    drawn = cost_plot(found, "tokens", "x")
+    assert [f">{n}</text>" in drawn for n in "abc"] == [False, True, False]
+
+
+def test_few_questions_give_no_verdict_on_any_member():
+    few = copy.deepcopy(SWEEP)
+    for member in ("2x", "4x"):
+        few["members"][member]["evaluations"]["16"]["n"] = 29
+    assert verdict(few)[-1] == (
+        "A verdict needs at least 30 questions, and no member was scored on so many."
+    )
+    assert [row[-1] for row in sweep_rows(few)] == ["unknown", "unknown", "", ""]
 
 
 def test_a_damaged_file_is_one_line(tmp_path):

@@ -39,7 +39,8 @@ from latentwire.wire.text_wire import TextWire
 from latentwire.wire.training import WireRecipe
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
-TIMES = {"ttft_ratio", "encode_ttft_ratio"}
+TIMES = {f"{name}ttft_{unit}" for name in ("", "encode_") for unit in ("ratio", "seconds")}
+TIMES |= {"text_ttft_seconds"}
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,7 @@ def evaluate(
     """
     from latentwire.lens.evaluation import LensEvaluation, evaluate_lens
     from latentwire.lens.lens import Lens
+    from latentwire.report.comparison import lens_verdict
 
     check_folder(json_out)
     config = LensEvaluation(limit, positions, samples, seed=seed)
@@ -132,8 +133,7 @@ def evaluate(
         fve = f"{row['fve']:.3f} ({row['fve_low']:.3f} to {row['fve_high']:.3f})"
         figures = f"{row['cosine']:7.3f} {row['kl']:6.2f} {row['loss_recovered']:9.2f}"
         print(f"{name.replace('_', ' '):20} {fve:>24} {figures}")
-    above = "above" if result["beats_every_control"] else "NOT above"
-    print(f"The lens's FVE is {above} the interval of every control ({result['n']} activations).")
+    print(lens_verdict(result))
     write_json(json_out, result)
 
 

@@ -95,7 +95,8 @@ def evaluate(
     """
     from latentwire.files import owned
     from latentwire.report.page import write_report
-    from latentwire.report.tables import joint_verdict, results_table, verdict
+    from latentwire.report.tables import results_table
+    from latentwire.report.verdict import joint_verdict, verdict
     from latentwire.runs.workers import connected, on_ray
     from latentwire.wire.evaluation import ALMANAC, evaluate_wire
     from latentwire.wire.joint import evaluate_readers

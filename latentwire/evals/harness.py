@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from latentwire.evals.baselines import Condition
-from latentwire.evals.metrics import bootstrap, exact_match, f1
+from latentwire.evals.metrics import bootstrap, exact_match, f1, paired_difference
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right, token_log_probs
 from latentwire.tasks.qa import (
     ANSWER_TOKENS,
@@ -96,6 +96,30 @@ def summarise(answers: Sequence[Answer]) -> dict[str, float]:
         "first1": sum(a.first1 for a in answers) / n,
         "first5": sum(a.first5 for a in answers) / n,
     }
+
+
+def f1_differences(
+    answers: Sequence[Answer], condition: str = "wire"
+) -> dict[str, dict[str, float]]:
+    """The F1 of one condition minus that of every other on the same questions, each with its 95%
+    interval over passages: {other: {"mean", "low", "high"}}. Raises ValueError where two conditions
+    did not answer the same questions."""
+    f1_of: dict[str, dict[tuple[str, str], float]] = {}
+    for a in answers:
+        f1_of.setdefault(a.condition, {})[a.context, a.id] = a.f1
+    scores = f1_of.pop(condition)
+    differences = {}
+    for other, baseline in f1_of.items():
+        if baseline.keys() != scores.keys():
+            count = len(baseline.keys() ^ scores.keys())
+            raise ValueError(
+                f"{count} questions were answered under only one of {condition} and {other}; "
+                "expected the same questions under both"
+            )
+        aligned = [baseline[question] for question in scores]
+        contexts = [context for context, _ in scores]
+        differences[other] = paired_difference(list(scores.values()), aligned, contexts)
+    return differences
 
 
 def _answers(

@@ -15,7 +15,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from latentwire.evals.metrics import explained
+from latentwire.evals.metrics import explained, ratio
 from latentwire.lens.activations import (
     Activations,
     Tokens,
@@ -99,12 +99,13 @@ def evaluate_lens(lens: Lens, text: Sequence[Path], config: LensEvaluation | Non
     rows = reconstructions(lens, batch, said, explanations(lens, untrained, batch, config), config)
     scores = _scores(lens, batch, rows)
     controls = {k: v for k, v in scores.items() if k not in ("lens", *REFERENCES)}
-    beaten = all(scores["lens"]["fve"] > row["fve_high"] for row in controls.values())
+    differences = _differences(lens, batch, {name: rows[name] for name in ("lens", *controls)})
     return {
         **scores["lens"],
         "controls": controls,
         "references": {name: scores[name] for name in REFERENCES},
-        "beats_every_control": beaten,
+        "differences": differences,
+        "beats_every_control": all(d["low"] > 0 for d in differences.values()),
         "n": len(batch),
         "documents": count,
         "samples": config.samples,
@@ -193,6 +194,19 @@ def _scores(lens: Lens, batch: Activations, rows: dict[str, Tensor]) -> dict[str
             "loss_recovered": recovered,
         }
     return scores
+
+
+def _differences(
+    lens: Lens, batch: Activations, rows: dict[str, Tensor]
+) -> dict[str, dict[str, float]]:
+    """The lens's FVE minus that of every other row on the same activations, each with its 95%
+    interval over texts."""
+    groups = [t.number for t in batch.texts]
+    distances = (batch.vectors - lens.mean).square().sum(1).tolist()
+    errors = {name: (v - batch.vectors).square().sum(1) for name, v in rows.items()}
+    own = errors.pop("lens")
+    intervals = {n: ratio((e - own).tolist(), distances, groups) for n, e in errors.items()}
+    return {n: dict(zip(("mean", "low", "high"), i, strict=True)) for n, i in intervals.items()}
 
 
 def _effects(

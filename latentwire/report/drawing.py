@@ -1,4 +1,4 @@
-"""What all plots share: a figure as SVG text that stands inside an HTML page.
+"""Draws what all plots share, and turns a figure into SVG text that stands inside an HTML page.
 
 Colours are CSS variables of the page, so that one drawing serves light, dark and print. Text stays
 text: it can be searched, and it is set in the reader's own font. Figures are narrow, because on a
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import matplotlib
@@ -20,12 +21,11 @@ WIDTH = 4.2
 """Inches, 72 SVG units each."""
 
 # Matplotlib knows no CSS variables: it draws with these colours, and each is replaced afterwards.
-INK, MUTED, ACCENT, SOFT, LINE, CONTROL = (f"#00000{i}" for i in range(1, 7))
+INK, MUTED, ACCENT, LINE, CONTROL = (f"#00000{i}" for i in range(1, 6))
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
     ACCENT: "--accent",
-    SOFT: "--soft",
     LINE: "--line",
     CONTROL: "--control",
 }
@@ -47,14 +47,14 @@ STYLE: dict[Any, Any] = {
 
 
 def frame(axes: Axes, grid: Literal["x", "y"]) -> None:
-    """No box, no ticks, and grid lines that cross one axis."""
+    """Removes box and ticks, and draws grid lines that cross one axis."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
     axes.grid(axis=grid, linewidth=0.6)
 
 
 def end_label(axes: Axes, x: float | int, y: float, text: str, colour: str) -> None:
-    """A line's last value, beside its end."""
+    """Writes a line's last value beside its end."""
     axes.annotate(
         text,
         (x, y),
@@ -65,6 +65,20 @@ def end_label(axes: Axes, x: float | int, y: float, text: str, colour: str) -> N
         weight="bold",
         annotation_clip=False,
     )
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Moves ascending places as little as can be (least squares) until no two are closer than the
+    gap: isotonic regression of what is left when the gaps are taken out."""
+    blocks: list[tuple[float, int]] = []
+    for i, place in enumerate(places):
+        mean, count = place - i * gap, 1
+        while blocks and blocks[-1][0] > mean:
+            other, more = blocks.pop()
+            mean, count = (mean * count + other * more) / (count + more), count + more
+        blocks.append((mean, count))
+    flat = [mean for mean, count in blocks for _ in range(count)]
+    return [mean + i * gap for i, mean in enumerate(flat)]
 
 
 def svg_of(figure: Figure, prefix: str, label: str) -> Markup:

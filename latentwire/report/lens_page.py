@@ -1,5 +1,5 @@
-"""A text under a lens: one self-contained HTML page on which each token shows, under the pointer or
-the keyboard's focus, what its activation says.
+"""Writes a text under a lens as one self-contained HTML page. Each token shows, under the pointer
+or the keyboard's focus, the explanations of its activation.
 
     write_lens_page(Path("page.html"), {"model": "smollm2-135m", "layer": 15}, rows)
 
@@ -32,33 +32,37 @@ h1 { font-size: 1.4rem; margin: 0 } .note { color: var(--muted); font-size: .875
   margin: 1.5rem 0 }
 button { font: inherit; color: inherit; border: 0; border-radius: .2rem; padding: .1rem 0;
   margin: 0; cursor: pointer; white-space: pre-wrap;
-  background: rgba(var(--tint), calc(var(--said) * .45)) }
+  background: rgba(var(--tint), calc(var(--explained) * .45)) }
 button.on { outline: 2px solid var(--accent); outline-offset: 1px }
-#said { border-top: 1px solid var(--line); padding-top: .75rem; min-height: 12rem }
-#said h2 { font-size: 1.05rem; margin: 0 0 .5rem; white-space: pre-wrap }
-#said p { margin: .25rem 0; white-space: pre-wrap; overflow-wrap: anywhere }
-#said span { color: var(--muted); font-size: .85rem; font-variant-numeric: tabular-nums }
+#legend { display: flex; align-items: center; gap: .5rem }
+#legend i { flex: 0 1 9rem; height: .9rem; border: 1px solid var(--line); border-radius: .2rem;
+  background: linear-gradient(to right, transparent, rgba(var(--tint), .45)) }
+#panel { border-top: 1px solid var(--line); padding-top: .75rem; min-height: 12rem }
+#panel h2 { font-size: 1.05rem; margin: 0 0 .5rem; white-space: pre-wrap }
+#panel p { margin: .25rem 0; white-space: pre-wrap; overflow-wrap: anywhere }
+#panel span { color: var(--muted); font-size: .85rem; font-variant-numeric: tabular-nums }
 """
 
 SCRIPT = """
 const rows = JSON.parse(document.getElementById("rows").textContent);
-const panel = document.getElementById("said");
+const panel = document.getElementById("panel");
 const buttons = [...document.querySelectorAll("#text button")];
 let pinned = null;
 function line(tag, text) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  return made;
+  const element = document.createElement(tag);
+  element.textContent = text;
+  return element;
 }
 function show(i) {
   const row = rows[i];
   buttons.forEach((b, j) => b.classList.toggle("on", i === j));
   panel.replaceChildren(
     line("h2", JSON.stringify(row.token)),
-    line("span", "swapped in, the best moves the next token by " + row.kl.toFixed(2) + " nats"));
-  for (const said of row.explanations) {
-    const p = line("p", said.text + "  ");
-    p.append(line("span", said.explained.toFixed(2) + " explained"));
+    line("span", "With the best explanation's reconstruction in place of the activation, the "
+      + "next-token distribution changes by " + row.kl.toFixed(2) + " nats (KL)."));
+  for (const explanation of row.explanations) {
+    const p = line("p", explanation.text + "  ");
+    p.append(line("span", "variance explained: " + explanation.explained.toFixed(2)));
     panel.append(p);
   }
 }
@@ -71,21 +75,24 @@ if (buttons.length) show(buttons.length - 1);
 """
 
 
+TITLE = "Explained activations"
 PAGE = Markup("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>latentwire lens</title>
+<title>{title}</title>
 <style>{css}</style>
 </head>
 <body>
-<h1>What each activation says</h1>
-<p class="note">{about}. Point at a token, or walk with Tab; a click holds it. The darker a token,
-the more of its activation's variance the explanation's reconstruction has; 1 is all of it, the
-mean activation has 0.</p>
+<h1>{title}</h1>
+<p class="note">{about}. Point at a token or move with Tab to see the explanations of its
+activation; click a token to keep it.</p>
+<p class="note" id="legend">variance explained: 0 or less <i></i> 1</p>
+<p class="note">The shade of a token is the share of its activation's variance that the best
+explanation reconstructs: 1 is all of it, and the mean activation explains 0.</p>
 <div id="text">{before}{tokens}{after}</div>
-<section id="said" aria-live="polite"></section>
+<section id="panel" aria-live="polite"></section>
 <script type="application/json" id="rows">{data}</script>
 <script>{script}</script>
 </body>
@@ -104,6 +111,7 @@ def write_lens_page(
     data = json.dumps(list(rows), ensure_ascii=False).replace("<", "\\u003c")
     page = PAGE.format(
         css=Markup(CSS),
+        title=f"Explained activations of {facts['model']}" if "model" in facts else TITLE,
         about=", ".join(f"{name} {value}" for name, value in facts.items()),
         before=around[0],
         tokens=joined(_token(row) for row in rows),
@@ -116,5 +124,5 @@ def write_lens_page(
 
 def _token(row: Mapping[str, Any]) -> Markup:
     share = min(1.0, max(0.0, row["explanations"][0]["explained"]))
-    button = Markup('<button type="button" style="--said: {}">{}</button>')
+    button = Markup('<button type="button" style="--explained: {}">{}</button>')
     return button.format(f"{share:.2f}", row["token"])

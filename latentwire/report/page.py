@@ -1,5 +1,5 @@
-"""The report of one run: a single HTML file that needs nothing else, and says in words what the
-numbers show before it shows them.
+"""Writes the report of one run: a single HTML file that needs nothing else, and says in words what
+the numbers show before it shows them.
 
 It is made from the files of the run folder alone; what is missing there is named in the page.
 
@@ -23,7 +23,7 @@ from latentwire.report.shell import config_section, whole_page
 
 
 class Kind(NamedTuple):
-    """What a kind of run has in its files, and the sections that its page is made of."""
+    """Describes a kind of run: what its files hold, and the sections of its page."""
 
     results: dict[str, Any]
     records: dict[str, dict[str, Any]]
@@ -66,9 +66,9 @@ def write_report(run: Path) -> Path:
         body.append(config_section(config))
     for file in (file for file, count in repeated.items() if count):
         note = Markup(
-            '<p class="note">{} says {} rows a second time, as two processes in one folder once '
-            "could. They are left out here, but not of scores that count them: the command of the "
-            "run, repeated, counts each once.</p>"
+            '<p class="note">{} holds {} duplicate rows, from two processes that wrote to one '
+            "folder. This page leaves them out; scores in results.json may count them until the "
+            "command of the run is repeated.</p>"
         )
         body.append(note.format(file, repeated[file]))
     if absent := [file for file, held in found.items() if not held]:

@@ -1,7 +1,6 @@
-"""What a run of seek shows: the verdict in words, and the rows of its table.
+"""Says in words what a run of seek shows, and makes the rows of its table.
 
-Better and worse are said of intervals of paired differences, never of means: where an interval
-holds 0, nothing was shown.
+Comparisons rest on intervals of paired differences (comparison.py), never on means.
 
     print(*verdict(results), sep="\\n")
     rich.print(seek_table(results))
@@ -13,16 +12,17 @@ from typing import Any
 
 from rich.table import Table
 
+from latentwire.report.comparison import DIFFERENCES, gap, points, sign, too_few
 from latentwire.report.folder import expect
 from latentwire.report.tables import percent, terminal_table
 
 ARMS = ("greedy", "seek", "random_sign", "best_of_n", "pass_at_k")
 """The order in which arms are shown."""
 
-COLUMNS = ("", "accuracy, %", "tokens", "seek minus it")
+COLUMNS = ("method", "accuracy, %", "tokens", "seek minus it")
 
 FEW = 300
-"""Below so many problems the verdict ends with how little they can tell."""
+"""On fewer problems the verdict ends with how wide the intervals are."""
 
 EQUAL = 0.1
 """Token counts that differ by no more than this share are called equal."""
@@ -36,7 +36,7 @@ RESULTS = {
     **dict.fromkeys(("model", "task", "reward"), str),
     **dict.fromkeys(("n", "failures"), int),
     "arms": {"greedy": ARM, "seek": ARM, "*": ARM},
-    "differences": {"*": dict.fromkeys(("mean", "low", "high"), float)},
+    "differences": DIFFERENCES,
     "reroll": {"changed": int, "of": int},
     "flips": [float],
     "curves": {"*": [{"tokens": float, "accuracy": float}]},
@@ -71,7 +71,9 @@ def is_oracle(results: dict[str, Any]) -> bool:
 def helps(results: dict[str, Any]) -> bool | None:
     """True where seek is better than greedy, random sign and best of N, each by the interval of the
     difference, with no more tokens than the last two; False where it is not better than greedy;
-    None between, or where one was not run."""
+    None between, where one was not run, or on too few problems."""
+    if _too_few(results):
+        return None
     better = {k: d["low"] > 0 for k, d in results["differences"].items()}
     if not better.get("greedy", True):
         return False
@@ -83,11 +85,13 @@ def helps(results: dict[str, Any]) -> bool | None:
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """The results in words: greedy, oracle, best of N, random sign, re-roll, failures, and how much
-    so many problems can tell. What does not apply is left out."""
+    """The results in words: greedy, oracle, best of N, random sign, repeated ratings, failures, and
+    how wide the intervals are. What does not apply is left out, and on too few problems every
+    comparison."""
     arms(results)
-    of = (_cut_off, _greedy, _oracle, _best_of_n, _random_sign, _reroll, _failures, _few)
-    return [said for part in of if (said := part(results))]
+    judged = (_greedy, _oracle, _best_of_n, _random_sign)
+    parts = (_cut_off, *((_too_few,) if _too_few(results) else judged), _reroll, _failures, _few)
+    return [sentence for part in parts if (sentence := part(results))]
 
 
 def seek_table(results: dict[str, Any]) -> Table:
@@ -103,7 +107,7 @@ def arm_rows(results: dict[str, Any]) -> list[list[str]]:
     """Cells under COLUMNS, one row an arm."""
     gaps = results["differences"]
     return [
-        [name(k, a), accuracy(a), f"{a['tokens']:,.0f}", _gap(gaps[k]) if k in gaps else ""]
+        [name(k, a), accuracy(a), f"{a['tokens']:,.0f}", gap(gaps[k], "") if k in gaps else ""]
         for k, a in arms(results).items()
     ]
 
@@ -113,29 +117,19 @@ def accuracy(arm: dict[str, Any], unit: str = "") -> str:
     return f"{percent(arm['accuracy'])}{unit} ({percent(arm['low'])} to {percent(arm['high'])})"
 
 
-def _points(share: float) -> str:
-    """A difference in points with its sign, zero without."""
-    text = f"{100 * share:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
-
-
-def _gap(difference: dict[str, Any]) -> str:
-    mean, low, high = (_points(difference[k]) for k in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
-
-
 def _against(results: dict[str, Any], key: str, other: str) -> tuple[int | None, str]:
-    """1, -1 or 0 where seek is better, worse or neither, None where that is unknown; and the
-    words that say so, to stand between "Seek" and a full stop."""
-    found, gap = results["arms"], results["differences"].get(key)
-    if gap is None or key not in found:
+    """Compares seek with an arm: 1, -1 or 0 where it is better, worse or neither, None where that
+    is unknown, and the words for it, which follow "Seek" and lack their full stop."""
+    found, gain = results["arms"], results["differences"].get(key)
+    if gain is None or key not in found:
         return None, f"may or may not be better than {other}, which was not run"
-    sign = (gap["low"] > 0) - (gap["high"] < 0)
-    word = {1: "better", -1: "worse", 0: "not shown to be better"}[sign]
-    theirs, zero = accuracy(found[key], "%"), "" if sign else ", which holds 0"
-    mean, low, high = (_points(gap[k]) for k in ("mean", "low", "high"))
-    said = f"is {word} than {other}, {theirs}: {mean} points ({low} to {high}{zero})"
-    return sign, said
+    better = sign(gain)
+    words = {1: "is better", -1: "is worse", 0: "is not shown to be better"}[better]
+    return better, f"{words} than {other}, {accuracy(found[key], '%')}: a difference of {gap(gain)}"
+
+
+def _too_few(results: dict[str, Any]) -> str | None:
+    return too_few(results["n"], "problems")
 
 
 def _cut_off(results: dict[str, Any]) -> str | None:
@@ -143,68 +137,64 @@ def _cut_off(results: dict[str, Any]) -> str | None:
     if finished >= 0.5:
         return None
     return (
-        f"Only {finished:.0%} of the answers ended by themselves; the others were cut off by their "
-        "budget. Give more tokens, or read the accuracies as those of cut answers."
+        f"Only {finished:.0%} of the answers are complete; the others were cut off at their token "
+        "limit. Allow more tokens per answer before reading anything into these accuracies."
     )
 
 
 def _greedy(results: dict[str, Any]) -> str:
     own = accuracy(results["arms"]["seek"], "%")
-    return f"Seek, {own}, {_against(results, 'greedy', 'the greedy answer')[1]}."
+    return f"Seek, at {own}, {_against(results, 'greedy', 'the greedy answer')[1]}."
 
 
 def _oracle(results: dict[str, Any]) -> str | None:
     if not is_oracle(results):
         return None
-    said = (
-        f"The reward, {results['reward']}, knows the gold answer: it is an oracle, and only tells "
-        "what a search could reach. To be compared with "
+    oracle = (
+        f"The reward {results['reward']} knows the gold answer. This run is therefore an oracle: "
+        "it shows what a search can reach at most, and is to be compared with pass@K"
     )
-    seek, most = results["arms"]["seek"], results["arms"].get("pass_at_k")
+    most = results["arms"].get("pass_at_k")
     if most is None:
-        return f"{said}pass@K, which was not run."
-    where = "overlaps it"
-    if seek["low"] > most["high"]:
-        where = "lies above it"
-    elif seek["high"] < most["low"]:
-        where = "lies below it"
+        return f"{oracle}, which was not run."
     named = name("pass_at_k", most).removesuffix(" (oracle)")
-    return f"{said}{named}, {accuracy(most, '%')}: seek's interval {where}."
+    if "pass_at_k" not in results["differences"]:  # results of an earlier version
+        return f"{oracle} (here {named}, {accuracy(most, '%')})."
+    return f"{oracle}. Seek {_against(results, 'pass_at_k', named)[1]}."
 
 
 def _best_of_n(results: dict[str, Any]) -> str:
     found = results["arms"]
     arm = found.get("best_of_n", {})
-    named = f"{name('best_of_n', arm)} samples by the same reward"
-    sign, said = _against(results, "best_of_n", named)
-    if sign is None:
-        return f"Seek {said}."
+    named = f"the {name('best_of_n', arm)} samples by the same reward"
+    better, words = _against(results, "best_of_n", named)
+    if better is None:
+        return f"Seek {words}."
     ours, theirs = found["seek"]["tokens"], arm["tokens"]
     if abs(ours - theirs) <= EQUAL * theirs:
-        return f"Seek {said}. Both took about {ours:,.0f} tokens a problem."
+        return f"Seek {words}. Both took about {ours:,.0f} tokens per problem."
     more = "more" if ours > theirs else "fewer"
-    return f"Seek {said}. Seek spent {more} tokens: {ours:,.0f} a problem against {theirs:,.0f}."
+    return f"Seek {words}. Seek took {more} tokens per problem: {ours:,.0f} against {theirs:,.0f}."
 
 
 def _random_sign(results: dict[str, Any]) -> str:
-    named = "the random sign (the same steps, the reward's sign tossed)"
-    sign, said = _against(results, "random_sign", named)
-    so = {
-        1: ". The reward's direction helps",
-        -1: ". The reward's direction does harm",
-        0: ". As far as that can tell, the random sign does as well: it is not shown that the "
-        "reward's direction is what helps",
-        None: ". Whether the reward's direction is what helps is unknown",
-    }
-    if sign is None:
-        return f"Seek {said}{so[sign]}."
+    named = "the random-sign control (the same steps, each with the sign of the reward drawn)"
+    better, words = _against(results, "random_sign", named)
+    meaning = {
+        1: "The direction of the reward's gradient helps",
+        -1: "The direction of the reward's gradient does harm",
+        0: "It is not shown that the direction of the reward's gradient matters",
+        None: "Whether the direction of the reward's gradient matters is unknown",
+    }[better]
+    if better is None:
+        return f"Seek {words}. {meaning}."
     ours, theirs = (results["arms"][k]["tokens"] for k in ("seek", "random_sign"))
     if ours > (1 + EQUAL) * theirs:
         return (
-            f"Seek {said}. But it spent {ours:,.0f} tokens a problem against {theirs:,.0f}, so it "
-            "tried more answers, and this does not tell what the reward's direction does."
+            f"Seek {words}. Seek took more tokens per problem, {ours:,.0f} against {theirs:,.0f}, "
+            "and so tried more answers: this does not isolate the direction of the gradient."
         )
-    return f"Seek {said}{so[sign]}."
+    return f"Seek {words}. {meaning}."
 
 
 def _reroll(results: dict[str, Any]) -> str:
@@ -212,10 +202,12 @@ def _reroll(results: dict[str, Any]) -> str:
     if not of:
         return "No first answer was rated twice, so whether ratings are stable is unknown."
     if not changed:
-        return f"Rated once more without an update, none of {of} first answers changed its rating."
+        return (
+            f"The reward is stable: rated a second time, all {of} first answers kept their rating."
+        )
     return (
-        f"Rated once more without an update, {changed} of {of} first answers changed their rating: "
-        "part of a gain can come from asking again."
+        f"The reward is not stable: rated a second time, {changed} of {of} first answers got "
+        "another rating, so a part of any gain may come from rating more often."
     )
 
 
@@ -223,7 +215,8 @@ def _failures(results: dict[str, Any]) -> str | None:
     if not results["failures"]:
         return None
     return (
-        f"{results['failures']} of {results['n']} searches failed; what they had until then counts."
+        f"{results['failures']} of {results['n']} searches failed. The best answer that each had "
+        "until then counts as its answer."
     )
 
 
@@ -231,8 +224,9 @@ def _few(results: dict[str, Any]) -> str | None:
     n, seek = results["n"], results["arms"]["seek"]
     if n >= FEW:
         return None
-    said = f"With {n} problem{'s' * (n != 1)} the intervals are wide: seek's accuracy may be "
-    said += f"anything from {percent(seek['low'])}% to {percent(seek['high'])}%"
-    if gap := results["differences"].get("greedy"):
-        said += f", its gain over greedy {_points(gap['low'])} to {_points(gap['high'])} points"
-    return f"{said}."
+    wide = f"With {n} problem{'s' * (n != 1)} the intervals are wide: seek's accuracy lies between "
+    wide += f"{percent(seek['low'])}% and {percent(seek['high'])}%"
+    if gain := results["differences"].get("greedy"):
+        wide += f", its gain over greedy between {points(gain['low'])} and {points(gain['high'])}"
+        wide += " points"
+    return f"{wide}."

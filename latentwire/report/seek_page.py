@@ -1,4 +1,4 @@
-"""What the page of a run of seek holds: verdict, scores, plots, changed answers and failures."""
+"""Builds the page of a run of seek: verdict, scores, plots, changed answers and failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLES = 10
 """Problems shown with their answers."""
 
 SETTINGS = ("strategy", "steps", "k", "section", "lr", "samples", "compat", "temperature", "seed")
-"""What of the configuration stands under the title."""
+"""The settings that stand under the title."""
 
 STEP = {
     "step": int,
@@ -60,26 +60,29 @@ def _title(results: dict[str, Any]) -> Markup:
     config = results.get("config") or {}
     settings = [f"{k} {config[k]}" for k in SETTINGS if config.get(k) is not None]
     about = ", ".join([f"reward {results['reward']}", *settings])
-    return Markup("""<h1>Seek on {task}, {model}</h1>
-<p class="note">{n} problems, {failures} failed; {about}</p>""").format(
+    return Markup("""<h1>Seek on {task} with {model}</h1>
+<p class="note">{n} problems, {failures} failed searches. Settings: {about}</p>""").format(
         **{k: results[k] for k in ("task", "model", "n", "failures")}, about=about
     )
 
 
 FLIPS = Markup("""<h2>How far the search goes</h2>
 {}
-<p class="note">Tokens of the searched span that differ from the first answer's; mean over the
-problems that are still searched at that step.</p>""")
+<p class="note">Share of the tokens in the searched span that differ from the first answer; mean
+over the problems whose search is still running at that step.</p>""")
 RESULTS = Markup("""{verdict}
 <h2>Scores</h2>
 {scores}
-<p class="note">Brackets: 95% interval. Tokens: positions that LMs ran over, the reward's included,
-mean over problems. Seek minus it: points of accuracy, by paired bootstrap. Random sign: the same
-steps with the reward's sign tossed each time. Best of N: of N samples, the one that the reward
-likes best. pass@K: any of the K samples is right, which only the gold answer can tell.</p>
+<p class="note">Brackets: 95% interval. Tokens: token positions processed by language models, those
+of the reward included; mean over problems. Seek minus it: difference in accuracy on the same
+problems, in points, with its interval. Random sign: a control that takes the same steps with the
+sign of the reward drawn at random. Best of N: the sample with the highest reward. pass@K: the share
+of problems for which at least one of K samples is right, which takes the gold answer to know. N and
+K are means over problems.</p>
 <h2>Accuracy against tokens</h2>
 {plot}
-<p class="note">Lines: accuracy of the best-rated answer so far. Bars: 95% intervals.</p>
+<p class="note">Lines: accuracy of the answer with the highest reward so far. Vertical bars: 95%
+intervals.</p>
 {flips}""")
 
 
@@ -101,14 +104,11 @@ def _examples(records: Sequence[dict[str, Any]]) -> Markup:
     changed = {str(r["id"]): r for r in records if _changed(r["arms"]["seek"])}
     ids = drawn(changed, EXAMPLES)
     return Markup("""<h2>Changed answers</h2>
-<p class="note">In {} of {} problems the final answer is not the first.
-{} {}: the first of their ids, sorted and then shuffled
-with seed 0.</p>
+<p class="note">In {} of {} problems the final answer differs from the first.{}</p>
 {}""").format(
         len(changed),
         len(records),
-        "Shown are" if ids else "None shown:",
-        len(ids),
+        f" {len(ids)} of them, drawn with seed 0, are shown." if ids else "",
         joined(_example(changed[i]) for i in ids),
     )
 
@@ -118,7 +118,7 @@ def _changed(search: dict[str, Any]) -> bool:
 
 
 EXAMPLE = Markup("""<article><h3 class="long">{question}</h3><dl>{listed}</dl>
-<details><summary>answers, and rewards by step</summary>
+<details><summary>full answers and rewards by step</summary>
 <h4>first answer</h4><p class="whole">{first}</p>
 <h4>{final}</h4><p class="whole">{last}</p>
 {trace}</details></article>""")
@@ -132,11 +132,11 @@ def _example(record: dict[str, Any]) -> Markup:
     gold = record.get("gold")
     if not isinstance(gold, str):
         gold = "(none)" if gold is None else json.dumps(gold, ensure_ascii=False)
-    said = {"gold": gold, "first answer": _outcome(first), final: _outcome(search)}
-    said |= {k: search[k] for k in ("note", "failure") if search.get(k)}
+    outcomes = {"gold": gold, "first answer": _outcome(first), final: _outcome(search)}
+    outcomes |= {k: search[k] for k in ("note", "failure") if search.get(k)}
     return EXAMPLE.format(
         question=record["question"],
-        listed=joined(Markup("<dt>{}</dt><dd>{}</dd>").format(*pair) for pair in said.items()),
+        listed=joined(Markup("<dt>{}</dt><dd>{}</dd>").format(*pair) for pair in outcomes.items()),
         first=first["text"],
         final=final,
         last=search["text"],
@@ -157,7 +157,7 @@ def _trace(trace: Sequence[dict[str, Any]]) -> Markup:
         + [str(s["flipped"]), f"{s['tokens']:,}", "right" if s["right"] else "wrong"]
         for s in trace
     ]
-    return html_table(("step", "reward", *parts, "flipped", "tokens", "answer"), rows)
+    return html_table(("step", "reward", *parts, "tokens changed", "tokens", "answer"), rows)
 
 
 def _reward(answer: dict[str, Any]) -> str:
@@ -165,9 +165,9 @@ def _reward(answer: dict[str, Any]) -> str:
 
 
 def _failures(records: Sequence[dict[str, Any]]) -> Markup:
-    """Why searches failed, and how often."""
-    why = Counter(r["arms"]["seek"].get("failure") for r in records)
-    rows = [[str(reason), str(count)] for reason, count in why.most_common() if reason]
+    """Counts the reasons for which searches failed."""
+    reasons = Counter(r["arms"]["seek"].get("failure") for r in records)
+    rows = [[str(reason), str(count)] for reason, count in reasons.most_common() if reason]
     if not rows:
         return Markup()
-    return Markup("<h2>Failures</h2>") + html_table(("why", "searches"), rows)
+    return Markup("<h2>Failures</h2>") + html_table(("reason", "searches"), rows)

@@ -5,7 +5,6 @@ html = accuracy_plot(results) + flips_plot(results)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -23,13 +22,14 @@ from latentwire.report.drawing import (
     WIDTH,
     end_label,
     frame,
+    spread,
     svg_of,
 )
 from latentwire.report.seek import arms, name
 from latentwire.report.tables import percent
 
 COLOURS = {"seek": ACCENT, "random_sign": CONTROL, "best_of_n": INK, "pass_at_k": MUTED}
-"""Of the arms that are named at the right edge."""
+"""Colours of the arms that are named at the right edge."""
 
 LINE_GAP = 0.085
 """Least distance of two names, as a share of the plot's height."""
@@ -70,18 +70,18 @@ def accuracy_plot(results: dict[str, Any]) -> Markup:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.set_xlabel("tokens a problem, mean")
+        axes.set_xlabel("tokens per problem, mean")
         axes.set_title("accuracy, %", loc="left", fontsize=9, weight="bold")
-        said = "; ".join(
+        summary = "; ".join(
             f"{name(k, row)} {percent(row['accuracy'])}% at {row['tokens']:,.0f} tokens"
             for k, row in rows.items()
         )
-        return svg_of(figure, "accuracy", f"Accuracy against tokens: {said}")
+        return svg_of(figure, "accuracy", f"Accuracy against tokens: {summary}")
 
 
 def flips_plot(results: dict[str, Any]) -> Markup:
-    """How far each step is from the first answer, in tokens of the span; empty where no span was
-    searched."""
+    """Draws how far each step is from the first answer, in tokens of the span; empty where no span
+    was searched."""
     flips = [100 * share for share in results["flips"]]
     if not flips:
         return Markup()
@@ -96,22 +96,10 @@ def flips_plot(results: dict[str, Any]) -> Markup:
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel("step")
-        axes.set_title("span tokens flipped, %", loc="left", fontsize=9, weight="bold")
-        return svg_of(figure, "flips", f"Span tokens flipped: {flips[-1]:.0f}% at the last step")
-
-
-def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Ascending places moved as little as can be (least squares) until no two are closer than the
-    gap: isotonic regression of what is left when the gaps are taken out."""
-    blocks: list[tuple[float, int]] = []
-    for i, place in enumerate(places):
-        mean, count = place - i * gap, 1
-        while blocks and blocks[-1][0] > mean:
-            other, more = blocks.pop()
-            mean, count = (mean * count + other * more) / (count + more), count + more
-        blocks.append((mean, count))
-    flat = [mean for mean, count in blocks for _ in range(count)]
-    return [mean + i * gap for i, mean in enumerate(flat)]
+        axes.set_title("tokens of the span changed, %", loc="left", fontsize=9, weight="bold")
+        return svg_of(
+            figure, "flips", f"Tokens of the span changed: {flips[-1]:.0f}% at the last step"
+        )
 
 
 def _greedy_point(axes: Axes, arm: dict[str, float]) -> None:

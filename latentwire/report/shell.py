@@ -18,9 +18,9 @@ Id = TypeVar("Id", str, tuple[str, ...])
 
 CSS = """
 :root { color-scheme: light; --bg: #fff; --ink: #1b1f24; --muted: #57606a; --line: #d5dae0;
-  --accent: #0b57d0; --soft: #e6effc; --control: #8a9099; --good: #116329; --bad: #a40e26 }
+  --accent: #0b57d0; --control: #8a9099; --good: #116329; --bad: #a40e26 }
 @media screen and (prefers-color-scheme: dark) { :root { color-scheme: dark; --bg: #14171a;
-  --ink: #e6e8eb; --muted: #a3abb4; --line: #363c44; --accent: #86b4ff; --soft: #1d2b45;
+  --ink: #e6e8eb; --muted: #a3abb4; --line: #363c44; --accent: #86b4ff;
   --control: #8b929b; --good: #6fd08c; --bad: #ff8f9c } }
 * { box-sizing: border-box }
 body { max-width: 960px; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--bg);
@@ -39,7 +39,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; white-space: n
 th, td { padding: .35rem 0 .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right }
 th { font-weight: 600; color: var(--muted) }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
-@media (max-width: 700px) { td:first-child { white-space: normal; min-width: 8.5rem } }
+td:first-child { white-space: normal; min-width: 8.5rem }
 tr.main td { font-weight: 600; color: var(--accent) } tr.control td { color: var(--muted) }
 svg { display: block; width: 100%; max-width: 580px; height: auto; margin-top: 1rem }
 svg text { font-family: system-ui, sans-serif !important }
@@ -82,9 +82,9 @@ def joined(parts: Iterable[str]) -> Markup:
     return Markup("").join(parts)
 
 
-def verdict_section(tone: str, said: Sequence[str]) -> Markup:
-    """The verdict, one paragraph a sentence. tone: good, bad, or empty for neither."""
-    paragraphs = joined(Markup("<p>{}</p>").format(s) for s in said)
+def verdict_section(tone: str, items: Sequence[str]) -> Markup:
+    """The verdict, one paragraph an item. tone: good, bad, or empty for neither."""
+    paragraphs = joined(Markup("<p>{}</p>").format(item) for item in items)
     return Markup('<section class="verdict {}">{}</section>').format(tone, paragraphs)
 
 
@@ -116,7 +116,7 @@ def config_section(config: dict[str, Any]) -> Markup:
 
 
 def drawn(ids: Iterable[Id], count: int) -> list[Id]:
-    """So many of the ids, chosen by a seed, so that nobody can choose them by their look."""
+    """Draws so many of the ids by a fixed seed, so that nobody can choose them by their look."""
     shuffled = sorted(ids)
     random.Random(0).shuffle(shuffled)
     return shuffled[:count]

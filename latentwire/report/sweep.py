@@ -1,4 +1,4 @@
-"""What a sweep's results say: the verdict in words, and the rows of its table.
+"""Says in words what a sweep's results show, and makes the rows of its tables.
 
 print(*verdict(results), sep="\\n")
 rich.print(sweep_table(results))
@@ -12,15 +12,10 @@ from typing import Any
 
 from rich.table import Table
 
-from latentwire.report.tables import (
-    NAMES,
-    interval,
-    name,
-    percent,
-    reads_latents,
-    terminal_table,
-)
+from latentwire.report.comparison import FEWEST, difference, sign, too_few
+from latentwire.report.tables import NAMES, interval, name, percent, shown, terminal_table
 from latentwire.report.tables import RESULTS as ONE
+from latentwire.report.verdict import reads_latents
 
 RESULTS = {
     "data": str,
@@ -44,6 +39,9 @@ class Scored:
     """One member as one reader reads its messages in codes of so many bits."""
 
     label: str
+    """Its member, and its bits and reader where they differ within the sweep."""
+    short: str
+    """The same without the reader."""
     member: str
     reader: str
     results: dict[str, Any]
@@ -55,49 +53,53 @@ class Scored:
 
 
 def scored(results: dict[str, Any]) -> list[Scored]:
-    """All that was scored, in the order of the grid. Labels name bits and reader where they differ
-    within the sweep."""
+    """All that was scored, in the order of the grid."""
     found = []
     for member, record in results["members"].items():
         for bits, whole in (record.get("evaluations") or {}).items():
             for reader, rows in (whole.get("readers") or {whole.get("reader", ""): {}}).items():
                 found.append((member, bits, reader, {**whole, **rows}))
     several = [len({f[i] for f in found}) > 1 for i in range(3)]
-    made = []
+    scores = []
     for member, bits, reader, one in found:
         if "wire" in (one.get("rows") or {}):
-            parts = [member] + [f"{bits} bit"] * several[1] + [reader] * several[2]
-            made.append(Scored(", ".join(parts), member, reader, one))
-    return made
+            short = ", ".join([member] + [f"{bits} bit"] * several[1])
+            label = ", ".join([short] + [reader] * several[2])
+            scores.append(Scored(label, short, member, reader, one))
+    return scores
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """The results in words: who is done, which is the best, and which beat what they must beat."""
+    """The results in words: the members that are done, the best, and those that beat what they must
+    beat."""
     members, rows = results["members"], scored(results)
     failed = [n for n, m in members.items() if m.get("error")]
     left = [n for n, m in members.items() if not m]
-    said = [f"{len(members) - len(failed) - len(left)} of {len(members)} members are done."]
-    said += [f"Failed, and tried again by the same command: {', '.join(failed)}."] * bool(failed)
-    said += [f"Not run yet: {', '.join(left)}."] * bool(left)
+    lines = [f"{len(members) - len(failed) - len(left)} of {len(members)} members are done."]
+    lines += [f"Failed; the same command tries again: {', '.join(failed)}."] * bool(failed)
+    lines += [f"Not run yet: {', '.join(left)}."] * bool(left)
     if not rows:
-        return said
+        return lines
     best = max(rows, key=lambda s: s.row["f1"])
-    said.append(
+    lines.append(
         f"The highest F1 is that of {best.label}, {interval(best.row, 'f1', '%')}. It was chosen "
         "among all on the questions that it is scored on, so expect somewhat less on others."
     )
-    controls = "the intervals of no text, zero latents and another example's latents"
-    said.append(f"Above {controls}: {_which(rows, reads_latents)}.")
+    if all(_few(s.results) for s in rows):
+        few = f"at least {FEWEST} questions, and no member was scored on so many"
+        return [*lines, f"A verdict needs {few}."]
+    controls = "no text, zero latents and another example's latents"
+    lines.append(f"Above {controls}, by the paired difference: {_which(rows, reads_latents)}.")
     for baseline, what in (
         ("truncated_tokens", "truncated to as many tokens"),
         ("pruned_tokens", "pruned to as many tokens"),
         ("truncated_bytes", "truncated to as many bytes"),
         ("truncated_zstd", "truncated to as many bytes after zstd"),
     ):
-        if any(baseline in s.results["rows"] for s in rows):
+        if any(baseline in shown(s.results) for s in rows):
             which = _which(rows, lambda one, baseline=baseline: _above(one, baseline))
-            said.append(f"Above the text {what}: {which}.")
-    return said
+            lines.append(f"Above the text {what}: {which}.")
+    return lines
 
 
 def _which(rows: Sequence[Scored], beats: Callable[[dict[str, Any]], bool | None]) -> str:
@@ -106,15 +108,19 @@ def _which(rows: Sequence[Scored], beats: Callable[[dict[str, Any]], bool | None
 
 
 def _above(one: dict[str, Any], baseline: str) -> bool:
-    rows = one["rows"]
-    return baseline in rows and rows["wire"]["f1_low"] > rows[baseline]["f1_high"]
+    if baseline not in shown(one) or _few(one):
+        return False
+    return sign(difference(one, baseline)) > 0
+
+
+def _few(one: dict[str, Any]) -> bool:
+    return too_few(one.get("n"), "questions") is not None
 
 
 def sweep_rows(results: dict[str, Any]) -> list[list[str]]:
-    """Cells under COLUMNS: all that was scored, numbered as in the plots, then the members that
-    were not."""
+    """Cells under COLUMNS: all that was scored, then the members that were not."""
     rows = []
-    for number, one in enumerate(scored(results), 1):
+    for one in scored(results):
         got = one.results
         text = got["rows"].get("text")
         reads = {True: "yes", False: "no", None: "unknown"}[reads_latents(got)]
@@ -123,7 +129,7 @@ def sweep_rows(results: dict[str, Any]) -> list[list[str]]:
             for key in ("latents_out", "message_bytes")
         ]
         whole = "not measured" if text is None else f"{100 * text['f1']:.1f}"
-        rows.append([f"{number}. {one.label}", interval(one.row, "f1"), whole, *sizes, reads])
+        rows.append([one.label, interval(one.row, "f1"), whole, *sizes, reads])
     for member, record in results["members"].items():
         if not record.get("evaluations"):
             rows.append([member, _state(record), "", "", "", ""])
@@ -131,9 +137,9 @@ def sweep_rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def matrix(results: dict[str, Any], rows: Sequence[Scored]) -> list[list[str]]:
-    """What one reader scored, crossed by the two factors that members name: the head, then a row
-    for each value of the first factor, a column for each of the second. Nothing where members name
-    no factors, or differ in more than these."""
+    """Crosses the scores of one reader by the two factors that members name: the head, then a row
+    for each value of the first factor, a column for each of the second. Empty where members name no
+    factors, or differ in more than these."""
     factors = {n: f for n, f in (results.get("factors") or {}).items() if len(f) == 2}
     members = {tuple(f.values()): n for n, f in factors.items()}
     if len(members) < max(2, len(factors)):
@@ -148,23 +154,23 @@ def matrix(results: dict[str, Any], rows: Sequence[Scored]) -> list[list[str]]:
 
 
 def reference_rows(rows: Sequence[Scored]) -> list[list[str]]:
-    """Cells under REFERENCES: what one reader scores under the other conditions. Where that is not
-    the same for all members, the lowest and the highest."""
-    made = []
+    """Cells under REFERENCES: the scores of one reader under the other conditions that are shown.
+    Where members differ, the lowest and the highest."""
+    cells = []
     for key in NAMES:
-        found = [r for s in rows if key != "wire" and (r := s.results["rows"].get(key))]
+        found = [r for s in rows if key != "wire" and (r := shown(s.results).get(key))]
         if not found:
             continue
         low, high = ([f(r[k] for r in found) for k in ("f1", "nll")] for f in (min, max))
         same = low == high
         f1 = interval(found[0], "f1") if same else f"{percent(low[0])} to {percent(high[0])}"
         nll = f"{low[1]:.2f}" if same else f"{low[1]:.2f} to {high[1]:.2f}"
-        made.append([name(key), f1, nll])
-    return made
+        cells.append([name(key), f1, nll])
+    return cells
 
 
 def _state(record: dict[str, Any]) -> str:
-    """Of a member that was not scored."""
+    """Says why a member has no scores."""
     return "failed" if record.get("error") else "not run yet"
 
 

@@ -1,4 +1,4 @@
-"""What the page of a sweep holds: verdict, plots for each reader, and the table of all members."""
+"""Builds the page of a sweep: verdict, plots for each reader, and the table of all members."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ def sweep_sections(run: str, found: dict[str, Any]) -> list[Markup]:
     """Sections of the page of a sweep of this name; found: the contents of its files by name."""
     results = found["results.json"]
     limit = f"the first {results['limit']} questions of " if results.get("limit") else ""
-    about = Markup('<p class="note">A sweep, each member scored on {}{}</p>')
-    readers: dict[str, list[tuple[int, Scored]]] = {}
-    for number, one in enumerate(scored(results), 1):
-        readers.setdefault(one.reader, []).append((number, one))
+    about = Markup('<p class="note">Each member was scored on {}{}.</p>')
+    readers: dict[str, list[Scored]] = {}
+    for one in scored(results):
+        readers.setdefault(one.reader, []).append(one)
     return [
-        Markup("<h1>{}</h1>").format(run),
+        Markup("<h1>Sweep {}</h1>").format(run),
         about.format(limit, results["data"]),
         verdict_section("", verdict(results)),
-        *(_of_reader(reader, rows, results) for reader, rows in readers.items()),
+        *(_of_reader(i, name, rows, results) for i, (name, rows) in enumerate(readers.items())),
         Markup("<h2>Members</h2>") + html_table(COLUMNS, sweep_rows(results)),
         _troubles(results["members"]),
     ]
 
 
-def _of_reader(reader: str, rows: list[tuple[int, Scored]], results: dict[str, Any]) -> Markup:
-    return Markup("""<h2>{}</h2>
+def _of_reader(number: int, reader: str, rows: list[Scored], results: dict[str, Any]) -> Markup:
+    return Markup("""<h2>Read by {}</h2>
 {}
 {}
 {}
-<p class="note">Means over contexts, on logarithmic axes. Numbers: those of the table, of several
-wires at one place the highest's. Bars: the wire's 95% interval. A text that was cut to equal tokens
-is drawn at its share of the text's bytes, one that was cut to equal bytes at its share of the
-tokens.</p>""").format(
+<p class="note">Means over contexts, on logarithmic axes. Vertical bars: 95% interval of the wire's
+F1. Where several wires cost the same, only the one with the highest F1 is named. Text truncated to
+equal tokens is drawn at its share of the text's bytes, text truncated to equal bytes at its share
+of the tokens. Text that fits whole into the bytes of a message is not drawn again.</p>""").format(
         reader,
-        _crossed(results, [one for _, one in rows]),
-        cost_plot(rows, "tokens"),
-        cost_plot(rows, "bytes"),
+        _crossed(results, rows),
+        cost_plot(rows, "tokens", f"tokens{number}"),
+        cost_plot(rows, "bytes", f"bytes{number}"),
     )
 
 
@@ -62,7 +62,8 @@ def _crossed(results: dict[str, Any], rows: list[Scored]) -> Markup:
     return Markup("""{}
 <p class="note">F1, %, with its 95% interval, and NLL in nats per token of the answer.</p>
 {}
-<p class="note">Two numbers without brackets: the lowest and the highest beside any member.</p>
+<p class="note">Two numbers without brackets: the lowest and the highest score of this condition in
+the evaluations of all members.</p>
 """).format(html_table(head, body), html_table(REFERENCES, reference_rows(rows)))
 
 

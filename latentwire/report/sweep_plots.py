@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from latentwire.report.drawing import ACCENT, CONTROL, INK, MUTED, STYLE, WIDTH, frame, svg_of
 from latentwire.report.sweep import Scored
-from latentwire.report.tables import name
+from latentwire.report.tables import name, shown
 
 Unit = Literal["tokens", "bytes"]
 MARKERS: dict[str, dict[str, Any]] = {
@@ -26,7 +26,7 @@ MARKERS: dict[str, dict[str, Any]] = {
     "zero_latents": {"marker": "x", "color": CONTROL},
     "foreign_latents": {"marker": "+", "color": CONTROL},
 }
-"""Of what has a place on the axis of costs; no text costs nothing and is a level."""
+"""Markers of the conditions that have a cost; no text costs nothing and is a level."""
 
 
 def cost(one: dict[str, Any], condition: str, unit: Unit) -> float | None:
@@ -51,38 +51,39 @@ def cost(one: dict[str, Any], condition: str, unit: Unit) -> float | None:
     return share * (tokens if unit == "tokens" else whole)
 
 
-def cost_plot(rows: Sequence[tuple[int, Scored]], unit: Unit) -> Markup:
-    """F1 against tokens or bytes of a context, on a logarithmic axis; numbers are those of the
-    table, of several at one place the highest's, bars the wires' 95% intervals."""
+def cost_plot(rows: Sequence[Scored], unit: Unit, prefix: str) -> Markup:
+    """Draws F1 against tokens or bytes of a context, on a logarithmic axis. Wires are named, of
+    several at one place the highest; bars are their 95% intervals. prefix: begins the ids of this
+    plot, which must be unique in a page."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axes = figure.subplots()
         frame(axes, "y")
         axes.set_xscale("log")
         for key, style in MARKERS.items():
-            _baseline(axes, [one.results for _, one in rows], key, unit, style)
-        closed = [r for _, one in rows if (r := one.results["rows"].get("closed_book"))]
+            _baseline(axes, [one.results for one in rows], key, unit, style)
+        closed = [r for one in rows if (r := one.results["rows"].get("closed_book"))]
         if closed:
             level = 100 * sum(r["f1"] for r in closed) / len(closed)
             line = {"color": MUTED, "linewidth": 1, "linestyle": (0, (3, 3))}
             axes.axhline(level, label=name("closed_book"), **line)
-        # By their place, the highest last: a number that others would hide is left out.
-        highest = {cost(s.results, "wire", unit): n for n, s in sorted(rows, key=_f1)}
-        for number, one in rows:
-            _wire(axes, str(number) if number in highest.values() else "", one, unit)
-        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+        # By their place, the highest last: a name that others would hide is left out.
+        highest = {cost(s.results, "wire", unit): s.short for s in sorted(rows, key=_f1)}
+        for one in rows:
+            _wire(axes, one, unit, named=one.short in highest.values())
+        axes.margins(x=0.1)  # names are centred on the outermost wires
+        axes.set_ylim(0, min(105.0, 1.05 * axes.get_ylim()[1]))
         low, high = axes.get_xlim()
         axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5) if high < 200 * low else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("positions a head attends to, on average" if unit == "tokens" else "bytes")
+        units = "cached positions per attention head" if unit == "tokens" else "bytes"
+        axes.set_xlabel(f"{units}, mean over contexts")
         axes.set_title(f"F1, %, against {unit}", loc="left", fontsize=9, weight="bold")
         narrow = {"fontsize": 7, "columnspacing": 1.0, "handlelength": 1.5, "handletextpad": 0.5}
         figure.legend(loc="outside lower center", ncols=2, frameon=False, **narrow)
-        said = "; ".join(f"{one.label} {100 * one.row['f1']:.1f}%" for _, one in rows)
-        # The first number is in no other plot of the page.
-        prefix = f"{unit}{rows[0][0]}"
-        return svg_of(figure, prefix, f"F1 against {unit} of a context: {said}")
+        summary = "; ".join(f"{one.label} {100 * one.row['f1']:.1f}%" for one in rows)
+        return svg_of(figure, prefix, f"F1 against {unit} of a context: {summary}")
 
 
 def _baseline(
@@ -92,7 +93,7 @@ def _baseline(
     points = sorted(
         (x, 100 * one["rows"][row]["f1"])
         for one in every
-        if row in one["rows"] and (x := cost(one, key, unit))
+        if row in shown(one) and (x := cost(one, key, unit))
     )
     if points:
         cut = key.startswith("truncated")
@@ -107,11 +108,11 @@ def _baseline(
         )
 
 
-def _f1(numbered: tuple[int, Scored]) -> float:
-    return numbered[1].row["f1"]
+def _f1(one: Scored) -> float:
+    return one.row["f1"]
 
 
-def _wire(axes: Axes, number: str, one: Scored, unit: Unit) -> None:
+def _wire(axes: Axes, one: Scored, unit: Unit, named: bool) -> None:
     x = cost(one.results, "wire", unit)
     if not x:
         return
@@ -119,8 +120,9 @@ def _wire(axes: Axes, number: str, one: Scored, unit: Unit) -> None:
     axes.plot([x, x], [low, high], color=ACCENT, linewidth=1.6, solid_capstyle="round", zorder=3)
     first: Any = {} if "wire" in axes.get_legend_handles_labels()[1] else {"label": "wire"}
     axes.plot([x], [f1], "o", color=ACCENT, markersize=6, zorder=3, **first)
-    beside = {"textcoords": "offset points", "va": "center", "zorder": 4}
-    axes.annotate(number, (x, f1), (6, 5), color=ACCENT, weight="bold", **beside)
+    if named:
+        above = {"textcoords": "offset points", "ha": "center", "zorder": 4}
+        axes.annotate(one.short, (x, high), (0, 3), color=ACCENT, weight="bold", **above)
 
 
 def _short(value: float, _place: Any = None) -> str:

@@ -1,4 +1,4 @@
-"""What the page of a wire's run holds: verdict, scores, costs, training and example answers."""
+"""Builds the page of a wire's run: verdict, scores, costs, training and example answers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from latentwire.report.tables import (
     COLUMNS,
     CONTROLS,
     conditions,
-    joint_verdict,
     name,
     pace,
-    reads_latents,
     result_rows,
+    shown,
     size_rows,
-    verdict,
 )
+from latentwire.report.verdict import joint_verdict, reads_latents, verdict
 
 EXAMPLES = 20
 """Questions shown with their answers."""
@@ -31,7 +30,8 @@ SHOWN = ("wire", "text", "closed_book", "foreign_latents")
 RECORDS = {
     "metrics.jsonl": {
         **{"stage": str, "step": int, "loss": float, "alarms?": {"*": str}},
-        **{"tokens?": float, "seconds?": float, "waited?": float},
+        **dict.fromkeys(("tokens?", "seconds?", "waited?"), float),
+        **dict.fromkeys(("held?", "held_low?", "held_high?"), float),
     },
     "predictions.jsonl": {
         "id": (str, int),
@@ -82,39 +82,49 @@ def _title(run: str, results: dict[str, Any] | None) -> Markup:
     if results is None:
         about = "This run has a training log but no results: it has not been evaluated."
         return Markup('<h1>{}</h1><p class="note">{}</p>').format(run, about)
-    got = {k: results.get(k, "unknown") for k in ("wire", "reader", "data", "n")}
-    rest = ", ".join(
-        f"{k} {results[k]}"
-        for k in ("passages", "ratio", "bits", "keep", "needles", "seed")
-        if k in results
+    reader, data, n = (results.get(k, "unknown") for k in ("reader", "data", "n"))
+    ratio = f" at {results['ratio']}x" if "ratio" in results else ""
+    passages = f" on {results['passages']} passages" if "passages" in results else ""
+    # The id is for finding the artifact; it tells a person nothing.
+    settings = ", ".join(
+        f"{k} {results[k]}" for k in ("bits", "keep", "needles", "seed", "wire") if k in results
     )
-    return Markup("""<h1>Wire {wire}, read by {reader}</h1>
-<p class="note">{n} questions of {data}; {rest}</p>""").format(**got, rest=rest)
+    return Markup("""<h1>Wire{ratio}, read by {reader}</h1>
+<p class="note">Run {run}: {n} questions{passages} of {data}. Settings: {settings}</p>""").format(
+        **{"ratio": ratio, "reader": reader, "run": run, "n": n, "passages": passages},
+        **{"data": data, "settings": settings},
+    )
 
 
 RESULTS = Markup("""{verdict}
 <h2>Scores</h2>
 {scores}
-<p class="note">Brackets: 95% interval. EM: exact match. NLL: nats per token of the gold
-answer, its end counted; lower is better. First token, in top 5: how often the gold answer's first
-token is the reader's most likely one, or among its five. Truncated to equal bytes: as much text as
-fits the message's bytes, which is all of it where the message is the larger; after zstd -19: as
-much as zstd packs into them. Pruned to equal tokens: the tokens that the reader itself finds the
-most surprising (Selective Context, Li et al. 2023).</p>
+<p class="note">Brackets: 95% interval. EM: exact match. Wire minus it: difference in F1 on the same
+questions, in points. NLL: nats per token of the gold answer, its end counted; lower is better.
+Top 1, top 5: how often the first token of the gold answer is the reader's most likely one, or among
+its five most likely. Truncated to equal bytes: as much text as fits the message's bytes;
+after zstd -19: as much as zstd packs into them. Pruned to equal tokens: the tokens that the reader
+itself finds the most surprising (Selective Context, Li et al. 2023).{uncut}</p>
 {plot}
 <h2>What a context costs</h2>
 {sizes}
-<p class="note">Means over contexts.</p>""")
+<p class="note">Bytes and positions are means over contexts. Times are medians over the first
+passages, measured in turn in one process, with the question counted.</p>""")
+
+UNCUT = """ Not shown: {}. The message has as many bytes as the text or more, so that nothing is cut
+and the row repeats the full text."""
 
 
 def _results(results: dict[str, Any]) -> Markup:
     tone = {True: "good", False: "bad", None: ""}[reads_latents(results)]
-    rows = conditions(results)
+    rows = shown(results)
+    repeated = [name(key) for key in conditions(results) if key not in rows]
     kinds = ["main" if k == "wire" else "control" if k in CONTROLS else "" for k in rows]
     sizes = ("a context", "full text", "wire", "wire / full text")
     return RESULTS.format(
         verdict=verdict_section(tone, verdict(results)),
         scores=html_table(COLUMNS, result_rows(results), kinds),
+        uncut=UNCUT.format(", ".join(repeated)) if repeated else "",
         plot=f1_plot(results) if rows else "",
         sizes=html_table(sizes, size_rows(results)),
     )
@@ -127,10 +137,14 @@ def _training(metrics: Sequence[dict[str, Any]]) -> Markup:
         for stage, standing in checks.items()
         for name, text in standing.items()
     )
-    said = Markup("<p>Alarms at the last check:</p><ul>{}</ul>").format(alarms) if alarms else ""
+    listed = Markup("<p>Alarms at the last check:</p><ul>{}</ul>").format(alarms) if alarms else ""
+    measured = any(row.get("held") is not None for row in metrics)
+    missing = "" if measured else "; this run measured none"
     return Markup("""<h2>Training</h2>{}{}
-<p class="note">Thin: every step. Thick: moving average over a twentieth of the steps, and the value
-that it ends at. {}</p>""").format(said, training_plot(metrics), " ".join(pace(metrics)))
+<p class="note">Moving average: over a twentieth of the steps. Held-out loss: on examples that
+are not trained on, with its 95% interval{}. Numbers at the right: last values. {}</p>""").format(
+        listed, training_plot(metrics), missing, " ".join(pace(metrics))
+    )
 
 
 def _examples(answers: Sequence[dict[str, Any]]) -> Markup:
@@ -141,8 +155,7 @@ def _examples(answers: Sequence[dict[str, Any]]) -> Markup:
         questions.setdefault(asked, {})[a["condition"]] = a
     ids = drawn(questions, EXAMPLES)
     return Markup("""<h2>Example answers</h2>
-<p class="note">{} of {} questions: the first of their ids, sorted and then
-shuffled with seed 0.</p>
+<p class="note">{} of {} questions, drawn with seed 0.</p>
 {}""").format(len(ids), len(questions), joined(_example(questions[i]) for i in ids))
 
 

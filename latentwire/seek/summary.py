@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from latentwire.evals.metrics import bootstrap
+from latentwire.evals.metrics import bootstrap, paired_difference
 
 
 def rights_of(record: dict[str, Any]) -> dict[str, float]:
@@ -36,11 +36,12 @@ def summary_of(records: Sequence[dict[str, Any]], last: bool) -> dict[str, Any]:
     for name in ("best_of_n", "pass_at_k"):
         draws = [len(r["arms"]["best_of_n"]["trace"]) for r in records]
         arms[name]["samples"] = statistics.fmean(draws)
-    differences = {}
-    for name in [n for n in arms if n not in ("seek", "pass_at_k")]:
-        gains = [right["seek"] - right[name] for right in rights]
-        low, high = bootstrap(gains, ids)
-        differences[name] = {"mean": statistics.fmean(gains), "low": low, "high": high}
+    found = [right["seek"] for right in rights]
+    differences = {
+        name: paired_difference(found, [right[name] for right in rights], ids)
+        for name in arms
+        if name != "seek"
+    }
     rerolled = [r["reroll"] for r in records if r["reroll"]["first"] is not None]
     return {
         "n": len(records),

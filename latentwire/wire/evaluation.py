@@ -31,7 +31,7 @@ from latentwire.evals.baselines import (
     truncated_bytes,
     truncated_zstd,
 )
-from latentwire.evals.harness import Answer, batch_size, evaluate, summarise
+from latentwire.evals.harness import Answer, batch_size, evaluate, f1_differences, summarise
 from latentwire.files import digest, first_of, owned, write_whole
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.devices import wait_for
@@ -210,6 +210,7 @@ def evaluate_reader(
             "n": sum(a.condition == "wire" for a in answers),
             "passages": len(passages),
             "rows": scores,
+            "differences": f1_differences(answers),
             "retention": scores["wire"]["f1"] / whole if whole else None,
             **sizes(wire, passages, bits),
             **costs(wire, passages[:TIMED]),
@@ -321,8 +322,9 @@ def sizes(wire: Reader, passages: Sequence[Passage], bits: int | None) -> dict[s
 
 @torch.no_grad()
 def costs(wire: Reader, passages: Sequence[Passage]) -> dict[str, float]:
-    """Ratios of wire to text, measured in turn in this process: median time to first token with the
-    message at hand, the same with encoding counted, and KV-cache bytes."""
+    """Seconds to first token (medians) and KV-cache bytes (means) of the full text and of the wire,
+    measured in turn in this process, and the ratios of wire to text. The wire's time is measured
+    with the message at hand, and again with encoding counted."""
 
     def read(messages: Sequence[Any]) -> KVPrefix:
         return wire.prefix(wire.open(messages))
@@ -339,10 +341,16 @@ def costs(wire: Reader, passages: Sequence[Passage]) -> dict[str, float]:
         received.append(read(messages))
         seconds["encode"].append(_first_token(wire, passage, lambda t=two: read(wire.send([t]))))
     median = {name: statistics.median(values) for name, values in seconds.items()}
+    text_kv, kv = (statistics.fmean(p.nbytes() for p in cached) for cached in (whole, received))
     return {
+        "text_ttft_seconds": median["text"],
+        "ttft_seconds": median["wire"],
+        "encode_ttft_seconds": median["encode"],
         "ttft_ratio": median["wire"] / median["text"],
         "encode_ttft_ratio": median["encode"] / median["text"],
-        "kv_ratio": sum(p.nbytes() for p in received) / sum(p.nbytes() for p in whole),
+        "text_kv_bytes": text_kv,
+        "kv_bytes": kv,
+        "kv_ratio": kv / text_kv,
     }
 
 

@@ -25,6 +25,12 @@ from torch import Tensor, nn
 from latentwire.files import digest, write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.lm.families import wide_layers
+from latentwire.tasks.qa import Passage
+from latentwire.train import parallel
+from latentwire.train.batches import shuffled
+from latentwire.train.loop import Probe, train
+from latentwire.train.settings import LoopConfig, Session
+from latentwire.train.step import Loss
 from latentwire.wire.codes.answers import answer_losses
 from latentwire.wire.codes.attention import attention_losses
 from latentwire.wire.codes.config import CodeRecipe
@@ -37,15 +43,9 @@ from latentwire.wire.codes.fitting import (
     pairs,
     reader_cache,
 )
+from latentwire.wire.codes.reader import CodeReader, Codes, weights
 from latentwire.wire.codes.recording import Recorder, reader_attention, source_features
 from latentwire.wire.codes.scoring import ScoreFit
-from latentwire.tasks.qa import Passage
-from latentwire.train import parallel
-from latentwire.train.batches import shuffled
-from latentwire.train.loop import Probe, train
-from latentwire.train.settings import LoopConfig, Session
-from latentwire.train.step import Loss
-from latentwire.wire.codes.reader import CodeReader, Codes, weights
 from latentwire.wire.codes.wire import CodeWire
 
 MOST_LAYERS = 8

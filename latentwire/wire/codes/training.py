@@ -17,14 +17,14 @@ from torch import Tensor
 from latentwire.files import digest
 from latentwire.lm import FrozenLM
 from latentwire.lm.identity import identity
-from latentwire.wire.codes.config import CodeRecipe
-from latentwire.wire.codes.stages import Bench, fit, train_answers, train_attention
 from latentwire.runs.folder import begin_training, check_training, owned_by_all, training_config
 from latentwire.tasks.qa import by_context, in_parts, load_questions
 from latentwire.train import parallel
 from latentwire.train.settings import Session
 from latentwire.wire.codes.code import Code
+from latentwire.wire.codes.config import CodeRecipe
 from latentwire.wire.codes.reader import CodeReader
+from latentwire.wire.codes.stages import Bench, fit, train_answers, train_attention
 from latentwire.wire.codes.wire import CodeWire, Source
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.load import load_wire
