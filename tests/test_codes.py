@@ -43,11 +43,13 @@ def fitted(source, reader, channels: int, bits: int = 8, count: int = 40) -> Cod
     code, part = Code(config, source.width), CodeReader(reader, channels, 4, 2)
     torch.nn.init.normal_(part.format)
     sums = Sums(len(code.weight), len(part.decoder.bias))
-    sensitivity, start = Sensitivity(reader), len(reader.frame.head)
+    sensitivity, start = Sensitivity(reader), len(reader.frame.prefix)
     for text in texts(count):
         with torch.no_grad():
-            features = read(source, head_of(source), config, source.ids(text))
-            prefix = reader.prefill(Prompt.from_ids(reader, [reader.ids(text)], head_of(reader)))
+            features = read(source, head_of(source), config, source.tokenize(text))
+            prefix = reader.prefill(
+                Prompt.from_ids(reader, [reader.tokenize(text)], head_of(reader))
+            )
         owner = pairs(source.offsets(text)[:, 1], reader.offsets(text)[:, 1])
         sums.add(features[owner], reader_cache(reader, prefix, start))
         if sensitivity.rows == 0:
@@ -66,14 +68,14 @@ def test_a_code_of_its_own_states_is_the_text_to_its_reader(family):
     lm = tiny_lm(family)
     wire = fitted(lm, lm, channels=len(lm.blocks) * lm.width)
     (reader,) = wire.readers
-    question = lm.ids("\n\nWhen was it?")
+    question = lm.tokenize("\n\nWhen was it?")
     (message,) = wire.send([TEXT])
-    whole = lm.prefill(Prompt.from_ids(lm, [lm.ids(TEXT)], head_of(lm)))
+    whole = lm.prefill(Prompt.from_ids(lm, [lm.tokenize(TEXT)], head_of(lm)))
     with torch.no_grad():
-        want = lm.head(lm.final(Prompt.from_ids(lm, [question], whole)))
-        got = lm.head(lm.final(Prompt.from_ids(lm, [question], reader.receive([message]))))
+        want = lm.head(lm.last_hidden(Prompt.from_ids(lm, [question], whole)))
+        got = lm.head(lm.last_hidden(Prompt.from_ids(lm, [question], reader.receive([message]))))
         mean = reader.prefix([content.means() for content in reader.open([message])])
-        blank = lm.head(lm.final(Prompt.from_ids(lm, [question], mean)))
+        blank = lm.head(lm.last_hidden(Prompt.from_ids(lm, [question], mean)))
     error, nothing = (got - want).square().mean(), (blank - want).square().mean()
     assert error < 0.01 * nothing, (error, nothing)
 
@@ -83,8 +85,8 @@ def test_another_family_reads_better_from_codes_than_from_the_mean(families):
     source, lm = (tiny_lm(family) for family in families)
     wire = fitted(source, lm, channels=64)
     (reader,) = wire.readers
-    own = lm.prefill(Prompt.from_ids(lm, [lm.ids(TEXT)], head_of(lm)))
-    want = reader_cache(lm, own, len(lm.frame.head))
+    own = lm.prefill(Prompt.from_ids(lm, [lm.tokenize(TEXT)], head_of(lm)))
+    want = reader_cache(lm, own, len(lm.frame.prefix))
     (content,) = reader.open(wire.send([TEXT]))
 
     def error(slots) -> float:
@@ -102,7 +104,7 @@ def test_slots_stand_where_the_source_reads_their_tokens():
     the reader's head, in every head."""
     lm = tiny_lm("gemma3")
     wire = fitted(lm, lm, channels=16)
-    (reader,), n = wire.readers, len(lm.ids(TEXT))
+    (reader,), n = wire.readers, len(lm.tokenize(TEXT))
     (content,) = reader.open(wire.send([TEXT]))
     head = head_of(lm)
     with torch.no_grad():
@@ -116,9 +118,9 @@ def test_slots_stand_where_the_source_reads_their_tokens():
             torch.arange(len(head) + n)[None],
             torch.tensor([len(head) + n]),
         )
-        ids = lm.ids("Who?")
+        ids = lm.tokenize("Who?")
         got, want = (
-            lm.final(Prompt.from_ids(lm, [ids], p)) for p in (reader.prefix([content]), plain)
+            lm.last_hidden(Prompt.from_ids(lm, [ids], p)) for p in (reader.prefix([content]), plain)
         )
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
@@ -130,7 +132,7 @@ def test_a_ratio_keeps_the_slots_with_the_highest_scores():
     (content,) = reader.open(wire.send([TEXT]))
     reader.decoder.score_weight.normal_(generator=torch.Generator().manual_seed(1))
     (latents,) = reader.compress([content])
-    n = len(lm.ids(TEXT))
+    n = len(lm.tokenize(TEXT))
     assert len(latents) == -(-n // 4) == reader.latents(TEXT)
     assert latents.span == n
     scores = reader.decoder.scores(content.values).flatten().sort(descending=True).values

@@ -73,7 +73,7 @@ def one_space_more(right):
 
     def spaced(reader, *arguments):
         prompt = right(reader, *arguments)
-        space = reader.embed(reader.ids(" ")).expand(len(prompt.mask), -1, -1)
+        space = reader.embed(reader.tokenize(" ")).expand(len(prompt.mask), -1, -1)
         return prompt.append(space, torch.ones(space.shape[:2], dtype=torch.bool))
 
     return spaced

@@ -338,7 +338,7 @@ def test_a_hundred_thousand_characters():
     assert len(message.latents) == 25_000 >= message.latents.span / 4
     prefix = wire.receive([message])
     with torch.no_grad():
-        assert lm.final(Prompt.from_ids(lm, [lm.ids("?")], prefix)).isfinite().all()
+        assert lm.last_hidden(Prompt.from_ids(lm, [lm.tokenize("?")], prefix)).isfinite().all()
 
 
 def test_texts_that_the_tokenizer_cannot_hold():

@@ -147,7 +147,7 @@ def test_the_teacher_reads_without_the_adapter_that_the_student_has():
     parts = steps.reader_parts(reader, step, sent, None)
 
     targets, mask = answer_targets(plain, batch)
-    rows = [torch.cat([plain.frame.head, plain.ids(p.context)]) for p in batch]
+    rows = [torch.cat([plain.frame.prefix, plain.tokenize(p.context)]) for p in batch]
     text = passages_prompt(plain, reader.format, batch, plain.prefill(Prompt.from_ids(plain, rows)))
     latents = passages_prompt(view, reader.format, batch, reader.prefix(sent.contents))
     # Log-probabilities of all tokens, from models of which one never had an adapter.
@@ -156,7 +156,7 @@ def test_the_teacher_reads_without_the_adapter_that_the_student_has():
     kl = (teacher.exp() * (teacher - student)).sum(-1).mean()
     torch.testing.assert_close(parts["kl"], kl)
     told, own = (
-        lm.predicting(prompt, targets, mask)[mask]
+        lm.shifted_hidden(prompt, targets, mask)[mask]
         for lm, prompt in ((plain, text), (view, latents))
     )
     error = (told - own).square().mean() / (told - told.mean(0)).square().mean()
@@ -202,7 +202,7 @@ def test_texts_go_on_after_latents(lms):  # noqa: F811
     for passage, before, after in zip(step.batch, cut.texts, cut.rests, strict=True):
         assert before + after == passage.context and after
         content = Values(wire.encode([before])[0], wire.encoder.span(before))
-        ids = lm.ids(after)[:9]
+        ids = lm.tokenize(after)[:9]
         prompt = Prompt.from_ids(lm, [ids[:1]], reader.prefix([content]))
         expected += [-lm.score(prompt, ids[None, 1:])[0]]
     torch.testing.assert_close(loss, torch.cat(expected).mean())
@@ -210,7 +210,7 @@ def test_texts_go_on_after_latents(lms):  # noqa: F811
     half = step_of(only(ce=1.0, text=0.5), batch=passages()[:1])
     sent = steps.send(wire, half)
     assert (sent.texts, sent.rests) == (["It"], [" was A."])
-    prefix = lm.prefill(Prompt.from_ids(lm, [lm.ids(" was A.")], reader.prefix(sent.contents)))
+    prefix = lm.prefill(Prompt.from_ids(lm, [lm.tokenize(" was A.")], reader.prefix(sent.contents)))
     targets, mask = answer_targets(lm, half.batch)
     prompt = passages_prompt(lm, reader.format, half.batch, prefix)
     found = steps.reader_parts(reader, half, sent, None)["ce"]
@@ -232,7 +232,7 @@ def test_embeddings_are_aligned_with_the_means_of_their_share(lms):  # noqa: F81
     reader, step = wire.readers[0], step_of(only(embeds=1.0))
     start = reader.adapter.ways[0].start  # alone: the residual begins as zero
     torch.nn.init.zeros_(start.weight)
-    embeds = [reader.lm.embed(reader.lm.ids(p.context)) for p in step.batch]
+    embeds = [reader.lm.embed(reader.lm.tokenize(p.context)) for p in step.batch]
     means = torch.stack([part.mean(0) for rows in embeds for part in rows.split(4)])
     made = start.bias.expand_as(means)
     found = steps.reader_parts(reader, step, steps.send(wire, step), None)["embeds"]

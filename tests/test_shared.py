@@ -85,8 +85,8 @@ def make_wire(lms, encoder="lm_states", ways=("deep_prefix",), **changes) -> Sha
 
 def behind(lm: FrozenLM, prefix: KVPrefix) -> torch.Tensor:
     """Logits [b, n, v] of a question behind a prefix."""
-    rows = [lm.ids(" and who?")] * len(prefix.mask)
-    return lm.head(lm.final(Prompt.from_ids(lm, rows, prefix)))
+    rows = [lm.tokenize(" and who?")] * len(prefix.mask)
+    return lm.head(lm.last_hidden(Prompt.from_ids(lm, rows, prefix)))
 
 
 @pytest.mark.parametrize(("encoder", "ways"), STAR, ids=NAMES)
@@ -145,11 +145,11 @@ def test_a_wire_of_window_one_with_no_residual_is_the_text(lms):
     with torch.no_grad():
         values = wire.encoder([text])
         reader.adapter.ways[0].calibrate(reader.lm, [text], values, [float(len(values[0]))])
-        lm, rest = reader.lm, [reader.lm.ids(" and?")]
-        read = lm.final(
+        lm, rest = reader.lm, [reader.lm.tokenize(" and?")]
+        read = lm.last_hidden(
             Prompt.from_ids(lm, rest, reader.prefix([Values(values[0], len(values[0]))]))
         )
-        told = lm.final(Prompt.from_ids(lm, rest, full_text(lm)([text])))
+        told = lm.last_hidden(Prompt.from_ids(lm, rest, full_text(lm)([text])))
     torch.testing.assert_close(lm.head(read), lm.head(told), atol=2e-3, rtol=0)
 
 
@@ -175,7 +175,9 @@ def reading(lms) -> dict[str, FrozenLM]:
 
 
 def full_text_with_gradient(lm: FrozenLM, texts: list[str]) -> KVPrefix:
-    return lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(t)]) for t in texts]))
+    return lm.prefill(
+        Prompt.from_ids(lm, [torch.cat([lm.frame.prefix, lm.tokenize(t)]) for t in texts])
+    )
 
 
 def passages() -> list[Passage]:
@@ -279,12 +281,16 @@ def test_a_step_has_texts_of_similar_length_and_the_next_one_is_tokenised(lms, m
     batches = [batch_of(stock, given, step) for step in range(4)]
     lengths = [sorted(len(p.context) for p in batch) for batch in batches]
     assert sorted(lengths) == [[9 + 11 * i] * 2 for i in range(4)]
-    ids = FrozenLM.ids
-    monkeypatch.setattr(FrozenLM, "ids", lambda lm, text: known.add((lm, text)) or ids(lm, text))
+    ids = FrozenLM.tokenize
+    monkeypatch.setattr(
+        FrozenLM, "tokenize", lambda lm, text: known.add((lm, text)) or ids(lm, text)
+    )
     with ready(stock, given, wire.encoder.lm, wire.readers) as coming:
         coming(1)
     texts = [p.context for p in batches[2]] + ["\n\nWho?"]
-    texts += [wire.encoder.lm.frame.lead + q.answers[0] for p in batches[2] for q in p.questions]
+    texts += [
+        wire.encoder.lm.frame.answer_prefix + q.answers[0] for p in batches[2] for q in p.questions
+    ]
     assert {(lms[name], text) for name in BOTH for text in texts} <= known
 
 

@@ -104,7 +104,7 @@ def test_checkpointed_blocks_run_again_with_their_adapter_and_patches():
     def gradients(checkpointed: bool):
         patched = vector.clone().requires_grad_()
         patch = Patch(1, torch.tensor([[2]]), patched)
-        prompt = replace(Prompt.from_ids(base, [base.ids("hello")]), patches=(patch,))
+        prompt = replace(Prompt.from_ids(base, [base.tokenize("hello")]), patches=(patch,))
         with gradient_checkpointing(checkpointed):
             value = view.score(prompt, targets).sum() + base.score(prompt, targets).sum()
         return torch.autograd.grad(value, [patched, *parameters.values()])

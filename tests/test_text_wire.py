@@ -262,18 +262,22 @@ def test_what_latents_lose_is_the_difference_of_hugging_faces_own_scores(lms):
 
     def score(reader, prefix, answer):
         lm = reader.lm
-        asked = torch.cat([lm.ids("\n\nWho built it?"), lm.frame.tail])
+        asked = torch.cat([lm.tokenize("\n\nWho built it?"), lm.frame.suffix])
         rest = torch.cat([reader.format, lm.embed(torch.cat([asked, answer]))])
-        logits = lm.head(lm.final(Prompt.of(lm, [[rest]], prefix)))[0, -len(answer) - 1 : -1]
+        logits = lm.head(lm.last_hidden(Prompt.of(lm, [[rest]], prefix)))[0, -len(answer) - 1 : -1]
         return logits.log_softmax(-1).gather(1, answer[:, None]).sum()
 
     for name, made in losses(wire.readers, passages).items():
         reader = next(r for r in wire.readers if r.reader == name)
         lm = reader.lm
-        answer = torch.cat([lm.ids(f"{lm.frame.lead}John"), torch.tensor(lm.stop_ids[:1])])
+        answer = torch.cat(
+            [lm.tokenize(f"{lm.frame.answer_prefix}John"), torch.tensor(lm.stop_ids[:1])]
+        )
         found = {a.context: a for a in made}
         for text in TEXTS:
-            head = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(text)])]))
+            head = lm.prefill(
+                Prompt.from_ids(lm, [torch.cat([lm.frame.prefix, lm.tokenize(text)])])
+            )
             latents = reader.receive(through_bytes(wire, [text]))
             with torch.no_grad():
                 less = score(reader, head, answer) - score(reader, latents, answer)

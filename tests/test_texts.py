@@ -47,7 +47,7 @@ def lens():
 
 
 def prompt():
-    return Prompt.from_ids(lm(), [lm().ids("a")])
+    return Prompt.from_ids(lm(), [lm().tokenize("a")])
 
 
 CALLS = {
@@ -63,7 +63,7 @@ CALLS = {
     "Reader.send": lambda text: shared().readers[0].send(text),
     "Prompt.from_text": lambda text: Prompt.from_text(lm(), text),
     "Prompt.from_chat": lambda text: Prompt.from_chat(lm(), text),
-    "decode": lambda text: lm().decode(prompt(), Greedy(), 2, stop_strings=text),
+    "generate": lambda text: lm().generate(prompt(), Greedy(), 2, stop_strings=text),
     "SentenceEncoder": lambda text: SentenceEncoder.from_pretrained(sentence_folder()).vectors(
         text
     ),

@@ -92,14 +92,14 @@ def test_lora_is_in_the_first_blocks_alone(family):
 
 def test_lora_is_off_for_all_but_the_slots(lms):  # noqa: F811
     prompt = {name: Prompt.from_text(lms[name], TEXTS) for name in BOTH}
-    before = {name: lms[name].head(lms[name].final(prompt[name])) for name in BOTH}
+    before = {name: lms[name].head(lms[name].last_hidden(prompt[name])) for name in BOTH}
     one, two = make_wire(lms, ways=("lora",)), make_wire(lms, ways=("lora",))
     given = contents(one)
     expected = [reader.prefix(given) for reader in two.readers]
     for reader in one.readers:
         noise(reader.adapter.ways)
     for name, ours, other, was in zip(BOTH, one.readers, two.readers, expected, strict=True):
-        assert torch.equal(lms[name].head(lms[name].final(prompt[name])), before[name])
+        assert torch.equal(lms[name].head(lms[name].last_hidden(prompt[name])), before[name])
         assert not differ(other.prefix(given), was) and differ(ours.prefix(given), was)
 
 
@@ -179,7 +179,7 @@ def test_a_refiner_reads_what_the_reader_made_of_all_slots(lms):  # noqa: F811
 
 
 def own_embeddings(lm: FrozenLM) -> Tensor:
-    return torch.cat([lm.model.get_input_embeddings()(lm.ids(text)) for text in TEXTS])
+    return torch.cat([lm.model.get_input_embeddings()(lm.tokenize(text)) for text in TEXTS])
 
 
 def calibrated(lms, calibration: str) -> tuple[Reader, Embeddings, Tensor]:  # noqa: F811
@@ -297,7 +297,7 @@ def test_keys_are_turned_back_to_what_they_were_where_rope_is_scaled():
     made: list[Tensor] = []
     for block in lm.blocks:
         block.self_attn.k_proj.register_forward_hook(lambda _module, _args, out: made.append(out))
-    cache = lm.prefill(Prompt.from_ids(lm, [lm.ids("The Danube rises in the Black Forest")]))
+    cache = lm.prefill(Prompt.from_ids(lm, [lm.tokenize("The Danube rises in the Black Forest")]))
     keys = turned(lm, cache.keys, cache.positions, back=True)
     for ours, theirs in zip(keys, made, strict=True):
         heads = theirs.unflatten(2, (lm.kv_shape[0], -1)).transpose(1, 2)

@@ -39,7 +39,7 @@ def test_a_wire_at_another_ratio_is_that_wire_with_more_or_fewer_slots(lm):
         other = make_wire(lm, ratio=ratio)
         other.load_state_dict(wire.state_dict())
         ours, theirs = wire.at(ratio).encode(TEXTS), other.encode(TEXTS)
-        assert [len(z) for z in ours] == [math.ceil(len(lm.ids(t)) / ratio) for t in TEXTS]
+        assert [len(z) for z in ours] == [math.ceil(len(lm.tokenize(t)) / ratio) for t in TEXTS]
         for a, b in zip(ours, theirs, strict=True):
             assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
         assert wire.at(ratio).id == wire.id
@@ -49,17 +49,17 @@ def test_a_wire_at_another_ratio_is_that_wire_with_more_or_fewer_slots(lm):
 
 def test_untrained_wire_at_ratio_one_equals_text(lm):
     wire = make_wire(lm, ratio=1, trained=False)
-    more = [lm.ids(" and?"), lm.ids(" so")]
-    read = lm.head(lm.final(Prompt.from_ids(lm, more, wire.prefix(wire.encode(TEXTS)))))
+    more = [lm.tokenize(" and?"), lm.tokenize(" so")]
+    read = lm.head(lm.last_hidden(Prompt.from_ids(lm, more, wire.prefix(wire.encode(TEXTS)))))
     for row, (text, rest) in enumerate(zip(TEXTS, more, strict=True)):
-        ids = torch.cat([lm.frame.head, lm.ids(text), rest])
+        ids = torch.cat([lm.frame.prefix, lm.tokenize(text), rest])
         theirs = lm.model(ids[None]).logits[0, -len(rest) :]
         torch.testing.assert_close(read[row, -len(rest) :], theirs, atol=1e-4, rtol=0)
 
 
 def test_slots_are_what_the_reader_has_for_the_best_scored_tokens_of_all_heads(lm):
     wire = make_wire(lm, trained=False)
-    ids = lm.ids("abcdefghijklmnopqrstuvwxyz")  # no token twice, so that no scores are tied
+    ids = lm.tokenize("abcdefghijklmnopqrstuvwxyz")  # no token twice, so that no scores are tied
     prompt, states = wire.read([ids], [len(wire.head)])
     latents = wire.compress(prompt, states)[0]
     scores = wire.scorer(states.inputs)[:, 0]
@@ -101,8 +101,8 @@ def test_every_head_keeps_a_token_and_all_raw_ones():
 def test_what_is_kept_as_text_is_in_every_head_beside_what_it_keeps_anyway(lm):
     wire, text = make_wire(lm), TEXTS[0]
     kept = [text.index("1759") + i for i in range(4)]  # a token is a byte here
-    own = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(text)])]))
-    columns = [len(lm.frame.head) + t for t in kept]
+    own = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.prefix, lm.tokenize(text)])]))
+    columns = [len(lm.frame.prefix) + t for t in kept]
 
     def by_head(latents) -> list[dict[int, Tensor]]:
         """Key and value of each slot, by its position, for each layer and head."""
@@ -162,7 +162,7 @@ def test_a_batch_is_encoded_as_its_rows_are(lm):
         alone = wire.encode([text])[0]
         torch.testing.assert_close(together.keys, alone.keys, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(together.values, alone.values, atol=1e-4, rtol=1e-4)
-        assert together.span == alone.span == len(wire.lm.ids(text))
+        assert together.span == alone.span == len(wire.lm.tokenize(text))
 
 
 def test_more_rows_are_no_more_operations_in_a_layer(lm):
@@ -176,7 +176,7 @@ def test_more_rows_are_no_more_operations_in_a_layer(lm):
             return func(*args, **(kwargs or {}))
 
     def operations(rows: int) -> int:
-        prompt, states = wire.read([lm.ids(TEXTS[0])] * rows, [len(wire.head)] * rows)
+        prompt, states = wire.read([lm.tokenize(TEXTS[0])] * rows, [len(wire.head)] * rows)
         with Counted() as counted:
             wire.compress(prompt, states)
         return counted.count
@@ -189,14 +189,14 @@ def test_more_rows_are_no_more_operations_in_a_layer(lm):
 def test_a_long_text_is_compressed_window_by_window(lm):
     wire = make_wire(lm, window=16)
     text = TEXTS[0]
-    tokens = len(lm.ids(text))
+    tokens = len(lm.tokenize(text))
     latents = wire.encode([text])[0]
     windows = [16] * (tokens // 16) + [tokens % 16] * bool(tokens % 16)
     starts = [len(wire.head) + 16 * i for i in range(len(windows))]
     assert len(latents) == sum(math.ceil(w / 4) for w in windows)
     assert latents.span == tokens
     pieces = [
-        wire.read([ids], [at]) for ids, at in zip(lm.ids(text).split(16), starts, strict=True)
+        wire.read([ids], [at]) for ids, at in zip(lm.tokenize(text).split(16), starts, strict=True)
     ]
     apart = [wire.compress(*piece)[0] for piece in pieces]
     assert torch.equal(latents.lengths, sum(z.lengths for z in apart))
@@ -228,8 +228,8 @@ def test_a_text_past_the_readers_window_overlaps_its_positions(lm):
 def test_gradients_reach_the_residual_and_nothing_else(lm):
     wire = make_wire(lm, trained=False)
     prefix = wire.prefix(wire.encode(TEXTS))
-    prompt = Prompt.from_ids(lm, [lm.ids("a?"), lm.ids("bcd?")], prefix)
-    lm.score(prompt, torch.stack([lm.ids("yes")] * 2)).sum().backward()
+    prompt = Prompt.from_ids(lm, [lm.tokenize("a?"), lm.tokenize("bcd?")], prefix)
+    lm.score(prompt, torch.stack([lm.tokenize("yes")] * 2)).sum().backward()
     assert wire.slots.up.grad.abs().max() > 0
     assert wire.scorer.weight.grad is None
     assert all(p.grad is None for p in lm.model.parameters())

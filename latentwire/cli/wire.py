@@ -55,7 +55,7 @@ def ask(
     for reader in loaded.readers:
         lm = reader.lm
         print(printable(qa.ask(reader, message, [question])[0]))
-        tokens, latents = len(lm.ids(text)), reader.latents(text)
+        tokens, latents = len(lm.tokenize(text)), reader.latents(text)
         out.print(f"{lm.name} read {tokens} tokens as {latents} latents", style="dim")
         if full_text:
             read = qa.with_format(lm, reader.format, baselines.full_text(lm)([text]))

@@ -110,7 +110,7 @@ def _answers(
     logits = lm.logits(prompt, targets, mask)
     log_probs = token_log_probs(logits, targets) * mask
     rank = (logits[:, 0] > logits[:, 0].gather(-1, targets[:, :1])).sum(-1)
-    out = lm.decode(prompt, Greedy(), answer_tokens, stop_strings=("\n",))
+    out = lm.generate(prompt, Greedy(), answer_tokens, stop_strings=("\n",))
     for i, q in enumerate(questions):
         answer = out.texts[i].strip()
         yield Answer(

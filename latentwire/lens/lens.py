@@ -152,7 +152,7 @@ class Lens(nn.Module):
         """What the encoder makes of words: texts are tokenized anew, so nothing but their
         characters carries information (and `tokens`, to an encoder that asks for them)."""
         check_texts(texts, "texts")
-        return self.encoder([self.lm.ids(text) for text in texts], tokens)
+        return self.encoder([self.lm.tokenize(text) for text in texts], tokens)
 
     def save(self, folder: Path) -> None:
         """config.json and bf16 weights, with all that a load must find equal."""

@@ -121,7 +121,7 @@ def _train(recipe: LensRecipe, session: Session, out: Path) -> Path:
     lens = Lens(lm, recipe.lens, _measured(lm, texts, recipe, out))
     if recipe.data.fitted and not (out / "warm.safetensors").exists():
         lens.decoder.fit(recipe.lens.layer, _sample(texts, recipe.data.fitted, recipe.seed))
-    checked = [d for d in held_out if len(lm.ids(d)) > recipe.data.skip][: session.check_size]
+    checked = [d for d in held_out if len(lm.tokenize(d)) > recipe.data.skip][: session.check_size]
     held = tokenized(lm, checked, recipe.data.window, recipe.data.skip) if checked else []
     places = draw(held, recipe.data.positions, recipe.seed)
     source, epoch = _source(lm, texts, recipe), max(1, len(texts) // recipe.data.documents)

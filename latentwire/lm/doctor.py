@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from latentwire.lm.frozen import Caching, FrozenLM
-from latentwire.lm.picks import Greedy, Pick, Sampled, StraightThroughGumbel, seeded_noise
 from latentwire.lm.prompt import HeadSlots, KVPrefix, Patch, Prompt
+from latentwire.lm.samplers import Greedy, Sampled, Sampler, StraightThroughGumbel, seeded_noise
 from latentwire.lm.turns import turn
 
 KINDS = ("ids", "embeds", "prefix", "head_slots", "patch_one", "patch_all")
@@ -68,7 +68,7 @@ def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
     states that are usual there: beside states of size 200 a vector of size 1 only magnifies
     rounding)."""
     texts = TEXTS if ragged else TEXTS[:1]
-    rows = [torch.cat([lm.bos, lm.ids(text)]) for text in texts]
+    rows = [torch.cat([lm.bos, lm.tokenize(text)]) for text in texts]
     embeds = [lm.embed(row) for row in rows]
     none: list[list[tuple[int, list[int], Tensor]]] = [[] for _ in rows]
     if kind == "ids":
@@ -124,7 +124,7 @@ def _in_head_slots(lm: FrozenLM, rows: Sequence[Tensor]) -> KVPrefix:
 def logits_equal_hugging_face(lm: FrozenLM, kind: str, ragged: bool) -> float:
     """The port's logits against the Hugging Face model's own, row by row, without padding."""
     case = make_case(lm, kind, ragged)
-    ours = lm.head(lm.final(case.prompt))
+    ours = lm.head(lm.last_hidden(case.prompt))
     worst = 0.0
     for row, (embeds, patches) in enumerate(zip(case.embeds, case.patches, strict=True)):
         with turn(lm.model), ExitStack() as hooks:
@@ -140,36 +140,36 @@ def logits_equal_hugging_face(lm: FrozenLM, kind: str, ragged: bool) -> float:
 def prefill_equals_full_pass(lm: FrozenLM, kind: str, ragged: bool) -> float:
     """Prefill, then a continuation, against the same in one pass; logits of the continuation."""
     prompt = make_case(lm, kind, ragged).prompt
-    more = torch.stack([lm.ids(TEXTS[1])[:5]] * len(prompt.mask))
+    more = torch.stack([lm.tokenize(TEXTS[1])[:5]] * len(prompt.mask))
     rest = Prompt.from_ids(lm, list(more), prefix=lm.prefill(prompt))
     full = prompt.append(lm.embed(more), torch.ones_like(more, dtype=torch.bool))
-    return _far(lm.head(lm.final(rest)), lm.head(lm.final(full)[:, -5:]))
+    return _far(lm.head(lm.last_hidden(rest)), lm.head(lm.last_hidden(full)[:, -5:]))
 
 
 def batch_equals_rows(lm: FrozenLM, kind: str, ragged: bool) -> float:
     """A row of a batch against the row alone, on the logits of the last position."""
     case = make_case(lm, kind, ragged)
-    together = lm.head(lm.final(case.prompt)[:, -1])
+    together = lm.head(lm.last_hidden(case.prompt)[:, -1])
     worst = 0.0
     for row in range(len(together)):
         alone = [
             Patch(la, torch.tensor([p]).to(lm.device), v[None]) for la, p, v in case.patches[row]
         ]
         prompt = Prompt.of(lm, [[case.embeds[row]]], patches=alone)
-        worst = max(worst, _far(lm.head(lm.final(prompt)[:, -1])[0], together[row]))
+        worst = max(worst, _far(lm.head(lm.last_hidden(prompt)[:, -1])[0], together[row]))
     return worst
 
 
 def score_equals_decode(lm: FrozenLM, kind: str, ragged: bool) -> float:
-    """Scored log-probabilities of decoded tokens against decode's own, for every pick."""
+    """Scored log-probabilities of generated tokens against generate's own, for every sampler."""
     prompt = make_case(lm, kind, ragged).prompt
     noise = seeded_noise(range(len(prompt.mask)))
-    picks: list[Pick] = [Greedy(), Greedy(0.7), Sampled(noise), Sampled(noise, 1.3)]
-    picks += [StraightThroughGumbel(noise, tau=0.5, temperature=0.7)]
+    samplers: list[Sampler] = [Greedy(), Greedy(0.7), Sampled(noise), Sampled(noise, 1.3)]
+    samplers += [StraightThroughGumbel(noise, tau=0.5, temperature=0.7)]
     worst = 0.0
-    for pick in picks:
-        out = lm.decode(prompt, pick, 6)
-        scored = lm.score(prompt, out.ids, out.mask, pick.temperature)
+    for sampler in samplers:
+        out = lm.generate(prompt, sampler, 6)
+        scored = lm.score(prompt, out.ids, out.mask, sampler.temperature)
         worst = max(worst, _far(scored, out.log_probs))
     return worst
 
@@ -245,7 +245,7 @@ def rounding(lm: FrozenLM) -> float:
 
 
 def _rounding(lm: FrozenLM, text: str) -> float:
-    ids = torch.cat([lm.bos, lm.ids(text)])[None]
+    ids = torch.cat([lm.bos, lm.tokenize(text)])[None]
     half = ids.shape[1] // 2
     begun = lm.model(ids[:, :half], use_cache=True).past_key_values
     rest = lm.model(ids[:, half:], past_key_values=begun).logits[0]
@@ -255,7 +255,7 @@ def _rounding(lm: FrozenLM, text: str) -> float:
 def _gumbel_gradient(lm: FrozenLM, prompt: Prompt, noise, mode: Caching) -> tuple[Tensor, Tensor]:
     embeds = prompt.embeds.detach().clone().requires_grad_()
     fresh = Prompt(embeds, prompt.mask, prompt.positions, prompt.prefix, prompt.patches)
-    out = lm.decode(fresh, StraightThroughGumbel(noise), 5, stop_ids=(), caching=mode)
+    out = lm.generate(fresh, StraightThroughGumbel(noise), 5, stop_ids=(), caching=mode)
     (gradient,) = torch.autograd.grad(out.log_probs.sum() + out.embeds.square().sum(), embeds)
     return out.ids, gradient
 

@@ -5,7 +5,7 @@ side and the positions; nothing else in the package pads, shifts or numbers toke
 on the left, so that the last column is always the state that predicts what follows.
 
     prompt = Prompt.from_text(lm, ["The capital of France is", "Two plus"])
-    lm.decode(prompt, Greedy(), max_new_tokens=8).texts
+    lm.generate(prompt, Greedy(), max_new_tokens=8).texts
 """
 
 from __future__ import annotations
@@ -225,14 +225,16 @@ class Prompt:
     def from_text(cls, lm: FrozenLM, texts: Sequence[str]) -> Prompt:
         """Plain texts, with the BOS token that the model's tokenizer puts before a text."""
         check_texts(texts, "texts")
-        return cls.from_ids(lm, [torch.cat([lm.bos, lm.ids(t)]) for t in texts])
+        return cls.from_ids(lm, [torch.cat([lm.bos, lm.tokenize(t)]) for t in texts])
 
     @classmethod
     def from_chat(cls, lm: FrozenLM, users: Sequence[str]) -> Prompt:
         """One user turn each, in the model's chat template, up to where the assistant begins."""
         check_texts(users, "users")
         frame = lm.frame
-        return cls.from_ids(lm, [torch.cat([frame.head, lm.ids(u), frame.tail]) for u in users])
+        return cls.from_ids(
+            lm, [torch.cat([frame.prefix, lm.tokenize(u), frame.suffix]) for u in users]
+        )
 
     @property
     def next_position(self) -> Int[Tensor, " b"]:
@@ -261,13 +263,13 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What stands around a user's words: head ids (BOS included), tail ids up to the answer, and
-    the lead, text that an answer begins with (a space after "Answer:")."""
+class ChatFrame:
+    """Ids around a user's words: prefix (BOS included) and suffix (up to the answer), and the text
+    that an answer begins with (a space after "Answer:")."""
 
-    head: Int[Tensor, " n"]
-    tail: Int[Tensor, " m"]
-    lead: str = ""
+    prefix: Int[Tensor, " n"]
+    suffix: Int[Tensor, " m"]
+    answer_prefix: str = ""
 
 
 def pad_right(rows: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from latentwire.lm.frozen import FrozenLM
 
+INSTRUCTION = "\n\nAnswer the question with a short span copied from the text, nothing else."
+
 
 def initial_format(lm: FrozenLM, count: int) -> Tensor:
     """Embeddings of an instruction, repeated or cut to `count` tokens: a start with a meaning."""
-    ids = lm.ids("\n\nAnswer the question with a short span copied from the text, nothing else.")
+    ids = lm.tokenize(INSTRUCTION)
     return lm.embed(ids.repeat(math.ceil(count / len(ids)))[:count]).detach().clone()
 
 

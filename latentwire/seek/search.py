@@ -217,7 +217,7 @@ class Seek:
         return found
 
     def _span(self, ids: Tensor) -> Span | RegionError:
-        if not self.lm.text(ids).strip():
+        if not self.lm.detokenize(ids).strip():
             return RegionError("the first answer is empty; there is nothing to search")
         try:
             return self.config.region(self.lm, ids)
@@ -240,7 +240,7 @@ class Seek:
         ]
         s.policy.update([a.action for a in s.current], advantages)
         if not config.samples:
-            return [s.policy.choose(answers.pick([s.seed], [s.policy.span.start]))]
+            return [s.policy.choose(answers.sampler([s.seed], [s.policy.span.start]))]
         noises = [seeded_noise([seed_of(s.seed, "sample", step, i)]) for i in range(config.samples)]
         return [s.policy.choose(Sampled(noise, s.policy.temperature)) for noise in noises]
 

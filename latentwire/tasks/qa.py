@@ -116,7 +116,9 @@ def in_parts(passages: Sequence[Passage], most: int) -> list[Passage]:
 
 def answer_ids(lm: FrozenLM, answer: str) -> Tensor:
     """Target ids of an answer, EOS at the end, which is trained and scored like any token."""
-    return torch.cat([lm.ids(lm.frame.lead + answer), torch.tensor(lm.stop_ids[:1]).to(lm.device)])
+    return torch.cat(
+        [lm.tokenize(lm.frame.answer_prefix + answer), torch.tensor(lm.stop_ids[:1]).to(lm.device)]
+    )
 
 
 def with_format(lm: FrozenLM, format_tokens: Tensor | None, prefix: KVPrefix) -> KVPrefix:
@@ -135,7 +137,7 @@ ANSWER_TOKENS = 20
 
 def question_ids(lm: FrozenLM, question: str) -> Tensor:
     """What follows context and format tokens, up to where the answer begins."""
-    return torch.cat([lm.ids("\n\n" + question.strip()), lm.frame.tail])
+    return torch.cat([lm.tokenize("\n\n" + question.strip()), lm.frame.suffix])
 
 
 def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) -> Prompt:
@@ -147,7 +149,7 @@ def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) ->
 def tokenise(lm: FrozenLM, passages: Sequence[Passage]) -> None:
     """Have the LM remember the ids of all that a step of training asks of these passages."""
     for passage in passages:
-        lm.ids(passage.context)
+        lm.tokenize(passage.context)
         for q in passage.questions:
             question_ids(lm, q.question)
             answer_ids(lm, q.answers[0])
@@ -176,7 +178,7 @@ def answers(
     """Greedy answers to questions, one per row of `prefix`; a line break ends an answer."""
     prompt = question_prompt(lm, questions, prefix)
     with torch.no_grad():
-        out = lm.decode(prompt, Greedy(), max_new_tokens, stop_strings=("\n",))
+        out = lm.generate(prompt, Greedy(), max_new_tokens, stop_strings=("\n",))
     return [text.strip() for text in out.texts]
 
 

@@ -273,9 +273,9 @@ def _answer(record: dict) -> Answer:
 def _check_room(wire: Reader, passages: Sequence[Passage], answer_tokens: int) -> None:
     """Every question must fit the reader's window with its full text, before any is answered."""
     lm = wire.lm
-    before = len(wire.lm.frame.head) + len(wire.format)
+    before = len(wire.lm.frame.prefix) + len(wire.format)
     for passage in passages:
-        context = len(lm.ids(passage.context))
+        context = len(lm.tokenize(passage.context))
         for q in passage.questions:
             answer = max(answer_tokens, len(answer_ids(lm, q.answers[0])))
             used = before + context + len(question_ids(lm, q.question)) + answer
@@ -307,7 +307,7 @@ def _resumed(
 def sizes(wire: Reader, passages: Sequence[Passage], bits: int | None) -> dict[str, float]:
     """Means over all passages: tokens in, latents out, bytes of the message, and of the text in
     UTF-8 and after zstd -19."""
-    tokens = [len(wire.lm.ids(p.context)) for p in passages]
+    tokens = [len(wire.lm.tokenize(p.context)) for p in passages]
     texts = [p.context.encode() for p in passages]
     latents, sent = zip(*(wire.cost(p.context, bits) for p in passages), strict=True)
     return {
@@ -372,5 +372,5 @@ def _first_token(wire: Reader, passage: Passage, context: Callable[[], KVPrefix]
     began = time.perf_counter()
     prefix = with_format(wire.lm, wire.format, context())
     prompt = question_prompt(wire.lm, [passage.questions[0].question], prefix)
-    wire.lm.head(wire.lm.final(prompt)[:, -1]).argmax(-1).item()
+    wire.lm.head(wire.lm.last_hidden(prompt)[:, -1]).argmax(-1).item()
     return time.perf_counter() - began

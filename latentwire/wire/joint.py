@@ -120,7 +120,7 @@ def joint(
 def held_out(data: str, readers: Sequence[Reader]) -> list[Passage]:
     """The last HELD passages of `data`, which no training sees, but for such as are long."""
     last = by_context(load_questions(data))[-HELD:]
-    return [p for p in last if max(len(r.lm.ids(p.context)) for r in readers) <= LONGEST]
+    return [p for p in last if max(len(r.lm.tokenize(p.context)) for r in readers) <= LONGEST]
 
 
 @torch.no_grad()

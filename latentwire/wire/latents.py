@@ -81,4 +81,4 @@ def head_of(lm: FrozenLM) -> KVPrefix:
     LM's own float type: a first use may be inside a training step's autocast, and what is kept of
     it is used outside too."""
     with torch.no_grad(), torch.autocast(lm.device.type, enabled=False):
-        return lm.prefill(Prompt.from_ids(lm, [lm.frame.head]))
+        return lm.prefill(Prompt.from_ids(lm, [lm.frame.prefix]))

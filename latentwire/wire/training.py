@@ -306,7 +306,7 @@ def _teacher(wire: Wire, batch: Batch, text: KVPrefix, features: Features | None
     prompt = passages_prompt(wire.lm, wire.format, batch.passages, text)
 
     def states() -> dict[str, Tensor]:
-        return {"states": wire.lm.predicting(prompt, batch.targets, batch.mask)[batch.mask]}
+        return {"states": wire.lm.shifted_hidden(prompt, batch.targets, batch.mask)[batch.mask]}
 
     if features is None:
         return states()["states"]
@@ -343,7 +343,7 @@ def _checked(
 ) -> list[Passage]:
     """The held-out passages that checks look at: such as are read in one window, and with as many
     questions as training takes."""
-    short = [p for p in held_out if len(wire.lm.ids(p.context)) <= wire.config.window]
+    short = [p for p in held_out if len(wire.lm.tokenize(p.context)) <= wire.config.window]
     return [
         Passage(p.context, p.questions[: recipe.questions]) for p in short[: session.check_size]
     ]
@@ -402,14 +402,16 @@ def _read(wire: Wire, batch: Sequence[Passage]) -> tuple[Prompt, States]:
 
 
 def _rows(wire: Wire, batch: Sequence[Passage]) -> list[Tensor]:
-    return [wire.lm.ids(p.context)[: wire.config.window] for p in batch]
+    return [wire.lm.tokenize(p.context)[: wire.config.window] for p in batch]
 
 
 def _attention(wire: Wire, passage: Passage, prefix: KVPrefix) -> Tensor:
     """Attention [l, h, t] that each token of the passage gets: the largest of any token of its
     repetition, plus the largest of each question's tokens, averaged over questions."""
-    lm, ids = wire.lm, wire.lm.ids(passage.context)[: wire.config.window]
-    again = torch.cat([lm.ids("\n\nRepeat the text above word for word."), lm.frame.tail, ids])
+    lm, ids = wire.lm, wire.lm.tokenize(passage.context)[: wire.config.window]
+    again = torch.cat(
+        [lm.tokenize("\n\nRepeat the text above word for word."), lm.frame.suffix, ids]
+    )
     repeated = _received(wire, lm.attentions(Prompt.from_ids(lm, [again], prefix)), len(ids))
     asked = []
     for part in in_parts([passage], ASKED):

@@ -125,7 +125,7 @@ def forced_rows(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
 def _first(lm: FrozenLM, answer: str) -> int | None:
     """The first token of an answer as it is generated; None of an empty one."""
-    return int(lm.ids(lm.frame.lead + answer)[0]) if answer else None
+    return int(lm.tokenize(lm.frame.answer_prefix + answer)[0]) if answer else None
 
 
 class _Sums(NamedTuple):

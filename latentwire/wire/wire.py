@@ -183,7 +183,7 @@ class Wire(nn.Module):
         part of.
         """
         check_texts(contexts, "contexts")
-        ids = [self.lm.ids(c) for c in contexts]
+        ids = [self.lm.tokenize(c) for c in contexts]
         jobs: list[tuple[int, Tensor, Tensor, int]] = []
         layouts = []
         for row, tokens in enumerate(ids):
@@ -334,7 +334,7 @@ class Wire(nn.Module):
 
     def _raw(self, text: str) -> Bool[Tensor, " t"]:
         """Which tokens of a text are kept as text."""
-        raw = torch.zeros(len(self.lm.ids(text)), dtype=torch.bool, device=self.lm.device)
+        raw = torch.zeros(len(self.lm.tokenize(text)), dtype=torch.bool, device=self.lm.device)
         if self.keep is not None:
             begin, end = self.lm.offsets(text).T.contiguous()
             spans = torch.tensor([*finder(self.keep)(text)] or [(0, 0)]).to(begin)

@@ -111,12 +111,12 @@ class CodeReader(nn.Module):
 
     def latents(self, text: str) -> int:
         """Slots of a head, on average, that a text becomes."""
-        return -(-len(self.wire.ids(text)) // self.ratio)
+        return -(-len(self.wire.tokenize(text)) // self.ratio)
 
     def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
         """Slots of a head that a text becomes, and bytes of its message."""
         self.check_bits(bits)
-        numbers = len(self.wire.ids(text)) * self.wire.code.config.channels
+        numbers = len(self.wire.tokenize(text)) * self.wire.code.config.channels
         return self.latents(text), HEADER_BYTES + -(-numbers * self.bits // 8)
 
     def send(self, texts: Sequence[str], bits: int | None = None) -> list[CodeMessage]:
@@ -129,7 +129,7 @@ class CodeReader(nn.Module):
         and for one whose text does not fit the reader's context."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
-        code, room = self.wire.code, self.lm.window - len(self.lm.frame.head) - RESERVE
+        code, room = self.wire.code, self.lm.window - len(self.lm.frame.prefix) - RESERVE
         for message in messages:
             if message.code_id != self.wire.id:
                 raise MessageError(
@@ -166,7 +166,7 @@ class CodeReader(nn.Module):
             where = blank.repeat_interleave(torch.tensor(sizes, device=lm.device))[:, None]
             k, v = (torch.where(where, mean, x) for mean, x in zip(means, (k, v), strict=True))
         places = torch.cat([torch.arange(n, device=lm.device) for n in sizes])
-        positions = (places + len(lm.frame.head)).expand(1, k.shape[1], -1)
+        positions = (places + len(lm.frame.prefix)).expand(1, k.shape[1], -1)
         k = torch.stack([rotate(lm.model, i, x[None], positions)[0] for i, x in enumerate(k)])
         rows = (x.split(sizes, 2) for x in (k, v, self.decoder.scores(values)))
         return [self._latents(*row) for row in zip(*rows, strict=True)]
@@ -255,14 +255,14 @@ class CodeWire:
         }
         write_whole(folder / "config.json", json.dumps(record, indent=1))
 
-    def ids(self, text: str) -> Tensor:
+    def tokenize(self, text: str) -> Tensor:
         """Token ids of a text as the source reads it."""
-        return self.source.ids(text)
+        return self.source.tokenize(text)
 
     def features(self, text: str) -> Float[Tensor, "n f"]:
         """What the code is made of: states of the source's pass over a text."""
         head = head_of(self.source)
-        return read(self.source, head, self.code.config, self.ids(text))
+        return read(self.source, head, self.code.config, self.tokenize(text))
 
     @torch.no_grad()
     def send(self, texts: Sequence[str], with_text: bool = False) -> list[CodeMessage]:
@@ -271,7 +271,7 @@ class CodeWire:
         or one beyond the source's context."""
         messages = []
         for row, text in enumerate(texts):
-            ids, room = self.ids(text), self.source.window - len(self.source.frame.head)
+            ids, room = self.tokenize(text), self.source.window - len(self.source.frame.prefix)
             if not 1 <= len(ids) <= room:
                 raise WireError(
                     f"context {row} has {len(ids)} tokens; {self.source.name} reads 1 to {room}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire.lm import FrozenLM
-from latentwire.lm.picks import seed_of
+from latentwire.lm.samplers import seed_of
 from latentwire.tasks.base import DataError, read_text
 from latentwire.tasks.qa import Passage, by_context, load_questions, tokenise
 from latentwire.terminal import terminal
@@ -48,7 +48,7 @@ def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
     passages += [Passage(text, ()) for text in paragraphs if len(text) > SHORTEST_TEXT]
     seen = {p.context for p in held}
     unseen = [p for p in passages if p.context not in seen]
-    fitting = [p for p in unseen if CUE < len(source.ids(p.context)) <= recipe.longest]
+    fitting = [p for p in unseen if CUE < len(source.tokenize(p.context)) <= recipe.longest]
     kept = [_briefly_answered(p, source) for p in fitting]
     asked, left = (sum(len(p.questions) for p in row) for row in (fitting, kept))
     short = sum(len(text) <= SHORTEST_TEXT for text in paragraphs)
@@ -71,7 +71,7 @@ def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
             f"{LONGEST_ANSWER} tokens"
         )
     random.Random(recipe.seed).shuffle(kept)
-    return Stock(kept, [p for p in held if len(source.ids(p.context)) <= recipe.longest])
+    return Stock(kept, [p for p in held if len(source.tokenize(p.context)) <= recipe.longest])
 
 
 def batch_of(stock: Stock, recipe: SharedRecipe, step: int) -> list[Passage]:
@@ -124,5 +124,5 @@ def _tell(counts: Mapping[str, int]) -> None:
 def _briefly_answered(passage: Passage, source: FrozenLM) -> Passage:
     """With those of its questions whose answers are not too long to be trained on."""
     asked = passage.questions
-    brief = tuple(q for q in asked if len(source.ids(q.answers[0])) <= LONGEST_ANSWER)
+    brief = tuple(q for q in asked if len(source.tokenize(q.answers[0])) <= LONGEST_ANSWER)
     return Passage(passage.context, brief)

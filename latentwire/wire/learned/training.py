@@ -382,7 +382,7 @@ def check_readers(
     nll, tokens = ([rows[:, i].tolist() for *_, rows in answered] for i in (0, 1))
     held, low, high = mean_ratio(nll, tokens, owners)
     source = wire.encoder.lm
-    means = [source.embed(source.ids(text)).float().mean(0) for text in texts]
+    means = [source.embed(source.tokenize(text)).float().mean(0) for text in texts]
     return {
         **figures,
         **compared(answered),

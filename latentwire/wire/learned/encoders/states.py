@@ -48,7 +48,7 @@ class StatesEncoder(WritingEncoder):
         return head_of(self.lm)
 
     def units(self, text: str) -> Tensor:
-        return self.lm.ids(text)
+        return self.lm.tokenize(text)
 
     def states(self, windows: Sequence[Tensor]) -> list[Tensor]:
         head = self.head.rows(torch.zeros(len(windows), dtype=torch.long).to(self.lm.device))

@@ -64,11 +64,11 @@ class CacheWay(WayIn):
         [l, 2, h, e]."""
         seen: list[Tensor] = []
         for text in texts:
-            ids = torch.cat([lm.frame.head, lm.ids(text)])
+            ids = torch.cat([lm.frame.prefix, lm.tokenize(text)])
             cache = lm.prefill(Prompt.from_ids(lm, [ids]))
             keys = turned(lm, cache.keys, cache.positions, back=True)
             both = torch.stack([torch.stack(keys), torch.stack(cache.values)], 1)[:, :, 0]
-            seen.append(both[..., len(lm.frame.head) :, :].float())  # l 2 h n e
+            seen.append(both[..., len(lm.frame.prefix) :, :].float())  # l 2 h n e
         every = torch.cat(seen, 3)
         self.mean.copy_(every.mean(3))
         self.deviation.copy_(every.std(3))

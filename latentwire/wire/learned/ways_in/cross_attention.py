@@ -96,8 +96,8 @@ class CrossAttention(WayIn):
         values: Sequence[Float[Tensor, "_ c"]],
         units: Sequence[float],
     ) -> None:
-        head = lm.frame.head
-        prompts = [Prompt.from_ids(lm, [torch.cat([head, lm.ids(text)])]) for text in texts]
+        head = lm.frame.prefix
+        prompts = [Prompt.from_ids(lm, [torch.cat([head, lm.tokenize(text)])]) for text in texts]
         for layer, place in zip(self.layers, self._attentions, strict=True):
             outputs = [lm.hidden(prompt, layer)[0, len(head) :].float() for prompt in prompts]
             place.deviation.copy_(torch.cat(outputs).std(0))

@@ -83,7 +83,7 @@ class Embeddings(WayIn):
     ) -> None:
         if self.calibration == "none":
             return
-        own = [lm.embed(lm.ids(text)).float() for text in texts]
+        own = [lm.embed(lm.tokenize(text)).float() for text in texts]
         every = torch.cat(own)
         self.mean.copy_(every.mean(0))
         self.deviation.copy_(every.std(0))

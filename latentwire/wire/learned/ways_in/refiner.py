@@ -37,7 +37,7 @@ class Refiner(Embeddings):
         self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
     ) -> KVPrefix:
         embeds = self.embeds(slots)
-        looked = lm.final(slots_prompt(lm, head, slots, embeds)).float()
+        looked = lm.last_hidden(slots_prompt(lm, head, slots, embeds)).float()
         both = slots.states + self.seen(looked)
         rows = [row[mask] for row, mask in zip(both, slots.mask, strict=True)]
         refined = padded(in_blocks(self.layers, rows, slots.block))[0]
