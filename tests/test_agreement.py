@@ -16,10 +16,10 @@ from transformers import AttentionInterface
 from latentwire.lm import (
     FrozenLM,
     Greedy,
-    HeadSlots,
     KVPrefix,
     Patch,
     Prompt,
+    RaggedKV,
     Sampled,
     StraightThroughGumbel,
     cache,
@@ -155,7 +155,7 @@ def test_heads_see_their_own_slots_and_no_others(lm, dropping):
     lengths = kept.sum(-1)
     assert lengths.unique().numel() > 3
     slots = [
-        HeadSlots(keys[kept[i]], values[kept[i]], kept[i].nonzero()[:, 2], lengths[i])
+        RaggedKV(keys[kept[i]], values[kept[i]], kept[i].nonzero()[:, 2], lengths[i])
         for i, (keys, values) in enumerate(zip(whole.keys, whole.values, strict=True))
     ]
     nothing = torch.zeros(2, heads, 0, width)
@@ -165,7 +165,7 @@ def test_heads_see_their_own_slots_and_no_others(lm, dropping):
         torch.zeros(2, 0, dtype=torch.bool),
         torch.zeros(2, 0, dtype=torch.long),
         whole.next_position,
-        head_slots=tuple(slots),
+        ragged=tuple(slots),
     )
     prompt = Prompt.from_ids(lm, more, prefix)
     targets = torch.stack([lm.tokenize("xyz")] * 2)
@@ -182,12 +182,12 @@ def test_heads_see_their_own_slots_and_no_others(lm, dropping):
 
 
 def test_gradient_checkpointing_sees_the_heads_slots(lm):
-    prompt = make_case(lm, "head_slots", True).prompt
+    prompt = make_case(lm, "ragged", True).prompt
     assert prompt.prefix is not None
-    slots, gradients = prompt.prefix.head_slots, []
+    slots, gradients = prompt.prefix.ragged, []
     for on in (False, True):
         leaves = [replace(s, keys=s.keys.detach().requires_grad_()) for s in slots]
-        given = replace(prompt, prefix=replace(prompt.prefix, head_slots=tuple(leaves)))
+        given = replace(prompt, prefix=replace(prompt.prefix, ragged=tuple(leaves)))
         with gradient_checkpointing(on):
             lm.last_hidden(given).square().sum().backward()
         gradients.append(torch.stack([s.keys.grad for s in leaves]))

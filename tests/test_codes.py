@@ -22,8 +22,8 @@ from latentwire.wire.codes.fitting import (
 )
 from latentwire.wire.codes.message import HEADER_BYTES, CodeMessage
 from latentwire.wire.codes.wire import CodeReader, Codes, CodeWire
+from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.folder import WireError
-from latentwire.wire.latents import head_of
 from latentwire.wire.message import MessageError
 
 TEXT = "The lighthouse was finished in 1759 by John Smeaton."

@@ -17,27 +17,27 @@ from latentwire.lm import (
     gradient_checkpointing,
     seeded_noise,
 )
-from latentwire.wire.learned.ways_in import WAYS_IN, Slots, WayIn
+from latentwire.wire.learned.injectors import INJECTORS, Injector, LatentBatch
 
 WIDTH, CHANNELS = 128, 8  # two heads
 QUESTIONS = ["Who built it?", "When?", "And what of the sea?"]
 
 
 class Case:
-    """A reader, its ways in with open gates, and latents of three texts of different lengths."""
+    """A reader, its injectors with open gates, and latents of three texts of different lengths."""
 
     def __init__(self, family: str, before: tuple[str, ...], gate: float = 0.7):
         self.lm: FrozenLM = tiny_lm(family)
         torch.manual_seed(1)
         names = (*before, "cross_attention")
-        self.ways: list[WayIn] = [
-            WAYS_IN[name](self.lm, CHANNELS, WIDTH, not i, "regression")
+        self.ways: list[Injector] = [
+            INJECTORS[name](self.lm, CHANNELS, WIDTH, not i, "regression")
             for i, name in enumerate(names)
         ]
         self.head = self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.prefix]))
         mask = torch.tensor([[True] * 5, [False] * 2 + [True] * 3, [False] * 4 + [True]])
         values, states = torch.randn(3, 5, CHANNELS), torch.randn(3, 5, WIDTH)
-        self.slots = Slots(values, states, mask, torch.tensor([20, 11, 4]), 8)
+        self.slots = LatentBatch(values, states, mask, torch.tensor([20, 11, 4]), 8)
         for way in self.ways:
             way.calibrate(self.lm, ["The sea was calm."], [values[0]], [5.0])
         for place in self.ways[-1].places:
@@ -47,7 +47,7 @@ class Case:
     def parameters(self) -> dict[str, torch.Tensor]:
         return dict(self.ways[-1].named_parameters())
 
-    def prefix(self, slots: Slots | None = None) -> KVPrefix:
+    def prefix(self, slots: LatentBatch | None = None) -> KVPrefix:
         made = None
         for way in self.ways:
             made = way(self.lm, self.head, slots or self.slots, made)
@@ -167,7 +167,7 @@ def test_a_row_of_a_batch_is_the_row_alone(case):
     slots = case.slots
     for row, question in enumerate(QUESTIONS):
         real = slots.mask[row]
-        one = Slots(
+        one = LatentBatch(
             slots.values[row, real][None],
             slots.states[row, real][None],
             real[real][None],

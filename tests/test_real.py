@@ -37,14 +37,14 @@ def test_chat_prompts_are_the_tokenizers_own(wire):
 
 def test_the_shipped_wire_reads_paragraphs_it_has_never_seen(wire):
     passages = by_context(load_questions(ALMANAC, 20))
-    names = ("text", "wire", "closed_book", "foreign_latents")
+    names = ("text", "wire", "closed_book", "mismatched_latents")
     rows = {k: v for k, v in conditions(wire, passages).items() if k in names}
     rows["wire at 16x"] = conditions(wire.at(16), passages)["wire"]
     answers = [a for batch in evaluate(wire.lm, wire.format, passages, rows) for a in batch]
     scores = {k: summarise([a for a in answers if a.condition == k]) for k in rows}
     assert scores["wire"]["f1"] > scores["closed_book"]["f1_high"]
     assert scores["wire"]["nll"] < scores["wire at 16x"]["nll"] < scores["closed_book"]["nll"] - 0.3
-    assert scores["wire"]["f1"] > scores["foreign_latents"]["f1_high"]
+    assert scores["wire"]["f1"] > scores["mismatched_latents"]["f1_high"]
     assert scores["text"]["f1"] > 0.3
 
 

@@ -22,8 +22,8 @@ from latentwire.tasks.qa import Passage, Question, by_context, load_questions
 from latentwire.train.loop import LoopConfig
 from latentwire.wire import evaluation
 from latentwire.wire import training as recipes
+from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.evaluation import conditions, evaluate_wire
-from latentwire.wire.latents import Latents
 from latentwire.wire.training import WireRecipe, train_wire
 from latentwire.wire.training_checks import check_latents
 from latentwire.wire.wire import Wire, WireConfig, WireError
@@ -150,8 +150,8 @@ def test_evaluation_scores_what_hugging_face_would(lm, data):
         # A message longer than its text leaves all of the text.
         assert of["truncated_bytes"].nll == of["text"].nll
         assert of["truncated_bytes"].answer == of["text"].answer
-        # The first passage's foreign latents are the second passage's.
-        assert of["foreign_latents"].nll != of["wire"].nll
+        # The first passage's mismatched latents are the second passage's.
+        assert of["mismatched_latents"].nll != of["wire"].nll
     text = summarise([a for a in answers if a.condition == "text"])
     total = sum(a.nll for a in answers if a.condition == "text")
     tokens = sum(a.tokens for a in answers if a.condition == "text")
@@ -196,7 +196,7 @@ def test_pruning_keeps_the_tokens_that_hugging_face_finds_least_likely(lm):
 def test_replayed_embeddings_are_told_from_the_text_where_they_differ(lm, data, monkeypatch):
     wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
     passages = by_context(load_questions(data, 4))
-    assert evaluation.replay_difference(wire, passages) == 0
+    assert evaluation.embeds_vs_ids_difference(wire, passages) == 0
 
     def log_probs(context: str, question: Question) -> torch.Tensor:
         answer = torch.tensor([*lm.tokenize(f" {question.answers[0]}"), lm.stop_ids[0]])
@@ -212,7 +212,7 @@ def test_replayed_embeddings_are_told_from_the_text_where_they_differ(lm, data, 
         for q in p.questions
     ]
     monkeypatch.setattr(evaluation, "replayed", closed_book)
-    found = evaluation.replay_difference(wire, passages)
+    found = evaluation.embeds_vs_ids_difference(wire, passages)
     assert found == pytest.approx(max(differences), abs=1e-4)
 
 
@@ -358,7 +358,7 @@ def test_a_wire_of_a_reader_in_bfloat16_is_trained_and_loaded_so(data, tmp_path)
     losses = [row["loss"] for row in log if row["stage"] == "slots"]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     result = evaluate_wire(wire, data, 8)
-    assert result["replay_difference"] == 0
+    assert result["embeds_vs_ids_difference"] == 0
 
 
 def test_questions_are_answered_some_at_a_time_as_they_are_together(lm, data, monkeypatch):
@@ -378,8 +378,8 @@ def test_a_check_measures_the_readers_own_keys_and_keeps_none_of_them(lm):
     lengths = {len(lm.tokenize(p.context)) for p in passages}
     forced, whole = recipes._forced(wire), []
 
-    def alive() -> list[Latents]:
-        return [o for o in gc.get_objects() if type(o) is Latents and len(o) in lengths]
+    def alive() -> list[CompressedKV]:
+        return [o for o in gc.get_objects() if type(o) is CompressedKV and len(o) in lengths]
 
     before = alive()  # of other tests
 

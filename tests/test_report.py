@@ -22,7 +22,7 @@ F1 = {
     "truncated_bytes": 0.60,
     "closed_book": 0.12,
     "zero_latents": 0.10,
-    "foreign_latents": 0.11,
+    "mismatched_latents": 0.11,
 }
 
 
@@ -98,7 +98,7 @@ def test_a_wire_that_does_not_read_its_latents():
     assert said.startswith("This wire is not reading its latents: ")
     assert all(control in said for control in ("closed book", "zero latents", "another example's"))
     # One control that reaches the interval is enough, and it alone is named.
-    said = verdict(with_f1(foreign_latents=0.40))[0]
+    said = verdict(with_f1(mismatched_latents=0.40))[0]
     assert said.startswith("This wire is not reading its latents: ")
     assert "another example's" in said and "closed book" not in said and "zero" not in said
 
@@ -137,7 +137,7 @@ def test_text_after_zstd_and_pruned_text():
     [(0.0, "(must equal full text): equal."), (0.25, "differ by up to 0.25 nats, so the reader")],
 )
 def test_replayed_embeddings(difference, said):
-    assert said in verdict({**RESULTS, "replay_difference": difference})[-1]
+    assert said in verdict({**RESULTS, "embeds_vs_ids_difference": difference})[-1]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_row_is_one_line_of_a_terminal(share):
         console.print(results_table({**RESULTS, "rows": dict.fromkeys(every, full)}))
     _, _, *rows, caption, more, _ = captured.get().splitlines()
     names = ["full text", "wire", "equal tokens", "pruned", "equal bytes", "equal zstd"]
-    names += ["closed book", "zero latents", "foreign latents"]
+    names += ["closed book", "zero latents", "mismatched latents"]
     assert len(rows) == len(names) and caption.startswith("Brackets") and "cut to" in more
     spread = {0.45: "45.0 (45.0 to 45.0)", 1.0: "100 (100 to 100)"}[share]
     for name, row in zip(names, rows, strict=True):

@@ -24,16 +24,16 @@ from latentwire.__main__ import main
 from latentwire.evals import harness
 from latentwire.lm import FrozenLM
 from latentwire.report.sweep import matrix
-from latentwire.runs.workers import apart, on_ray
+from latentwire.runs.workers import on_ray, run_isolated
 from latentwire.train.loop import LoopConfig
 from latentwire.wire import sweep as sweeps
 from latentwire.wire.learned.config import SharedRecipe
 from latentwire.wire.learned.encoders import ENCODERS
 from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.injectors import INJECTORS
 from latentwire.wire.learned.objectives import Objectives
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 from latentwire.wire.learned.training import load_models, train_shared
-from latentwire.wire.learned.ways_in import WAYS_IN
 from latentwire.wire.sweep import KINDS, Evaluation, load_grid, run_sweep
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.training import WireRecipe
@@ -85,7 +85,7 @@ def at_once(monkeypatch):
             job(*given)
             yield name, None
 
-    monkeypatch.setattr(sweeps, "apart", in_turn)
+    monkeypatch.setattr(sweeps, "run_isolated", in_turn)
 
 
 def without_times(result):
@@ -96,7 +96,7 @@ def without_times(result):
 def test_a_killed_job_stops_no_other(by, request, tmp_path):
     address = request.getfixturevalue("ray") if by == "ray" else None
     asked = {text: (tmp_path / text, text) for text in ("a", "die", "b")}
-    ended = dict(apart(jobs.do, asked, address))
+    ended = dict(run_isolated(jobs.do, asked, address))
     assert set(ended) == set(asked) and ended["a"] is ended["b"] is None
     assert ended["die"] and "\n" not in ended["die"]
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "a", "b": "b"}
@@ -112,8 +112,8 @@ def test_a_worker_that_died_begins_again_however_large_its_work(ray, tmp_path, c
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_stopped_stops_its_member_once(sent, tmp_path):
     code = (
-        "import pathlib, jobs; from latentwire.runs.workers import apart; "
-        f"list(apart(jobs.wait, {{'a': (pathlib.Path({str(tmp_path)!r}),)}}, None))"
+        "import pathlib, jobs; from latentwire.runs.workers import run_isolated; "
+        f"list(run_isolated(jobs.wait, {{'a': (pathlib.Path({str(tmp_path)!r}),)}}, None))"
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     sweep = subprocess.Popen(
@@ -197,8 +197,8 @@ def test_shared_members_beside_one_of_another_kind(small, learned, at_once, tmp_
     result = run_sweep(grid, tmp_path / "s", asked, said=said.append)
     assert said == ["a: done", "b: done", "c: done"]
     assert result["factors"] == {
-        "a": {"encoder": "pca", "ways in": "embeddings"},
-        "b": {"encoder": "pca", "ways in": "embeddings + deep_prefix"},
+        "a": {"encoder": "pca", "injectors": "embeddings"},
+        "b": {"encoder": "pca", "injectors": "embeddings + deep_prefix"},
         "c": {},
     }
     evaluations = {name: member["evaluations"] for name, member in result["members"].items()}
@@ -234,10 +234,10 @@ def test_the_grid_of_the_table_has_every_encoder_and_every_way_in(monkeypatch):
     cells = {
         (r.wire.encoder, r.wire.ways_in[-1]) for r in grid.values() if isinstance(r, SharedRecipe)
     }
-    assert cells == {(encoder, way) for encoder in ENCODERS for way in WAYS_IN}
+    assert cells == {(encoder, way) for encoder in ENCODERS for way in INJECTORS}
     factors = {name: KINDS[type(recipe)].factors(recipe) for name, recipe in grid.items()}
     table = matrix({"factors": factors, "members": {name: {} for name in grid}}, [])
-    assert len(table) == 1 + len(ENCODERS) and {len(row) for row in table} == {1 + len(WAYS_IN)}
+    assert len(table) == 1 + len(ENCODERS) and {len(row) for row in table} == {1 + len(INJECTORS)}
 
 
 def test_a_wire_that_a_recipe_cannot_be_begun_with(learned, tmp_path):

@@ -68,13 +68,13 @@ def test_asking_builds_no_graph(lms, monkeypatch):
     monkeypatch.setattr(qa, "answers", lambda lm, asked, prefix: seen.append(prefix) or asked)
     assert ask(wire, wire.send(TEXTS[:1])[0], ["Who?"]) == ["Who?"]
     (prefix,) = seen
-    assert prefix.head_slots and not any(s.keys.requires_grad for s in prefix.head_slots)
+    assert prefix.ragged and not any(s.keys.requires_grad for s in prefix.ragged)
     assert not any(layer.requires_grad for layer in (*prefix.keys, *prefix.values))
 
 
 def held(prefix: KVPrefix) -> torch.Tensor:
     """Keys and values of all slots of a cache."""
-    return torch.cat([torch.cat([s.keys, s.values], -1) for s in prefix.head_slots])
+    return torch.cat([torch.cat([s.keys, s.values], -1) for s in prefix.ragged])
 
 
 def test_two_families_read_the_same_bytes_each_as_its_own_wire_reads_the_text(lms):
@@ -82,9 +82,9 @@ def test_two_families_read_the_same_bytes_each_as_its_own_wire_reads_the_text(lm
     messages = through_bytes(wire, TEXTS)
     for reader in wire.readers:
         read, own = reader.receive(messages), reader.wire.prefix(reader.wire.encode(TEXTS))
-        assert torch.equal(held(read), held(own)) and len(read.head_slots) == len(reader.lm.blocks)
+        assert torch.equal(held(read), held(own)) and len(read.ragged) == len(reader.lm.blocks)
         assert torch.equal(read.next_position, own.next_position)
-        slots = torch.stack([s.lengths for s in read.head_slots]).sum((0, 2))
+        slots = torch.stack([s.lengths for s in read.ragged]).sum((0, 2))
         latents = (slots // (len(reader.lm.blocks) * reader.lm.kv_shape[0])).tolist()
         costs = [reader.cost(text) for text in TEXTS]
         assert costs == list(zip(latents, [len(m.to_bytes()) for m in messages], strict=True))
@@ -204,7 +204,7 @@ def test_readers_are_scored_with_every_control(lms, tmp_path):
         assert result["message_bytes"] == sent and "bits" not in result
         assert result["source"] == lms["tiny-llama"].fingerprint
         assert result["rows"]["zero_latents"]["nll"] != result["rows"]["wire"]["nll"]
-        assert result["rows"]["foreign_latents"]["nll"] != result["rows"]["wire"]["nll"]
+        assert result["rows"]["mismatched_latents"]["nll"] != result["rows"]["wire"]["nll"]
         assert (tmp_path / "run" / f"reader-{i}" / "results.json").exists()
     with pytest.raises(MessageError, match="to the letter; got codes of 8 bits"):
         evaluate_readers(wire, str(data), bits=8)

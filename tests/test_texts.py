@@ -15,7 +15,7 @@ from latentwire.lm.sentences import SentenceEncoder
 from latentwire.tasks.qa import answers, ask
 from latentwire.train.schedules import Schedule
 from latentwire.train.trackers import check_trackers, tracked
-from latentwire.wire.latents import head_of
+from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.learned.encoders.base import EncoderConfig
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 from latentwire.wire.text_wire import TextWire

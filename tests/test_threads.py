@@ -94,7 +94,7 @@ def kinds(lm: FrozenLM) -> dict[str, tuple[Prompt, Callable[[Prompt], object]]]:
     return {
         "patch": (prompt_of(lm, patches=[patch]), lm.last_hidden),
         "LoRA": (plain, view.last_hidden),
-        "head slots": (make_case(lm, "head_slots", False).prompt, lm.last_hidden),
+        "head slots": (make_case(lm, "ragged", False).prompt, lm.last_hidden),
         "hidden": (plain, lambda p: lm.hidden(p, 1)),
         "states": (plain, lambda p: lm.states(p).inputs),
         "attentions": (plain, lambda p: torch.cat(lm.attentions(p))),

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentwire.lm import FrozenLM, Prompt
+from latentwire.wire.corrector import chosen, kept_and_segment
 from latentwire.wire.load import load_wire
 from latentwire.wire.scorer import FLOOR, RidgeFit, Scorer, normed
-from latentwire.wire.slots import chosen, kept_and_segment
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
 TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]

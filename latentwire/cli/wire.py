@@ -106,16 +106,16 @@ def evaluate(
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
 
-    def spread(number: int) -> Any:
+    def executor(number: int) -> Any:
         return on_ray(ray, partial(load_reader, wire, ratio, keep, number)) if ray else None
 
     with owned(run):  # before any model is loaded
         loaded, asked = load_with(wire, ratio, keep), (data or ALMANAC, limit, run, bits, needles)
         with nullcontext() if ray is None else connected(ray):  # once, for all readers
             if isinstance(loaded, Wire):
-                result = evaluate_wire(loaded, *asked, spread(0))
+                result = evaluate_wire(loaded, *asked, executor(0))
             else:
-                result = evaluate_readers(loaded, *asked, spread if ray else None)
+                result = evaluate_readers(loaded, *asked, executor if ray else None)
     each = result.get("readers", {loaded.readers[0].reader: result})
     for i, (name, one) in enumerate(each.items()):
         folder = f"reader-{i}" if "readers" in result else "."

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from latentwire.lm.frozen import Caching, FrozenLM
-from latentwire.lm.prompt import HeadSlots, KVPrefix, Patch, Prompt
+from latentwire.lm.prompt import KVPrefix, Patch, Prompt, RaggedKV
 from latentwire.lm.samplers import Greedy, Sampled, Sampler, StraightThroughGumbel, seeded_noise
 from latentwire.lm.turns import turn
 
-KINDS = ("ids", "embeds", "prefix", "head_slots", "patch_one", "patch_all")
+KINDS = ("ids", "embeds", "prefix", "ragged", "patch_one", "patch_all")
 TEXTS = (
     "The Danube rises in the Black Forest and ends in the Black Sea.",
     "Seventeen ships left the harbour at dawn, and by evening only nine of them had come back.",
@@ -62,7 +62,7 @@ class Case:
 
 
 def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
-    """An input of one kind: ids, embeds, prefix (the first three tokens prefilled), head_slots (all
+    """An input of one kind: ids, embeds, prefix (the first three tokens prefilled), ragged (all
     but the first of them, and one more in each row above the last, as slots of the heads),
     patch_one or patch_all (random vectors at two positions of one or every layer, as large as the
     states that are usual there: beside states of size 200 a vector of size 1 only magnifies
@@ -76,11 +76,11 @@ def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
     if kind == "prefix":
         prefix = lm.prefill(Prompt.from_ids(lm, [r[:3] for r in rows]))
         return Case(Prompt.from_ids(lm, [r[3:] for r in rows], prefix), embeds, none)
-    if kind == "head_slots":
+    if kind == "ragged":
         ends = range(2 + len(rows), 2, -1)
         rest = [row[end:] for row, end in zip(rows, ends, strict=True)]
         begun = [row[:end] for row, end in zip(rows, ends, strict=True)]
-        return Case(Prompt.from_ids(lm, rest, _in_head_slots(lm, begun)), embeds, none)
+        return Case(Prompt.from_ids(lm, rest, _as_ragged(lm, begun)), embeds, none)
     if kind == "embeds":
         scale = embeds[0].std()
         noisy = [e + 0.1 * scale * _noise(e.shape, i).to(e) for i, e in enumerate(embeds)]
@@ -101,7 +101,7 @@ def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
     return Case(Prompt.from_ids(lm, rows, patches=patches), embeds, per_row)
 
 
-def _in_head_slots(lm: FrozenLM, rows: Sequence[Tensor]) -> KVPrefix:
+def _as_ragged(lm: FrozenLM, rows: Sequence[Tensor]) -> KVPrefix:
     """Rows of ids as a cache whose slots, but for the first, are each head's own."""
     caches = [lm.prefill(Prompt.from_ids(lm, [row])) for row in rows]
     heads = lm.kv_shape[0]
@@ -114,8 +114,8 @@ def _in_head_slots(lm: FrozenLM, rows: Sequence[Tensor]) -> KVPrefix:
     return replace(
         lm.prefill(Prompt.from_ids(lm, [row[:1] for row in rows])),
         next_position=torch.tensor([len(row) for row in rows], device=lm.device),
-        head_slots=tuple(
-            HeadSlots(flat(layer, "keys"), flat(layer, "values"), torch.cat(places), counts)
+        ragged=tuple(
+            RaggedKV(flat(layer, "keys"), flat(layer, "values"), torch.cat(places), counts)
             for layer in range(len(lm.blocks))
         ),
     )

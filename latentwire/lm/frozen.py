@@ -420,7 +420,7 @@ class FrozenLM(TokenizerMixin):
     def _setting(self, prompt: Prompt, eager: bool) -> Iterator[None]:
         """A turn with what has to be on while blocks run: the adapter, masks for each head, and the
         attention implementation."""
-        slots = prompt.prefix is not None and prompt.prefix.head_slots
+        slots = prompt.prefix is not None and prompt.prefix.ragged
         change = partial(head_mask, prompt, self.model.config)
         with adapted(self.model, self.adapter), ExitStack() as stack:
             if slots:

@@ -27,7 +27,7 @@ NAMES = {
     "truncated_zstd": "truncated to equal bytes after zstd -19",
     "closed_book": "closed book (no text)",
     "zero_latents": "zero latents (control)",
-    "foreign_latents": "another example's latents (control)",
+    "mismatched_latents": "another example's latents (control)",
 }
 """Conditions as people call them, in the order in which they are shown."""
 
@@ -38,7 +38,7 @@ SHORT = {
     "truncated_zstd": "equal zstd",
     "closed_book": "closed book",
     "zero_latents": "zero latents",
-    "foreign_latents": "foreign latents",
+    "mismatched_latents": "mismatched latents",
 }
 """Those that take too much of a terminal's 80 columns."""
 
@@ -50,7 +50,7 @@ CUTS = {
 }
 """The text cut to the wire's size, and the bytes of all of it where bytes are the size."""
 
-CONTROLS = ("closed_book", "zero_latents", "foreign_latents")
+CONTROLS = ("closed_book", "zero_latents", "mismatched_latents")
 """What a wire that reads its latents must beat."""
 
 COLUMNS = ("condition", "EM, %", "F1, %", "NLL", "first token, %", "in top 5, %")
@@ -60,7 +60,7 @@ RATIOS = ("retention", "kv_ratio", "ttft_ratio", "encode_ttft_ratio")
 SIZES = ("tokens_in", "latents_out", "text_bytes", "zstd_bytes", "message_bytes")
 RESULTS = {
     "rows?": {"*": dict.fromkeys(FIGURES, float)},
-    **{f"{key}?": float for key in (*RATIOS, *SIZES, "replay_difference")},
+    **{f"{key}?": float for key in (*RATIOS, *SIZES, "embeds_vs_ids_difference")},
 }
 """What results.json must hold, as `folder.expect` takes it."""
 READERS = {"readers": {"*": RESULTS}, "joint?": {"*": float}}
@@ -283,7 +283,7 @@ def _speed(results: dict[str, Any]) -> str | None:
 
 
 def _replay(results: dict[str, Any]) -> str | None:
-    difference = results.get("replay_difference")
+    difference = results.get("embeds_vs_ids_difference")
     if difference is None:
         return None
     if difference == 0:

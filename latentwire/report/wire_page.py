@@ -25,7 +25,7 @@ from latentwire.report.tables import (
 EXAMPLES = 20
 """Questions shown with their answers."""
 
-SHOWN = ("wire", "text", "closed_book", "foreign_latents")
+SHOWN = ("wire", "text", "closed_book", "mismatched_latents")
 """Conditions whose answers are shown."""
 
 RECORDS = {

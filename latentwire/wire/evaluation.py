@@ -37,9 +37,10 @@ from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.devices import wait_for
 from latentwire.lm.identity import basis, digest_of, identity
 from latentwire.lm.sentences import SentenceEncoder
+from latentwire.reading import RENAMED
 from latentwire.runs.features import Features
 from latentwire.runs.folder import append, open_run, rewrite
-from latentwire.runs.workers import Spread, here
+from latentwire.runs.workers import Executor, run_local
 from latentwire.tasks.base import DataError
 from latentwire.tasks.needles import NEEDLE_TOKENS, with_needles
 from latentwire.tasks.qa import (
@@ -137,7 +138,7 @@ def conditions(
         "truncated_zstd": truncated_zstd(reader.lm, cost),
         "closed_book": closed_book(reader.lm),
         "zero_latents": latents(lambda text: text, zeroed=True),
-        "foreign_latents": latents(following.__getitem__),
+        "mismatched_latents": latents(following.__getitem__),
     }
 
 
@@ -148,20 +149,20 @@ def evaluate_wire(
     out: Path | None = None,
     bits: int | None = None,
     needles: str | None = None,
-    spread: Spread | None = None,
+    executor: Executor | None = None,
 ) -> dict:
     """Score all conditions on the first `limit` questions of `data`, with messages in codes of
     `bits` (the wire's own if None); the whole result as one dict. needles: "number" or "uuid" asks
-    for one that is hidden in each passage in place of the passage's questions. spread: who answers,
-    workers that load this wire, or this process if None. Answers from text are kept on disk
-    (features.py), and taken from there where another evaluation has left them.
+    for one that is hidden in each passage, in place of the passage's questions. executor: who
+    answers, workers that load this wire, or this process if None. Answers from text are kept on
+    disk (runs/features.py), and taken from there where another evaluation has left them.
 
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
     since another example's latents need another example, MessageError for bits that no codec has,
     and ValueError for a folder that holds another run or is another process's.
     """
-    return evaluate_reader(wire, data, limit, out, bits, needles, spread)[0]
+    return evaluate_reader(wire, data, limit, out, bits, needles, executor)[0]
 
 
 def evaluate_reader(
@@ -171,7 +172,7 @@ def evaluate_reader(
     out: Path | None,
     bits: int | None,
     needles: str | None,
-    spread: Spread | None = None,
+    executor: Executor | None = None,
 ) -> tuple[dict, list[Answer]]:
     """The result of evaluate_wire, and every answer that it counts."""
     bits = wire.bits if bits is None else bits
@@ -198,7 +199,7 @@ def evaluate_reader(
         size = batch_size(wire.lm)
         parts = [left[start : start + size] for start in range(0, len(left), size)]
         work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens)
-        made, console = (spread or here(wire))(work, parts), terminal(stderr=True)
+        made, console = (executor or run_local(wire))(work, parts), terminal(stderr=True)
         for batch in track(made, description="answering", total=len(parts), console=console):
             answers += batch
             if out is not None:
@@ -213,7 +214,7 @@ def evaluate_reader(
             "retention": scores["wire"]["f1"] / whole if whole else None,
             **sizes(wire, passages, bits),
             **costs(wire, passages[:TIMED]),
-            "replay_difference": replay_difference(wire, passages[:TIMED]),
+            "embeds_vs_ids_difference": embeds_vs_ids_difference(wire, passages[:TIMED]),
         }
         if out is not None:
             write_whole(out / "results.json", json.dumps(result, indent=1))
@@ -293,6 +294,7 @@ def _resumed(
     questions it has answered under all conditions, each once."""
     rests = basis({name: identity(model) for name, model in wire.models.items()})
     records = open_run(out, {**setting, "trained": digest_of(wire.trained), **rests})
+    records = [{**r, "condition": RENAMED.get(r["condition"], r["condition"])} for r in records]
     known = first_of(records, lambda r: (r["context"], r["id"], r["condition"]))
     done = {
         p.context
@@ -347,7 +349,7 @@ def costs(wire: Reader, passages: Sequence[Passage]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def replay_difference(wire: Reader, passages: Sequence[Passage]) -> float:
+def embeds_vs_ids_difference(wire: Reader, passages: Sequence[Passage]) -> float:
     """Largest difference that it makes to the log-probability of any token of the gold answers, in
     nats, whether a text is given as ids or its input embeddings as soft tokens. It must be 0, or
     the reader is fed latents in another way than text, and no row compares."""

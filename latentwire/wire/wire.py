@@ -32,12 +32,12 @@ from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
 from latentwire.lm.finite import check_finite
 from latentwire.lm.soft_tokens import initial_format
 from latentwire.texts import check_texts
+from latentwire.wire.compressed_kv import CompressedKV, as_prefix, head_of
+from latentwire.wire.corrector import ResidualCorrector
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.keep import finder
-from latentwire.wire.latents import Latents, as_prefix, head_of
 from latentwire.wire.message import GAP, Message, MessageError, check_bits
 from latentwire.wire.scorer import Scorer
-from latentwire.wire.slots import Slots
 
 FORMAT_VERSION = 1
 WEIGHTS = "wire.safetensors"
@@ -95,7 +95,7 @@ class Wire(nn.Module):
         self.lm, self.config = lm, config
         layers, (heads, head_dim) = len(lm.blocks), lm.kv_shape
         self.scorer = Scorer(layers, lm.width, heads)
-        self.slots = Slots(layers, lm.width, heads, head_dim, config.rank)
+        self.slots = ResidualCorrector(layers, lm.width, heads, head_dim, config.rank)
         self.format = nn.Parameter(initial_format(lm, config.format_tokens).float())
         self.keep: str | None = None  # no part of what is trained and saved
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
@@ -175,7 +175,7 @@ class Wire(nn.Module):
             self._costs[asked] = known
         return known
 
-    def encode(self, contexts: Sequence[str], batch: int = 8) -> list[Latents]:
+    def encode(self, contexts: Sequence[str], batch: int = 8) -> list[CompressedKV]:
         """One Latents per text; `batch` windows run through the LM at a time.
 
         The LM itself gets no gradient, the residual does. Raises WireError for an empty text, one
@@ -195,14 +195,14 @@ class Wire(nn.Module):
             windows = zip(*(x.split(self.config.window) for x in (tokens, raw)), strict=True)
             jobs += [(row, *w, start) for w, start in zip(windows, starts, strict=True)]
             layouts.append(([start - len(self.head) for start in starts], span))
-        made: list[list[Latents]] = [[] for _ in contexts]
+        made: list[list[CompressedKV]] = [[] for _ in contexts]
         for first in range(0, len(jobs), batch):
             part = jobs[first : first + batch]
             rows, pieces, raw, starts = zip(*part, strict=True)
             kept = None if self.keep is None else raw
             for row, z in zip(rows, self.compress(*self.read(pieces, starts), kept), strict=True):
                 made[row].append(z)
-        return [Latents.joined(zs, *layout) for zs, layout in zip(made, layouts, strict=True)]
+        return [CompressedKV.joined(zs, *layout) for zs, layout in zip(made, layouts, strict=True)]
 
     @property
     def models(self) -> Mapping[str, FrozenLM]:
@@ -237,7 +237,7 @@ class Wire(nn.Module):
         """Messages as a cache that the reader continues from. Raises what `open` raises."""
         return self.prefix(self.open(messages))
 
-    def open(self, messages: Sequence[Message]) -> list[Latents]:
+    def open(self, messages: Sequence[Message]) -> list[CompressedKV]:
         """What messages hold. Raises MessageError for no messages, or for one that another wire
         made or that does not fit the reader."""
         if not messages:
@@ -271,7 +271,7 @@ class Wire(nn.Module):
                 )
         return [m.latents for m in messages]
 
-    def prefix(self, latents: Sequence[Latents]) -> KVPrefix:
+    def prefix(self, latents: Sequence[CompressedKV]) -> KVPrefix:
         """Latents as a cache that the reader continues from, the head before them."""
         return as_prefix(self.head, latents)
 
@@ -394,7 +394,7 @@ class Wire(nn.Module):
 
     def compress(
         self, prompt: Prompt, states: States, raw: Sequence[Bool[Tensor, " _"]] | None = None
-    ) -> list[Latents]:
+    ) -> list[CompressedKV]:
         """What `read` gave, as latents: one per window. raw: which tokens are kept as text, in each
         window; None for none of them."""
         with torch.no_grad():

@@ -47,7 +47,7 @@ def main(train: str, data: str) -> None:
     wire.fit(texts)
     for reader in wire.readers:
         rows = conditions(reader, passages)
-        asked = {name: rows[name] for name in ("wire", "foreign_latents")}
+        asked = {name: rows[name] for name in ("wire", "mismatched_latents")}
         made = evaluate(reader.lm, formats[reader.reader], passages, asked)
         answers = list(chain.from_iterable(made))
         scores = {k: summarise([a for a in answers if a.condition == k]) for k in asked}

@@ -25,7 +25,7 @@ from latentwire.lm.families import rotate
 from latentwire.tasks.qa import Passage, answer_targets, passages_prompt
 from latentwire.wire.codes.code import CodeConfig, read
 from latentwire.wire.codes.fitting import pairs
-from latentwire.wire.latents import head_of
+from latentwire.wire.compressed_kv import head_of
 
 
 class Recorder:

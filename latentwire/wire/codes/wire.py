@@ -30,10 +30,10 @@ from latentwire.lm.families import rotate
 from latentwire.wire.codes.code import Code, read
 from latentwire.wire.codes.decoder import Decoder
 from latentwire.wire.codes.message import HEADER_BYTES, TEXT_BYTES, CodeMessage
+from latentwire.wire.compressed_kv import CompressedKV, as_prefix, head_of
+from latentwire.wire.corrector import chosen
 from latentwire.wire.folder import WireError
-from latentwire.wire.latents import Latents, as_prefix, head_of
 from latentwire.wire.message import MessageError
-from latentwire.wire.slots import chosen
 from latentwire.wire.wire import RESERVE, check_kept
 
 KIND, FORMAT_VERSION = "code wire", 1
@@ -154,7 +154,7 @@ class CodeReader(nn.Module):
         """Contents as a cache that the reader continues from, with gradients."""
         return as_prefix(self.head, self.compress(contents))
 
-    def compress(self, contents: Sequence[Codes]) -> list[Latents]:
+    def compress(self, contents: Sequence[Codes]) -> list[CompressedKV]:
         """Contents as the slots that the reader's heads need most: all heads of all layers compete,
         as in slots.py, by scores that are read from the codes."""
         lm, sizes = self.lm, [len(content.values) for content in contents]
@@ -171,13 +171,13 @@ class CodeReader(nn.Module):
         rows = (x.split(sizes, 2) for x in (k, v, self.decoder.scores(values)))
         return [self._latents(*row) for row in zip(*rows, strict=True)]
 
-    def _latents(self, keys: Tensor, values: Tensor, scores: Tensor) -> Latents:
+    def _latents(self, keys: Tensor, values: Tensor, scores: Tensor) -> CompressedKV:
         """The slots to keep of one row: keys and values [l, h, n, e], scores [l, h, n]."""
         n = scores.shape[-1]
         count = torch.tensor([-(-n // self.ratio)], device=scores.device)
         mask = torch.ones(1, n, dtype=torch.bool, device=scores.device)
         kept = chosen(scores[:, None].detach(), mask, count)[:, 0]
-        return Latents(keys[kept], values[kept], kept.nonzero()[:, 2], kept.sum(-1), n)
+        return CompressedKV(keys[kept], values[kept], kept.nonzero()[:, 2], kept.sum(-1), n)
 
 
 class CodeWire:

@@ -25,7 +25,7 @@ SHORTEST_TEXT = 100
 
 
 @dataclass(frozen=True)
-class Stock:
+class TrainingData:
     """What a training draws from."""
 
     passages: list[Passage]
@@ -33,7 +33,7 @@ class Stock:
     held: list[Passage]
 
 
-def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
+def load_data(recipe: SharedRecipe, source: FrozenLM) -> TrainingData:
     """Passages of all files, those at the end of the first held out, and texts. Questions with long
     answers are left out, and so are passages that are too long or too short, with one line on
     stderr; with FSDP2 passages that then have no question are too, since all processes have to run
@@ -71,29 +71,31 @@ def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
             f"{LONGEST_ANSWER} tokens"
         )
     random.Random(recipe.seed).shuffle(kept)
-    return Stock(kept, [p for p in held if len(source.tokenize(p.context)) <= recipe.longest])
+    return TrainingData(
+        kept, [p for p in held if len(source.tokenize(p.context)) <= recipe.longest]
+    )
 
 
-def batch_of(stock: Stock, recipe: SharedRecipe, step: int) -> list[Passage]:
+def batch_of(training_data: TrainingData, recipe: SharedRecipe, step: int) -> list[Passage]:
     """A step's passages, those of all processes, each with some of its questions, of which the
     step's number draws."""
-    lengths = [len(p.context) for p in stock.passages]
+    lengths = [len(p.context) for p in training_data.passages]
     made = []
     for i in bucketed(lengths, recipe.seed, step, recipe.batch_size):
-        passage, draw = stock.passages[i], random.Random(seed_of(recipe.seed, step, i))
+        passage, draw = training_data.passages[i], random.Random(seed_of(recipe.seed, step, i))
         drawn = draw.sample(passage.questions, min(len(passage.questions), recipe.questions))
         made.append(Passage(passage.context, tuple(drawn)))
     return made
 
 
 def ready(
-    stock: Stock, recipe: SharedRecipe, source: FrozenLM, readers: Sequence[Reader]
+    training_data: TrainingData, recipe: SharedRecipe, source: FrozenLM, readers: Sequence[Reader]
 ) -> Coming:
     """To be asked for each step; its texts are tokenised, for all models, while the one before
     runs."""
 
     def prepare(step: int) -> None:
-        batch = parallel.share(batch_of(stock, recipe, step))
+        batch = parallel.share(batch_of(training_data, recipe, step))
         for lm in (source, *(reader.lm for reader in readers)):
             tokenise(lm, batch)
 

@@ -33,9 +33,9 @@ from latentwire.train.losses import (
 )
 from latentwire.train.noise import dropped, halves, scheduled_sampling
 from latentwire.train.schedules import Schedule
+from latentwire.wire.learned.injectors.embeddings import Embeddings, share_means
 from latentwire.wire.learned.reader import Reader, Values
 from latentwire.wire.learned.shared_wire import SharedWire
-from latentwire.wire.learned.ways_in.embeddings import Embeddings, share_means
 
 OFF, FULL, FALLING = Schedule(0.0), Schedule(1.0), Schedule(1.0, 0.3, over=2000.0)
 SHARES = ("text", "dropout", "sampled")
@@ -74,7 +74,7 @@ class Objectives:
     """Cross-entropy of how a text goes on after a cut, given latents of what is before it."""
     embeds: Schedule = OFF
     """Cosine distance and error of statistics of the reader's input embeddings, beside the means of
-    its own over each latent's share of the text; for the way in "embeddings"."""
+    its own over each latent's share of the text; for the injector "embeddings"."""
     gist: Schedule = OFF
     """Cosine distance and error of the text's embeddings, rebuilt from the trunk's states."""
     contrast: Schedule = OFF

@@ -50,7 +50,7 @@ from latentwire.train.losses import token_loss
 from latentwire.wire.evaluation import conditions
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.learned.config import SharedRecipe
-from latentwire.wire.learned.data import Stock, batch_of, load_stock, ready
+from latentwire.wire.learned.data import TrainingData, batch_of, load_data, ready
 from latentwire.wire.learned.encoders import ENCODERS
 from latentwire.wire.learned.objectives import (
     Gist,
@@ -121,12 +121,12 @@ def _train(
     models |= {name: identity(other) for name, other in wire.encoder.others.items()}
     config = config_of(recipe, models)
     check_training(out, config)
-    stock = load_stock(recipe, lms[recipe.wire.source])
+    training_data = load_data(recipe, lms[recipe.wire.source])
     if parallel.rank() == 0:
         begin_training(out, config)
-    wire.fit([p.context for p in stock.passages[: recipe.fitted]])
-    train_formats(wire.readers, known, stock, recipe, out, session)
-    train_latents(wire, wire.readers, wire, stock, recipe, out, session)
+    wire.fit([p.context for p in training_data.passages[: recipe.fitted]])
+    train_formats(wire.readers, known, training_data, recipe, out, session)
+    train_latents(wire, wire.readers, wire, training_data, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")
     return out
@@ -160,16 +160,16 @@ def _add(wire: SharedWire, name: str, recipe: SharedRecipe, session: Session, ou
     config = config_of(recipe, models, added=name, to=to)
     check_training(out, config)
     wire = wire.with_reader(name, parallel.sharded(lm))
-    stock = load_stock(recipe, wire.encoder.lm)
+    training_data = load_data(recipe, wire.encoder.lm)
     if parallel.rank() == 0:
         begin_training(out, config)
     new = wire.reader(name)
-    wire.calibrate(new.adapter, [p.context for p in stock.passages[: recipe.fitted]])
+    wire.calibrate(new.adapter, [p.context for p in training_data.passages[: recipe.fitted]])
     wire.requires_grad_(False)
     new.adapter.requires_grad_(True)
     recipe = replace(recipe, objectives=recipe.objectives.of_readers())
-    train_formats([new], known, stock, recipe, out, session)
-    train_latents(wire, [new], new.adapter, stock, recipe, out, session)
+    train_formats([new], known, training_data, recipe, out, session)
+    train_latents(wire, [new], new.adapter, training_data, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")
     return out
@@ -231,7 +231,7 @@ def known_formats(
 def train_formats(
     readers: Sequence[Reader],
     known: Mapping[str, Tensor],
-    stock: Stock,
+    training_data: TrainingData,
     recipe: SharedRecipe,
     out: Path,
     session: Session,
@@ -242,7 +242,7 @@ def train_formats(
         for reader in readers:
             reader.format.requires_grad_(False).copy_(known[reader.reader])
         return
-    asking = Stock([p for p in stock.passages if p.questions], stock.held)
+    asking = TrainingData([p for p in training_data.passages if p.questions], training_data.held)
     source = readers[0].wire.encoder.lm
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -278,7 +278,7 @@ def train_latents(
     wire: SharedWire,
     readers: Sequence[Reader],
     part: nn.Module,
-    stock: Stock,
+    training_data: TrainingData,
     recipe: SharedRecipe,
     out: Path,
     session: Session,
@@ -290,10 +290,10 @@ def train_latents(
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         waited = coming(step)
-        total, figures = wire_loss(wire, readers, stock, recipe, step, gist, checks)
+        total, figures = wire_loss(wire, readers, training_data, recipe, step, gist, checks)
         return total, {**figures, "waited": waited + figures["waited"]}
 
-    held = [Passage(p.context, p.questions[: recipe.questions]) for p in stock.held]
+    held = [Passage(p.context, p.questions[: recipe.questions]) for p in training_data.held]
     rest = ["text", "closed_book", "truncated_tokens"]  # these do not change
 
     def probe() -> dict[str, float]:
@@ -307,7 +307,7 @@ def train_latents(
     kept: dict[str, Tensor] = part.state_dict(keep_vars=True)
     kept |= {f"gist.{n}": p for n, p in gist.named_parameters()} if gist else {}
     wire.train()
-    with ready(stock, recipe, wire.encoder.lm, readers) as coming:
+    with ready(training_data, recipe, wire.encoder.lm, readers) as coming:
         train("wire", kept, loss, recipe.train, out, probe=probe, session=session, measured=checks)
     wire.eval()
 
@@ -315,7 +315,7 @@ def train_latents(
 def wire_loss(
     wire: SharedWire,
     readers: Sequence[Reader],
-    stock: Stock,
+    training_data: TrainingData,
     recipe: SharedRecipe,
     step: int,
     gist: Gist | None = None,
@@ -325,9 +325,9 @@ def wire_loss(
     readers, who all read what was encoded once, and what the latents alone are trained for. gist:
     where that objective is on; checks: what those so far found, for weights that wait for it."""
     began = time.perf_counter()
-    whole = batch_of(stock, recipe, step)
+    whole = batch_of(training_data, recipe, step)
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
-    epoch = math.ceil(len(stock.passages) / recipe.batch_size)
+    epoch = math.ceil(len(training_data.passages) / recipe.batch_size)
     of = recipe.objectives
     now = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
     this = Step(parallel.share(whole), whole, of, now, recipe.seed, step)
@@ -364,13 +364,13 @@ def check_readers(
     contents = values_of(wire, texts, codes)
     for reader in readers:
         rows = conditions(reader, passages)
-        some = {name: rows[name] for name in ("wire", "foreign_latents", *rest)}
+        some = {name: rows[name] for name in ("wire", "mismatched_latents", *rest)}
         done = [a for b in evaluate(reader.lm, reader.format, passages, some) for a in b]
         of: dict[str, list[Answer]] = {n: [a for a in done if a.condition == n] for n in some}
         for name, answers in of.items():
             row = summarise(answers)
             figures |= {f"{reader.reader}.{name}.{k}": row[k] for k in ("f1", "nll")}
-        pairs = zip(of["foreign_latents"], of["wire"], strict=True)
+        pairs = zip(of["mismatched_latents"], of["wire"], strict=True)
         gaps += [(other.nll - own.nll) / own.tokens for other, own in pairs]
         prefix, forced = taught(reader, passages, contents)
         answered.append((reader.lm, of["wire"], forced_rows(*forced)))

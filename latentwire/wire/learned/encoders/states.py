@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.positions import sinusoids
-from latentwire.wire.latents import head_of
+from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.learned.encoders.base import EncoderConfig, WritingEncoder, transformer, writer
 from latentwire.wire.scorer import normed
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
 from latentwire.lm.families import rotate
-from latentwire.wire.latents import Latents
+from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.scorer import normed
 
 
-class Slots(nn.Module):
+class ResidualCorrector(nn.Module):
     """The residual: per layer a bottleneck of `rank` over [kept state, mean of its segment]."""
 
     def __init__(self, layers: int, width: int, heads: int, head_dim: int, rank: int):
@@ -44,7 +44,7 @@ class Slots(nn.Module):
         mask: Bool[Tensor, "b t"],
         counts: Int[Tensor, " b"],
         raw: Bool[Tensor, "b t"] | None = None,
-    ) -> list[Latents]:
+    ) -> list[CompressedKV]:
         """The tokens of each row (True in mask) to keep as slots: `counts` a head on average by
         their scores, and beside them the raw ones in every head. Where a head would not have kept a
         raw one by itself, it has the key and value that the reader itself has for it.
@@ -84,7 +84,7 @@ class Slots(nn.Module):
         latents = []
         for row, (made, span) in enumerate(zip(rows, sizes.tolist(), strict=True)):
             k, v, place = (torch.cat(part) for part in zip(*made, strict=True))
-            latents.append(Latents(k, v, place, lengths[:, row], span))
+            latents.append(CompressedKV(k, v, place, lengths[:, row], span))
         return latents
 
 
