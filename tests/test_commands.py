@@ -117,7 +117,10 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
         ("", "is empty"),
         (jsonl(ROWS[:2]), "1 passages; expected at least 2"),
         (jsonl([*ROWS, {**ROWS[0], "id": "9", "context": "a\ud800"}]), "half of a surrogate pair"),
-        (jsonl([*ROWS, {**ROWS[0], "id": "9", "question": "x" * 600}]), "has a window of 512"),
+        (
+            jsonl([*ROWS, {**ROWS[0], "id": "9", "question": "x" * 600}]),
+            "has a context length of 512",
+        ),
         (jsonl([*ROWS, ROWS[0]]), "two questions have the id '1'; expected one each"),
     ],
 )
@@ -150,7 +153,7 @@ def test_bad_context_and_question(wire, tmp_path, monkeypatch, capsys):
         ((write(tmp_path / "empty.txt", " \n"), "q"), "is empty; expected text"),
         ((str(tmp_path / "latin.txt"), "q"), "is not UTF-8 (byte 3)"),
         ((good, " "), "the question is empty"),
-        ((good, "why " * 200), "tiny-llama has a window of 512"),
+        ((good, "why " * 200), "tiny-llama has a context length of 512"),
         ((write(tmp_path / "long.txt", "word " * 500), "q"), "context has 2500 tokens; at most"),
     ]
     for (context, question), message in cases:

@@ -83,7 +83,7 @@ def test_a_question_is_read_whole_or_refused(lm):  # noqa: F811
     expected = torch.cat([lm.tokenize("\n\n" + question), lm.frame.suffix])
     assert len(question.encode()) > 200 and prompt.mask.all()
     assert torch.equal(prompt.embeds[0], lm.embed(expected))
-    with pytest.raises(ValueError, match="tiny-llama has a window of 512"):
+    with pytest.raises(ValueError, match="tiny-llama has a context length of 512"):
         answers(lm, ["é" * 300], prefix)
 
 

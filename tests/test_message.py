@@ -298,7 +298,7 @@ def test_a_message_for_another_is_refused():
         wire.receive([replace(message, latents=latents())])
     with pytest.raises(MessageError, match="takes up 4294967295 positions with 3 latents"):
         wire.receive([replace(message, latents=replace(message.latents, span=2**32 - 1))])
-    most = 4 * (lm.window - len(wire.head))
+    most = 4 * (lm.context_length - len(wire.head))
     lengths, n = message.latents.lengths.clone(), int(message.latents.lengths.sum())
     lengths[0, 0] += most
     forged = CompressedKV(

@@ -9,7 +9,7 @@ from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM, Prompt
 from latentwire.lm.doctor import CHECKS
 from latentwire.tasks.needles import with_needles
-from latentwire.tasks.qa import answers, ask, by_context, load_questions, with_format
+from latentwire.tasks.qa import answers, ask, by_context, load_questions, with_soft_prompt
 from latentwire.wire.evaluation import ALMANAC, conditions
 from latentwire.wire.text_message import TextMessage
 from latentwire.wire.text_wire import TextWire
@@ -69,7 +69,7 @@ def test_numbers_are_copied_from_latents_and_where_there_are_few_from_what_is_ke
         "16x, numbers": wire.at(16).keeping("numbers"),
     }.items():
         messages = one.send([p.context for p in made])
-        prefix = with_format(one.lm, one.format, one.receive(messages))
+        prefix = with_soft_prompt(one.lm, one.format, one.receive(messages))
         said = answers(one.lm, [p.questions[0].question for p in made], prefix)
         right = [a == p.questions[0].answers[0] for a, p in zip(said, made, strict=True)]
         copied[name] = sum(right)

@@ -103,7 +103,7 @@ def test_attention_is_read_off_hugging_faces_own_maps(lm):
     asked = torch.cat([before, wire.format, *question, answer])
     expected = 0
     for sequence, skipped in ((repeated, 0), (asked, 3)):
-        # Queries are what follows the text and the format tokens; keys are the text's tokens.
+        # Queries are what follows the text and the soft prompt; keys are the text's tokens.
         first = len(before) + skipped
         lm.model.set_attn_implementation("eager")
         maps = lm.model(inputs_embeds=sequence[None], output_attentions=True).attentions
@@ -315,7 +315,9 @@ def test_a_recipe_goes_on_from_a_wire_at_several_ratios_in_turn(lm, data, tmp_pa
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_format_tokens_move_in_units_of_the_readers_embeddings(family, data, tmp_path, monkeypatch):
+def test_a_soft_prompt_moves_in_units_of_the_readers_embeddings(
+    family, data, tmp_path, monkeypatch
+):
     lm = tiny_lm(family)
     monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda *_: lm))
     one = replace(recipe(data, tmp_path / "a"), format=LoopConfig(steps=1, lr=0.01, warmup=1))

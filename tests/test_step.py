@@ -83,7 +83,7 @@ def test_checkpointed_gradients_are_the_same(family, quick):  # noqa: F811
     plain, none = gradients(False)
     checkpointed, again = gradients(True)
     counted.remove()
-    assert none == [] and again == ["run"] * 2  # format tokens, questions; hooks are not run again
+    assert none == [] and again == ["run"] * 2  # soft prompt, questions; hooks are not run again
     assert len(plain) == 3
     for one, two in zip(plain, checkpointed, strict=True):
         assert one.abs().max() > 0 and torch.equal(one, two)

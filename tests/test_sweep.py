@@ -210,7 +210,7 @@ def test_shared_members_beside_one_of_another_kind(small, learned, at_once, tmp_
     name = learned.wire.readers[0]
     one, two = (evaluations[n]["4"]["readers"][name]["rows"] for n in "ab")
     assert one["wire"] != two["wire"]
-    # Both have the first wire's format tokens, and what says nothing of latents was asked once.
+    # Both have the first wire's soft prompt, and what says nothing of latents was asked once.
     for condition in ("text", "closed_book", "truncated_tokens", "truncated_bytes"):
         assert one[condition] == two[condition]
     assert [decoded.count(c) for c in ("truncated_bytes", "zero_latents")] == [2, 3]
@@ -245,8 +245,8 @@ def test_a_wire_that_a_recipe_cannot_be_begun_with(learned, tmp_path):
     SharedWire(learned.wire, load_models({learned.wire.source}, "float32")).save(first)
     for begun, change, message in (
         ("nowhere", {}, "nowhere is no wire; expected a folder"),
-        (first, {"format_tokens": 3}, "with 16 format tokens; expected 3, as the recipe says"),
-        (first, {"readers": ("other",)}, "expected one that has format tokens of other too"),
+        (first, {"format_tokens": 3}, "with 16 soft tokens; expected 3, as the recipe says"),
+        (first, {"readers": ("other",)}, "expected one that has a soft prompt of other too"),
     ):
         wire = replace(learned.wire, **change)
         given = replace(learned, wire=wire, init_from=str(begun), out=tmp_path / "out")

@@ -17,7 +17,7 @@ from latentwire.tasks.qa import (
     answers,
     ask,
     question_prompt,
-    with_format,
+    with_soft_prompt,
 )
 from latentwire.wire.evaluation import conditions, costs, evaluate_wire
 from latentwire.wire.joint import evaluate_readers, joint, losses, lost
@@ -54,7 +54,7 @@ def test_several_questions_are_asked_of_one_message(lms, monkeypatch):
     (message,) = through_bytes(wire, TEXTS[:1])
     asked = ["Who?", "When was it built, and where does it stand?"]
     for reader in wire.readers:
-        prefix = with_format(reader.lm, reader.format, reader.receive([message]))
+        prefix = with_soft_prompt(reader.lm, reader.format, reader.receive([message]))
         alone = [answers(reader.lm, [question], prefix)[0] for question in asked]
         assert ask(reader, message, asked) == alone and alone[0] != alone[1]
         monkeypatch.setattr(qa, "ROWS", 1)
@@ -242,7 +242,7 @@ def test_together_readers_choose_by_the_sum_of_their_mean_log_probabilities(lms)
             for reader in wire.readers:
                 lm = reader.lm
                 prefix = reader.wire.prefix(reader.wire.encode([text]))
-                prompt = question_prompt(lm, ["Who?"], with_format(lm, reader.format, prefix))
+                prompt = question_prompt(lm, ["Who?"], with_soft_prompt(lm, reader.format, prefix))
                 targets = answer_ids(lm, word)[None]
                 log_probs = lm.logits(prompt, targets)[0].log_softmax(-1)
                 means.append(log_probs.gather(1, targets[0][:, None]).mean())

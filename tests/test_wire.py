@@ -86,15 +86,15 @@ def test_every_head_keeps_a_token_and_all_raw_ones():
     scores = torch.tensor([[[9.0, 8.0, 7.0, 6.0], [0.0, 3.0, 2.0, 1.0]]])
     scores = torch.stack([scores, scores], 1)  # two rows, the first of which is all padding but two
     mask = torch.tensor([[False, False, True, True], [True] * 4])
-    raw = torch.tensor([[False, False, False, True]] * 2)
+    verbatim = torch.tensor([[False, False, False, True]] * 2)
 
     def kept(*of) -> list:
         return chosen(scores, mask, *of).int().tolist()
 
     two, one = torch.tensor([1, 2]), torch.tensor([1, 1])
     assert kept(two) == [[[[0, 0, 1, 0], [0, 0, 1, 0]], [[1, 1, 1, 0], [0, 1, 0, 0]]]]
-    assert kept(two, raw) == [[[[0, 0, 0, 1], [0, 0, 0, 1]], [[1, 1, 0, 1], [0, 0, 0, 1]]]]
-    assert kept(one, raw) == [[[[0, 0, 0, 1], [0, 0, 0, 1]], [[0, 0, 0, 1], [0, 0, 0, 1]]]]
+    assert kept(two, verbatim) == [[[[0, 0, 0, 1], [0, 0, 0, 1]], [[1, 1, 0, 1], [0, 0, 0, 1]]]]
+    assert kept(one, verbatim) == [[[[0, 0, 0, 1], [0, 0, 0, 1]], [[0, 0, 0, 1], [0, 0, 0, 1]]]]
 
 
 @torch.no_grad()
@@ -113,15 +113,15 @@ def test_what_is_kept_as_text_is_in_every_head_beside_what_it_keeps_anyway(lm):
 
     plain, mixed = wire.encode([text])[0], wire.keeping("numbers").encode([text])[0]
     theirs = [torch.cat([k[0], v[0]], -1) for k, v in zip(own.keys, own.values, strict=True)]
-    raw = moved = 0
+    verbatim = moved = 0
     for before, after, full in zip(by_head(plain), by_head(mixed), torch.cat(theirs), strict=True):
         assert set(kept) <= set(after)
         for token, column in zip(kept, columns, strict=True):
             same = (after[token] - full[column]).abs().max() < 1e-4
             assert same == (token not in before)
-            raw, moved = raw + int(same), moved + int(not same)
+            verbatim, moved = verbatim + int(same), moved + int(not same)
     heads = len(own.keys) * own.keys[0].shape[1]
-    assert raw > 0 and moved > 0
+    assert verbatim > 0 and moved > 0
     assert len(plain) == 13 and len(mixed) == 13 + 4 and mixed.span == plain.span
     again = wire.keeping("numbers").keeping(None).encode([text])[0]
     assert torch.equal(again.keys, plain.keys) and wire.keeping("numbers").id == wire.id
@@ -139,7 +139,7 @@ def test_what_is_kept_as_text_comes_on_top_of_the_latents(lm):
         assert len(wire.encode([text])[0]) == wire.latents(text) == latents
         assert wire.cost(text) == (latents, len(wire.send([text])[0].to_bytes()))
     assert wire.at(2).keep == wire.keep and wire.at(2).latents(TEXTS[0]) == 16 + 8 + 8 + 1
-    room = lm.window - len(wire.head) - 256
+    room = lm.context_length - len(wire.head) - 256
     with pytest.raises(WireError, match=rf"{2 * room} latents with 'x' kept .* room for {room}"):
         wire.keeping("x").encode(["x" * (2 * room)])
 
@@ -212,7 +212,7 @@ def test_a_long_text_is_compressed_window_by_window(lm):
 
 def test_a_text_past_the_readers_window_overlaps_its_positions(lm):
     wire = make_wire(lm, window=64)
-    room = lm.window - len(wire.head) - 256
+    room = lm.context_length - len(wire.head) - 256
     latents = wire.encode(["x" * (2 * room)])[0]
     assert latents.span <= room and len(latents) == math.ceil(2 * room / 4)
     heads = latents.positions.split(latents.lengths.flatten().tolist())

@@ -58,7 +58,7 @@ def ask(
         tokens, latents = len(lm.tokenize(text)), reader.latents(text)
         out.print(f"{lm.name} read {tokens} tokens as {latents} latents", style="dim")
         if full_text:
-            read = qa.with_format(lm, reader.format, baselines.full_text(lm)([text]))
+            read = qa.with_soft_prompt(lm, reader.format, baselines.full_text(lm)([text]))
             print(printable(f"full text: {qa.answers(lm, [question], read)[0]}"))
 
 
@@ -188,7 +188,7 @@ def add_reader(arguments: list[str]) -> int:
             run: Run folder; runs/added-MODEL if not given. The wire with all readers is in a folder
                 in it.
             steps: Steps of the adapter; as many as in training a wire of this kind if not given.
-            format_steps: Steps of the format tokens before it, likewise.
+            format_steps: Steps of the soft prompt before it, likewise.
             batch_size: Passages per step, likewise.
             dtype: Number type of the new reader's weights; that of the first reader if not given.
             joint: A wire that was trained with this reader from the beginning; what was lost by

@@ -1,6 +1,6 @@
 """What a wire is measured against: the same text in other forms, as a cache of the same reader.
 
-A condition takes texts and returns one row of prefix for each. Everything after it (format tokens,
+A condition takes texts and returns one row of prefix for each. Everything after it (soft prompt,
 question, answer budget) is the same for every condition.
 """
 

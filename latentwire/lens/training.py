@@ -46,7 +46,7 @@ from latentwire.lens.steps import Source, joint_loss, read_pairs, warm_loss
 from latentwire.lens.training_checks import check_lens
 from latentwire.lm import FrozenLM
 from latentwire.lm.identity import identity
-from latentwire.lm.soft_tokens import soft_token_rate
+from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.folder import (
     begin_training,
     check_training,
@@ -125,7 +125,7 @@ def _train(recipe: LensRecipe, session: Session, out: Path) -> Path:
     held = tokenized(lm, checked, recipe.data.window, recipe.data.skip) if checked else []
     places = draw(held, recipe.data.positions, recipe.seed)
     source, epoch = _source(lm, texts, recipe), max(1, len(texts) // recipe.data.documents)
-    embedding = soft_token_rate(lm)
+    embedding = soft_prompt_rate(lm)
     parallel.sharded(lm)  # not before: what is measured above is not measured by every process
     stage = partial(
         train,

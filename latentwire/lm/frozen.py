@@ -118,7 +118,7 @@ class FrozenLM(TokenizerMixin):
         return heads, getattr(config, "head_dim", None) or self.width // config.num_attention_heads
 
     @property
-    def window(self) -> int:
+    def context_length(self) -> int:
         """Most positions that the model was made for, in tokens."""
         return self.model.config.max_position_embeddings
 
@@ -289,7 +289,7 @@ class FrozenLM(TokenizerMixin):
         if int(most.min()) < 1 or samples < 1:
             short = "samples" if samples < 1 else "max_new_tokens"
             raise ValueError(f"{short} is {min(int(most.min()), samples)}; expected at least 1")
-        self._check_window(int((prompt.next_position + most).max()))
+        self._check_length(int((prompt.next_position + most).max()))
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
         with resting(self.model, self.adapter):
             return self._generate(prompt, sampler, most, stops, stop_strings, caching, samples)
@@ -374,7 +374,7 @@ class FrozenLM(TokenizerMixin):
         """Final states [b, t, d] and, on request, the grown cache. Every path ends here, in one
         turn. hooks: see modules after all that the prompt does to them. eager: whether attention
         gives its probabilities, which takes longer."""
-        self._check_window(int(prompt.positions.max()) + 1)
+        self._check_length(int(prompt.positions.max()) + 1)
         cached = keep_cache or prompt.prefix is not None
         cache = as_cache(prompt.prefix, keep_cache) if cached else None
         setting = partial(self._setting, prompt, eager)
@@ -442,10 +442,11 @@ class FrozenLM(TokenizerMixin):
         if not 0 <= layer < len(self.blocks):
             raise ValueError(f"layer {layer} of {self.name}; expected 0..{len(self.blocks) - 1}")
 
-    def _check_window(self, used: int) -> None:
-        if used > self.window:
+    def _check_length(self, used: int) -> None:
+        if used > self.context_length:
             raise ValueError(
-                f"input takes {used} positions; {self.name} has a window of {self.window}"
+                f"input takes {used} positions; {self.name} has a context length of "
+                f"{self.context_length}"
             )
 
 

@@ -78,7 +78,7 @@ class Thoughts:
     def _search(self, problem: Problem) -> Found:
         began, config, lm = time.perf_counter(), self.config, self.lm
         prompt = prompt_ids(lm, problem)
-        if len(prompt) + config.count + config.max_new_tokens > lm.window:
+        if len(prompt) + config.count + config.max_new_tokens > lm.context_length:
             return no_room(lm, problem, len(prompt), config.max_new_tokens)
         tail = lm.frame.suffix
         before = lm.prefill(Prompt.from_ids(lm, [prompt[: len(prompt) - len(tail)]]))

@@ -4,8 +4,8 @@
     passages = by_context(rows)
 
 The layout of a question is here too, once, for training, scoring and answering:
-head, context, format tokens, "\\n\\n" + question, tail, answer, EOS. The context, in whatever form,
-is a KVPrefix; `with_format`, `question_prompt` and `answer_ids` make the rest.
+head, context, soft prompt, "\\n\\n" + question, tail, answer, EOS. The context, in whatever form,
+is a KVPrefix; `with_soft_prompt`, `question_prompt` and `answer_ids` make the rest.
 """
 
 from __future__ import annotations
@@ -121,12 +121,12 @@ def answer_ids(lm: FrozenLM, answer: str) -> Tensor:
     )
 
 
-def with_format(lm: FrozenLM, format_tokens: Tensor | None, prefix: KVPrefix) -> KVPrefix:
-    """Each row of a context's prefix with the format tokens [n, d] after it, once for all of its
+def with_soft_prompt(lm: FrozenLM, soft_prompt: Tensor | None, prefix: KVPrefix) -> KVPrefix:
+    """Each row of a context's prefix with the soft prompt [n, d] after it, once for all of its
     questions; the prefix as it is where there are none."""
-    if format_tokens is None:
+    if soft_prompt is None:
         return prefix
-    return lm.prefill(Prompt.of(lm, [[format_tokens]] * len(prefix.mask), prefix))
+    return lm.prefill(Prompt.of(lm, [[soft_prompt]] * len(prefix.mask), prefix))
 
 
 ROWS = 64
@@ -136,7 +136,7 @@ ANSWER_TOKENS = 20
 
 
 def question_ids(lm: FrozenLM, question: str) -> Tensor:
-    """What follows context and format tokens, up to where the answer begins."""
+    """What follows context and soft prompt, up to where the answer begins."""
     return torch.cat([lm.tokenize("\n\n" + question.strip()), lm.frame.suffix])
 
 
@@ -163,12 +163,12 @@ def answer_targets(
 
 
 def passages_prompt(
-    lm: FrozenLM, format_tokens: Tensor | None, passages: Sequence[Passage], context: KVPrefix
+    lm: FrozenLM, soft_prompt: Tensor | None, passages: Sequence[Passage], context: KVPrefix
 ) -> Prompt:
-    """All questions of some passages, each after its own row of `context` and the format tokens."""
+    """All questions of some passages, each after its own row of `context` and the soft prompt."""
     owner = [row for row, p in enumerate(passages) for _ in p.questions]
     questions = [q.question for p in passages for q in p.questions]
-    formatted = with_format(lm, format_tokens, context)
+    formatted = with_soft_prompt(lm, soft_prompt, context)
     return question_prompt(lm, questions, formatted.rows(torch.tensor(owner).to(lm.device)))
 
 
@@ -199,7 +199,7 @@ def ask(reader: Receiver, message: Any, questions: Sequence[str]) -> list[str]:
     latents alone; reader: a wire of one reader, or one of any wire's `.readers`. Raises what
     `reader.receive` raises, and TypeError for questions that are one text."""
     check_texts(questions, "questions")
-    prefix, said = with_format(reader.lm, reader.format, reader.receive([message])), []
+    prefix, said = with_soft_prompt(reader.lm, reader.format, reader.receive([message])), []
     for start in range(0, len(questions), ROWS):
         some = questions[start : start + ROWS]
         each = torch.zeros(len(some), dtype=torch.long, device=reader.lm.device)

@@ -53,7 +53,7 @@ from latentwire.tasks.qa import (
     passages_prompt,
     question_ids,
     question_prompt,
-    with_format,
+    with_soft_prompt,
 )
 from latentwire.terminal import terminal
 from latentwire.wire.text_wire import TextReader
@@ -64,7 +64,7 @@ REFERENCES: dict[str, int | None] = {
     **{"text": None, "closed_book": None},
     **{"truncated_tokens": 0, "pruned_tokens": 0, "truncated_bytes": 1, "truncated_zstd": 1},
 }
-"""Conditions without latents, the same for all wires of a reader with the same format tokens; and
+"""Conditions without latents, the same for all wires of a reader with the same soft prompt; and
 which of a message's costs, latents or bytes, each text is cut to."""
 TIMED = 8
 """Passages on which times and cache sizes are measured, and raw embeddings are replayed."""
@@ -280,10 +280,10 @@ def _check_room(wire: Reader, passages: Sequence[Passage], answer_tokens: int) -
         for q in passage.questions:
             answer = max(answer_tokens, len(answer_ids(lm, q.answers[0])))
             used = before + context + len(question_ids(lm, q.question)) + answer
-            if used > lm.window:
+            if used > lm.context_length:
                 raise DataError(
                     f"row {q.id!r} takes {used} positions, {context} of them its context; "
-                    f"{lm.name} has a window of {lm.window}"
+                    f"{lm.name} has a context length of {lm.context_length}"
                 )
 
 
@@ -372,7 +372,7 @@ def _first_token(wire: Reader, passage: Passage, context: Callable[[], KVPrefix]
     """Seconds from a context to the logits of the answer's first token."""
     wait_for(wire.lm.device)
     began = time.perf_counter()
-    prefix = with_format(wire.lm, wire.format, context())
+    prefix = with_soft_prompt(wire.lm, wire.format, context())
     prompt = question_prompt(wire.lm, [passage.questions[0].question], prefix)
     wire.lm.head(wire.lm.last_hidden(prompt)[:, -1]).argmax(-1).item()
     return time.perf_counter() - began

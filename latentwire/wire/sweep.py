@@ -34,7 +34,7 @@ from latentwire.lm.identity import identity
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.runs.folder import check_training, digests
 from latentwire.runs.workers import run_isolated
-from latentwire.train.guards import standing
+from latentwire.train.alarms import standing
 from latentwire.train.loop import Session
 from latentwire.wire import training
 from latentwire.wire.codec import BITS

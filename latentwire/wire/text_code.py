@@ -67,10 +67,10 @@ class TextCode:
     def __init__(self, lm: FrozenLM):
         if lm.dtype not in (torch.float32, torch.float64):
             raise WireError(f"{lm.name} is loaded in {lm.dtype}; its code needs torch.float32")
-        if not lm.stop_ids or lm.window <= WINDOW:
+        if not lm.stop_ids or lm.context_length <= WINDOW:
             raise WireError(
                 f"{lm.name} cannot code text: expected an end-of-text token and a window above "
-                f"{WINDOW} positions, it has {lm.window}"
+                f"{WINDOW} positions, it has {lm.context_length}"
             )
         self.lm = lm
         self.vocabulary = lm.model.config.vocab_size

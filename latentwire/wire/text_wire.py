@@ -250,7 +250,7 @@ class TextReader:
         text that the reader cannot hold."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
-        most = self.lm.window * self.ratio * TOKENS
+        most = self.lm.context_length * self.ratio * TOKENS
         if (tokens := max(m.tokens for m in messages)) > most:
             raise MessageError(f"message has a text of {tokens} tokens; {self.reader} holds {most}")
         with torch.no_grad():

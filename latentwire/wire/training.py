@@ -32,7 +32,7 @@ from torch import Tensor
 from latentwire.files import owned, write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
 from latentwire.lm.identity import identity
-from latentwire.lm.soft_tokens import soft_token_rate
+from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.features import Features
 from latentwire.runs.folder import (
     begin_training,
@@ -218,7 +218,7 @@ def train_format(
     checked: Sequence[Passage],
     session: Session,
 ) -> None:
-    """Stage 1: the format tokens, with the full text as context."""
+    """Stage 1: the soft prompt, with the full text as context."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         waited = coming(step)
@@ -231,7 +231,7 @@ def train_format(
     def probe() -> dict[str, float]:
         return check_text(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
 
-    parameters, unit = {"format": wire.format}, soft_token_rate(wire.lm)
+    parameters, unit = {"format": wire.format}, soft_prompt_rate(wire.lm)
     with _ready(wire.lm, passages, recipe) as coming:
         train(
             "format", parameters, loss, recipe.format, out, lambda *_: unit, probe, session=session
@@ -281,7 +281,7 @@ def train_slots(
     session: Session,
     features: Features | None,
 ) -> None:
-    """Stage 3: the residual of the slots; reader, scorer and format tokens stay as they are."""
+    """Stage 3: the residual of the slots; reader, scorer and soft prompt stay as they are."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         waited = coming(step)

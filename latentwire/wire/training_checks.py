@@ -1,5 +1,5 @@
 """Checks of a wire's training while it runs, on examples that it never sees: the figures that
-train/guards.py reads.
+train/alarms.py reads.
 
 The answers are scored twice, by training's own prompts and targets and by the code of an
 evaluation. The two must give the same numbers; where they do not, training works on another task.
@@ -20,7 +20,7 @@ from latentwire.evals.harness import BATCH, Answer, evaluate
 from latentwire.evals.metrics import bootstrap, ratio
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States, token_log_probs
 from latentwire.tasks.qa import Passage
-from latentwire.train.guards import pairwise_cosine
+from latentwire.train.alarms import pairwise_cosine
 from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.evaluation import conditions
 from latentwire.wire.wire import Wire
@@ -35,7 +35,7 @@ Read = Callable[[Sequence[Passage]], tuple[Prompt, States]]
 def check_text(
     wire: Wire, passages: Sequence[Passage], read: Read, forced: Forced
 ) -> dict[str, float]:
-    """Of the format tokens, with the full text as context; nothing of fewer than two passages."""
+    """Check the soft prompt, with the full text as context; {} for fewer than two passages."""
     if len(passages) < 2:
         return {}
     rows = [forced_rows(*forced(b, read(b)[1].prefix)) for b in _batches(passages)]

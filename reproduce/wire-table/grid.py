@@ -1,5 +1,5 @@
 """The members of the table "encoders x injectors": each encoder with each injector, and each
-calibration of embeddings; one reader, the same budget, the same format tokens. table.sh and
+calibration of embeddings; one reader, the same budget, the same soft prompt. table.sh and
 heart.sh train and score them.
 
 An injector that cannot be the first stands after `embeddings`.

@@ -49,9 +49,11 @@ class SelfVerify:
         laid = [layout(lm, a.problem.question, a.text) for a in attempts]
         rows, checks = [shown for shown, _ in laid], laid[0][1] if laid else []
         longest = max(map(len, checks), default=0) + VERDICT_TOKENS
-        fit = [i for i, row in enumerate(rows) if len(row) + longest <= lm.window]
+        fit = [i for i, row in enumerate(rows) if len(row) + longest <= lm.context_length]
         ratings = [
-            failed(f"problem and solution take {len(row)} tokens; {lm.name} has {lm.window}")
+            failed(
+                f"problem and solution take {len(row)} tokens; {lm.name} has {lm.context_length}"
+            )
             for row in rows
         ]
         if fit:

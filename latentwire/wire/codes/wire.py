@@ -129,7 +129,7 @@ class CodeReader(nn.Module):
         and for one whose text does not fit the reader's context."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
-        code, room = self.wire.code, self.lm.window - len(self.lm.frame.prefix) - RESERVE
+        code, room = self.wire.code, self.lm.context_length - len(self.lm.frame.prefix) - RESERVE
         for message in messages:
             if message.code_id != self.wire.id:
                 raise MessageError(
@@ -271,7 +271,10 @@ class CodeWire:
         or one beyond the source's context."""
         messages = []
         for row, text in enumerate(texts):
-            ids, room = self.tokenize(text), self.source.window - len(self.source.frame.prefix)
+            ids, room = (
+                self.tokenize(text),
+                self.source.context_length - len(self.source.frame.prefix),
+            )
             if not 1 <= len(ids) <= room:
                 raise WireError(
                     f"context {row} has {len(ids)} tokens; {self.source.name} reads 1 to {room}"

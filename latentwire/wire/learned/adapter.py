@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix
-from latentwire.lm.soft_tokens import initial_format
+from latentwire.lm.soft_prompt import initial_soft_prompt
 from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.learned.encoders.base import in_blocks, padded, transformer
 from latentwire.wire.learned.injectors import INJECTORS, Calibration, LatentBatch
@@ -17,7 +17,7 @@ from latentwire.wire.wire import RESERVE
 
 
 class Adapter(nn.Module):
-    """One bidirectional layer of the reader's own, its injectors, and its format tokens."""
+    """One bidirectional layer of the reader's own, its injectors, and its soft prompt."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Adapter(nn.Module):
         self.ways = nn.ModuleList(
             INJECTORS[way](lm, channels, width, not i, calibration) for i, way in enumerate(ways)
         )
-        self.format = nn.Parameter(initial_format(lm, format_tokens).float())
+        self.format = nn.Parameter(initial_soft_prompt(lm, format_tokens).float())
         self.to(lm.device)
 
     @cached_property
@@ -48,7 +48,7 @@ class Adapter(nn.Module):
     @property
     def room(self) -> int:
         """Positions that a context may take up."""
-        return self.lm.window - len(self.head) - RESERVE
+        return self.lm.context_length - len(self.head) - RESERVE
 
     def forward(
         self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]

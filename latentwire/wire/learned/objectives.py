@@ -281,12 +281,12 @@ def full_texts(lm: FrozenLM, batch: Sequence[Passage]) -> KVPrefix:
 
 
 def asked_prompt(
-    lm: FrozenLM, format_tokens: Tensor, batch: Sequence[Passage], context: KVPrefix
+    lm: FrozenLM, soft_prompt: Tensor, batch: Sequence[Passage], context: KVPrefix
 ) -> Prompt:
     """All questions of the batch; texts without any take no part."""
     rows = [row for row, p in enumerate(batch) if p.questions]
     index = torch.tensor(rows).to(lm.device)
-    return passages_prompt(lm, format_tokens, [batch[row] for row in rows], context.rows(index))
+    return passages_prompt(lm, soft_prompt, [batch[row] for row in rows], context.rows(index))
 
 
 def answer_tokens(lm: FrozenLM, passage: Passage, most: int | None = None) -> int:

@@ -2,14 +2,14 @@
 
 Two stages, each resumable:
 
-1. format: each reader's format tokens, on full text, so that the text reference is as strong as it
+1. format: each reader's soft prompt, on full text, so that the text reference is as strong as it
    can be and the wire never gets credit for form;
 2. wire: everything else at once, every reader at each step. Each reader answers from latents as it
    answers from the text (KL over the answer's positions, answer cross-entropy) and says pieces of
    the text, given their first tokens; objectives.py has these and others.
 
-With `init_from`, a trained wire, that one's format tokens stand in for stage 1, so that
-members of a sweep share it and differ in nothing else.
+With `init_from`, a trained wire, that one's soft prompts stand in for stage 1, so that
+members of a sweep share them and differ in nothing else.
 
 `add_reader` trains both for one more reader, with all that the others share frozen.
 
@@ -35,7 +35,7 @@ from latentwire.evals.metrics import bootstrap, mean_ratio
 from latentwire.files import digest
 from latentwire.lm import Dtype, FrozenLM, KVPrefix
 from latentwire.lm.identity import identity
-from latentwire.lm.soft_tokens import soft_token_rate
+from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.folder import (
     begin_training,
     check_training,
@@ -44,7 +44,7 @@ from latentwire.runs.folder import (
 )
 from latentwire.tasks.qa import Passage, answer_targets
 from latentwire.train import parallel
-from latentwire.train.guards import pairwise_cosine
+from latentwire.train.alarms import pairwise_cosine
 from latentwire.train.loop import Session, train
 from latentwire.train.losses import token_loss
 from latentwire.wire.evaluation import conditions
@@ -125,7 +125,7 @@ def _train(
     if parallel.rank() == 0:
         begin_training(out, config)
     wire.fit([p.context for p in training_data.passages[: recipe.fitted]])
-    train_formats(wire.readers, known, training_data, recipe, out, session)
+    train_soft_prompts(wire.readers, known, training_data, recipe, out, session)
     train_latents(wire, wire.readers, wire, training_data, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")
@@ -168,7 +168,7 @@ def _add(wire: SharedWire, name: str, recipe: SharedRecipe, session: Session, ou
     wire.requires_grad_(False)
     new.adapter.requires_grad_(True)
     recipe = replace(recipe, objectives=recipe.objectives.of_readers())
-    train_formats([new], known, training_data, recipe, out, session)
+    train_soft_prompts([new], known, training_data, recipe, out, session)
     train_latents(wire, [new], new.adapter, training_data, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")
@@ -207,7 +207,7 @@ def check_parts(recipe: SharedRecipe, session: Session) -> None:
 def known_formats(
     recipe: SharedRecipe, names: Sequence[str], lms: Mapping[str, FrozenLM] | None
 ) -> dict[str, Tensor]:
-    """The format tokens that the recipe is begun with, by reader; nothing where it trains its own.
+    """The soft prompts that the recipe is begun with, by reader; none where it trains its own.
 
     Raises WireError for a wire that has none of one of the readers, or another number of them.
     """
@@ -218,17 +218,17 @@ def known_formats(
         if name not in known:
             raise WireError(
                 f"init_from is {recipe.init_from}, a wire of {', '.join(known)}; expected one "
-                f"that has format tokens of {name} too"
+                f"that has a soft prompt of {name} too"
             )
         if len(known[name]) != recipe.wire.format_tokens:
             raise WireError(
-                f"init_from is {recipe.init_from}, with {len(known[name])} format tokens; expected "
+                f"init_from is {recipe.init_from}, with {len(known[name])} soft tokens; expected "
                 f"{recipe.wire.format_tokens}, as the recipe says"
             )
     return known
 
 
-def train_formats(
+def train_soft_prompts(
     readers: Sequence[Reader],
     known: Mapping[str, Tensor],
     training_data: TrainingData,
@@ -236,7 +236,7 @@ def train_formats(
     out: Path,
     session: Session,
 ) -> None:
-    """Stage 1: the format tokens of each reader, with the full text as context, where they are not
+    """Stage 1: the soft prompt of each reader, with the full text as context, where it is not
     known."""
     if known:
         for reader in readers:
@@ -263,7 +263,7 @@ def train_formats(
         return total, {**parts, "tokens": tokens, "waited": waited, "count": 1.0}
 
     formats = {f"format.{r.number}": r.format.requires_grad_(True) for r in readers}
-    units = {f"format.{r.number}": soft_token_rate(r.lm) for r in readers}
+    units = {f"format.{r.number}": soft_prompt_rate(r.lm) for r in readers}
 
     def rate(part: str, _: int) -> float:
         return units[part]
@@ -352,7 +352,7 @@ def check_readers(
 ) -> dict[str, float]:
     """Of each reader on held-out passages: F1 and NLL with its own latents, with another passage's,
     and under the rest of an evaluation's conditions that are named; over all readers, what
-    guards.py reads."""
+    alarms.py reads."""
     if len(passages) < 2:
         return {}
     figures: dict[str, float] = {}
