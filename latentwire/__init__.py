@@ -11,24 +11,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latentwire.lens.explain import explain_text, tokens_of
+    from latentwire.lens.interventions import edited
     from latentwire.lens.lens import Lens
-    from latentwire.lm import FrozenLM
+    from latentwire.lm import FrozenLM, Greedy, Prompt
+    from latentwire.seek.rewards.self_verify import SelfVerify
+    from latentwire.seek.search import Seek, SeekConfig
+    from latentwire.tasks.base import Problem
     from latentwire.tasks.qa import ask
     from latentwire.wire.load import load_wire
+    from latentwire.wire.text_message import TextMessage
     from latentwire.wire.text_wire import TextWire
     from latentwire.wire.wire import Wire
 
-__all__ = ["FrozenLM", "Lens", "TextWire", "Wire", "ask", "load_wire"]
+__all__ = [
+    "FrozenLM",
+    "Greedy",
+    "Lens",
+    "Problem",
+    "Prompt",
+    "Seek",
+    "SeekConfig",
+    "SelfVerify",
+    "TextMessage",
+    "TextWire",
+    "Wire",
+    "ask",
+    "edited",
+    "explain_text",
+    "load_wire",
+    "tokens_of",
+]
 __version__ = "0.1.0"
 
 # Imported when they are first asked for: models cost seconds, which a command's --help need not.
 _HOMES = {
     "FrozenLM": "latentwire.lm",
+    "Greedy": "latentwire.lm",
     "Lens": "latentwire.lens.lens",
+    "Problem": "latentwire.tasks.base",
+    "Prompt": "latentwire.lm",
+    "Seek": "latentwire.seek.search",
+    "SeekConfig": "latentwire.seek.search",
+    "SelfVerify": "latentwire.seek.rewards.self_verify",
+    "TextMessage": "latentwire.wire.text_message",
     "TextWire": "latentwire.wire.text_wire",
     "Wire": "latentwire.wire.wire",
     "ask": "latentwire.tasks.qa",
+    "edited": "latentwire.lens.interventions",
+    "explain_text": "latentwire.lens.explain",
     "load_wire": "latentwire.wire.load",
+    "tokens_of": "latentwire.lens.explain",
 }
 
 

@@ -19,6 +19,13 @@ CONFIG_BYTES = 1 << 20
 LARGEST = 2**31 - 1
 """Largest whole number that a config may hold."""
 
+RENAMED = {
+    "foreign_latents": "mismatched_latents",
+    "replay_difference": "embeds_vs_ids_difference",
+    "ways in": "injectors",
+}
+"""Names in the results of older releases, and today's."""
+
 
 def read_regular(path: Path, most: int | None = None) -> bytes:
     """The bytes of a regular file. Raises OSError where there is none, where it is a folder, a

@@ -26,7 +26,7 @@ from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.schedules import Schedule
 from latentwire.wire.joint import evaluate_readers
 from latentwire.wire.learned.config import SharedRecipe, shared_4x
-from latentwire.wire.learned.data import load_stock
+from latentwire.wire.learned.data import load_data
 from latentwire.wire.learned.objectives import Objectives
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.learned.training import load_models, train_shared, wire_loss
@@ -82,11 +82,11 @@ def recipe_of(given: argparse.Namespace) -> SharedRecipe:
 
 def seconds_of_a_step(wire: SharedWire, recipe: SharedRecipe, steps: int = 3) -> float:
     """Of the wire's stage, the first one left out."""
-    stock, began = load_stock(recipe, wire.encoder.lm), 0.0
+    training_data, began = load_data(recipe, wire.encoder.lm), 0.0
     for step in range(1 + steps):
         if step == 1:
             began = time.perf_counter()
-        wire_loss(wire, wire.readers, stock, recipe, step)[0].backward()
+        wire_loss(wire, wire.readers, training_data, recipe, step)[0].backward()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
     return (time.perf_counter() - began) / steps

@@ -52,11 +52,11 @@ def test_a_view_has_the_tensors_of_its_own_adapter_alone(family):
 def test_changing_an_adapter_changes_no_view_but_its_own(lm, name):
     config = lora_config(lm.model.config, 2, 2)
     other, view = noisy(lm.add_lora("other", config), 1), lm.add_lora(name, config)
-    prompt = Prompt.from_ids(lm, [lm.ids("The capital of France")])
-    before = other.final(prompt), view.final(prompt)
+    prompt = Prompt.from_ids(lm, [lm.tokenize("The capital of France")])
+    before = other.last_hidden(prompt), view.last_hidden(prompt)
     noisy(view, 2)
-    assert torch.equal(other.final(prompt), before[0])
-    assert (view.final(prompt) - before[1]).abs().max() > 1e-2
+    assert torch.equal(other.last_hidden(prompt), before[0])
+    assert (view.last_hidden(prompt) - before[1]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,12 +71,12 @@ def test_saved_names_do_not_depend_on_the_adapters(lm, name):
 def test_a_name_that_cannot_be_is_refused_before_anything_changes(lm, name):
     config = lora_config(lm.model.config, 2, 2)
     view = noisy(lm.add_lora("other", config), 1)
-    prompt = Prompt.from_ids(lm, [lm.ids("The capital of France")])
-    before = lm.final(prompt), view.final(prompt)
+    prompt = Prompt.from_ids(lm, [lm.tokenize("The capital of France")])
+    before = lm.last_hidden(prompt), view.last_hidden(prompt)
     with pytest.raises(ValueError, match="adapter"):
         lm.add_lora(name, config)
-    assert torch.equal(lm.final(prompt), before[0])
-    assert torch.equal(view.final(prompt), before[1])
+    assert torch.equal(lm.last_hidden(prompt), before[0])
+    assert torch.equal(view.last_hidden(prompt), before[1])
     assert len(lm.add_lora("c", config).adapter_parameters()) == len(view.adapter_parameters())
 
 
@@ -85,14 +85,14 @@ def test_a_name_that_cannot_be_is_refused_before_anything_changes(lm, name):
     "config", [LoraConfig(target_modules=["nowhere"]), "no config"], ids=["misfit", "type"]
 )
 def test_a_config_that_does_not_fit_leaves_the_model_as_it_was(lm, begun, config):
-    prompt = Prompt.from_ids(lm, [lm.ids("The capital of France")])
+    prompt = Prompt.from_ids(lm, [lm.tokenize("The capital of France")])
     good = lora_config(lm.model.config, 2, 2)
     view = noisy(lm.add_lora("other", good), 1) if begun else lm
-    before = view.final(prompt)
+    before = view.last_hidden(prompt)
     with pytest.raises((ValueError, TypeError)):
         lm.add_lora("bad", config)
     with pytest.raises(ValueError, match="no adapter 'bad'"):
         lm.with_adapter("bad")
-    assert torch.equal(view.final(prompt), before)
+    assert torch.equal(view.last_hidden(prompt), before)
     assert len(lm.add_lora("bad", good).adapter_parameters()) == 28
-    assert torch.equal(view.final(prompt), before)
+    assert torch.equal(view.last_hidden(prompt), before)

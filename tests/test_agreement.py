@@ -16,10 +16,10 @@ from transformers import AttentionInterface
 from latentwire.lm import (
     FrozenLM,
     Greedy,
-    HeadSlots,
     KVPrefix,
     Patch,
     Prompt,
+    RaggedKV,
     Sampled,
     StraightThroughGumbel,
     cache,
@@ -51,8 +51,8 @@ def test_agreement(lm, check, kind, tolerance, ragged):
 
 def test_prompt_gradient_passes_gradcheck(lm):
     double = tiny_lm(lm.name.removeprefix("tiny-"), torch.float64)
-    prompt = Prompt.from_ids(double, [double.ids("gradient")[:4], double.ids("of")])
-    targets, mask = pad_right([double.ids("xyz"), double.ids("w")])
+    prompt = Prompt.from_ids(double, [double.tokenize("gradient")[:4], double.tokenize("of")])
+    targets, mask = pad_right([double.tokenize("xyz"), double.tokenize("w")])
     vector = torch.randn(2, 1, double.width, dtype=torch.float64, requires_grad=True)
     embeds = prompt.embeds.detach().clone().requires_grad_()
 
@@ -68,7 +68,7 @@ def test_prompt_gradient_passes_gradcheck(lm):
 
 
 def test_score_is_the_hand_computed_log_softmax_of_hugging_face(lm):
-    context, answer = lm.ids("Twelve"), lm.ids("abc")
+    context, answer = lm.tokenize("Twelve"), lm.tokenize("abc")
     logits = lm.model(torch.cat([context, answer])[None]).logits[0]
     expected = [
         (logits[len(context) - 1 + i] / 1.3).log_softmax(-1)[token]
@@ -85,8 +85,8 @@ def test_decoding_modes_give_the_same_tokens_and_logits(lm, length):
     seen: dict[str, list[torch.Tensor]] = {}
     tokens = []
     for mode in ("kv", "none", "checkpoint"):
-        pick = _Recording(StraightThroughGumbel(noise), seen.setdefault(mode, []))
-        tokens.append(lm.decode(prompt, pick, length, stop_ids=(), caching=mode).ids)
+        sampler = _Recording(StraightThroughGumbel(noise), seen.setdefault(mode, []))
+        tokens.append(lm.generate(prompt, sampler, length, stop_ids=(), caching=mode).ids)
     assert tokens[0].shape == (2, length)
     assert torch.equal(tokens[0], tokens[1]) and torch.equal(tokens[0], tokens[2])
     for cached, uncached in zip(seen["kv"], seen["none"], strict=True):
@@ -94,19 +94,19 @@ def test_decoding_modes_give_the_same_tokens_and_logits(lm, length):
 
 
 def test_decoding_equals_hugging_face_generate(lm):
-    row = torch.cat([lm.bos, lm.ids(TEXTS[0])])
+    row = torch.cat([lm.bos, lm.tokenize(TEXTS[0])])
     theirs = lm.model.generate(
         row[None], attention_mask=torch.ones_like(row)[None], max_new_tokens=12, do_sample=False
     )[0, len(row) :]
-    ours = lm.decode(Prompt.from_ids(lm, [row]), Greedy(), 12)
+    ours = lm.generate(Prompt.from_ids(lm, [row]), Greedy(), 12)
     assert ours.ids[0, : len(theirs)].tolist() == theirs.tolist()
 
 
 def test_continuations_share_one_prefill(lm):
-    context = [torch.cat([lm.bos, lm.ids(t)]) for t in TEXTS[:2]]
-    more = [lm.ids(t) for t in ("first", "the second", "third one", "x")]
+    context = [torch.cat([lm.bos, lm.tokenize(t)]) for t in TEXTS[:2]]
+    more = [lm.tokenize(t) for t in ("first", "the second", "third one", "x")]
     shared = lm.prefill(Prompt.from_ids(lm, context)).repeat(2)
-    together = lm.head(lm.final(Prompt.from_ids(lm, more, shared))[:, -1])
+    together = lm.head(lm.last_hidden(Prompt.from_ids(lm, more, shared))[:, -1])
     for i, continuation in enumerate(more):
         full = torch.cat([context[i // 2], continuation])
         alone = lm.model(full[None]).logits[0, -1]
@@ -114,13 +114,13 @@ def test_continuations_share_one_prefill(lm):
 
 
 def test_k_samples_of_one_prefill_equal_single_calls(lm):
-    row = torch.cat([lm.bos, lm.ids(TEXTS[0])])
+    row = torch.cat([lm.bos, lm.tokenize(TEXTS[0])])
     prefix = lm.prefill(Prompt.from_ids(lm, [row[:-1]]))
-    together = lm.decode(
+    together = lm.generate(
         Prompt.from_ids(lm, [row[-1:]] * 3, prefix.repeat(3)), Sampled(seeded_noise([5, 6, 7])), 8
     )
     for k, seed in enumerate((5, 6, 7)):
-        alone = lm.decode(Prompt.from_ids(lm, [row]), Sampled(seeded_noise([seed])), 8)
+        alone = lm.generate(Prompt.from_ids(lm, [row]), Sampled(seeded_noise([seed])), 8)
         real = alone.ids.shape[1]
         assert together.ids[k, :real].tolist() == alone.ids[0].tolist()
 
@@ -146,8 +146,8 @@ def dropping(lm):
 
 
 def test_heads_see_their_own_slots_and_no_others(lm, dropping):
-    rows = [torch.cat([lm.bos, lm.ids(text[:20])]) for text in TEXTS[:2]]
-    more = [lm.ids("and then"), lm.ids("so")]
+    rows = [torch.cat([lm.bos, lm.tokenize(text[:20])]) for text in TEXTS[:2]]
+    more = [lm.tokenize("and then"), lm.tokenize("so")]
     whole = lm.prefill(Prompt.from_ids(lm, rows))
     layers, (heads, width), columns = len(lm.blocks), lm.kv_shape, len(whole)
     kept = torch.rand(layers, 2, heads, columns, generator=torch.Generator().manual_seed(0)) < 0.3
@@ -155,7 +155,7 @@ def test_heads_see_their_own_slots_and_no_others(lm, dropping):
     lengths = kept.sum(-1)
     assert lengths.unique().numel() > 3
     slots = [
-        HeadSlots(keys[kept[i]], values[kept[i]], kept[i].nonzero()[:, 2], lengths[i])
+        RaggedKV(keys[kept[i]], values[kept[i]], kept[i].nonzero()[:, 2], lengths[i])
         for i, (keys, values) in enumerate(zip(whole.keys, whole.values, strict=True))
     ]
     nothing = torch.zeros(2, heads, 0, width)
@@ -165,16 +165,16 @@ def test_heads_see_their_own_slots_and_no_others(lm, dropping):
         torch.zeros(2, 0, dtype=torch.bool),
         torch.zeros(2, 0, dtype=torch.long),
         whole.next_position,
-        head_slots=tuple(slots),
+        ragged=tuple(slots),
     )
     prompt = Prompt.from_ids(lm, more, prefix)
-    targets = torch.stack([lm.ids("xyz")] * 2)
-    ours, swapped = lm.head(lm.final(prompt)), prefix.rows(torch.tensor([1, 1, 0]))
-    again = lm.head(lm.final(Prompt.from_ids(lm, [more[1], more[1], more[0]], swapped)))
+    targets = torch.stack([lm.tokenize("xyz")] * 2)
+    ours, swapped = lm.head(lm.last_hidden(prompt)), prefix.rows(torch.tensor([1, 1, 0]))
+    again = lm.head(lm.last_hidden(Prompt.from_ids(lm, [more[1], more[1], more[0]], swapped)))
     scored = lm.score(prompt, targets)
     assert prefix.nbytes() == 2 * 4 * width * int(lengths.sum())
     dropping(~kept)
-    theirs = lm.head(lm.final(Prompt.from_ids(lm, more, whole)))
+    theirs = lm.head(lm.last_hidden(Prompt.from_ids(lm, more, whole)))
     torch.testing.assert_close(ours[prompt.mask], theirs[prompt.mask], atol=1e-4, rtol=0)
     torch.testing.assert_close(again[:, -2:], theirs[[1, 1, 0], -2:], atol=1e-4, rtol=0)
     expected = lm.score(Prompt.from_ids(lm, more, whole), targets)
@@ -182,21 +182,21 @@ def test_heads_see_their_own_slots_and_no_others(lm, dropping):
 
 
 def test_gradient_checkpointing_sees_the_heads_slots(lm):
-    prompt = make_case(lm, "head_slots", True).prompt
+    prompt = make_case(lm, "ragged", True).prompt
     assert prompt.prefix is not None
-    slots, gradients = prompt.prefix.head_slots, []
+    slots, gradients = prompt.prefix.ragged, []
     for on in (False, True):
         leaves = [replace(s, keys=s.keys.detach().requires_grad_()) for s in slots]
-        given = replace(prompt, prefix=replace(prompt.prefix, head_slots=tuple(leaves)))
+        given = replace(prompt, prefix=replace(prompt.prefix, ragged=tuple(leaves)))
         with gradient_checkpointing(on):
-            lm.final(given).square().sum().backward()
+            lm.last_hidden(given).square().sum().backward()
         gradients.append(torch.stack([s.keys.grad for s in leaves]))
     assert gradients[0].abs().amax((1, 2)).min() > 0
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
 def test_a_padded_prefix_equals_an_unpadded_one(lm):
-    row, more = lm.ids("prefix here"), lm.ids("rest")
+    row, more = lm.tokenize("prefix here"), lm.tokenize("rest")
     prefix = lm.prefill(Prompt.from_ids(lm, [row]))
 
     def widened(t, value):
@@ -209,8 +209,8 @@ def test_a_padded_prefix_equals_an_unpadded_one(lm):
         torch.cat([torch.zeros(1, 2, dtype=torch.long), prefix.positions], 1),
         prefix.next_position,
     )
-    a = lm.head(lm.final(Prompt.from_ids(lm, [more], prefix)))
-    b = lm.head(lm.final(Prompt.from_ids(lm, [more], padded)))
+    a = lm.head(lm.last_hidden(Prompt.from_ids(lm, [more], prefix)))
+    b = lm.head(lm.last_hidden(Prompt.from_ids(lm, [more], padded)))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
@@ -237,18 +237,18 @@ def test_attentions_equal_hugging_face(lm):
 def test_lora_is_switched_per_call(family):
     lm = tiny_lm(family)
     prompt = Prompt.from_text(lm, TEXTS[:1])
-    plain = lm.head(lm.final(prompt))
+    plain = lm.head(lm.last_hidden(prompt))
     targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj"]
     student = lm.add_lora("student", LoraConfig(r=2, target_modules=targets))
     for name, parameter in student.adapter_parameters().items():
         torch.nn.init.normal_(
             parameter, std=0.3, generator=torch.Generator().manual_seed(len(name))
         )
-    on = student.head(student.final(prompt))
+    on = student.head(student.last_hidden(prompt))
     assert (on - plain).abs().max() > 0.01
-    assert torch.equal(lm.head(lm.final(prompt)), plain)
-    torch.testing.assert_close(student.head(student.final(prompt)), on, atol=0, rtol=0)
-    student.score(prompt, lm.ids("abc")[None]).sum().backward()
+    assert torch.equal(lm.head(lm.last_hidden(prompt)), plain)
+    torch.testing.assert_close(student.head(student.last_hidden(prompt)), on, atol=0, rtol=0)
+    student.score(prompt, lm.tokenize("abc")[None]).sum().backward()
     assert all(p.grad is not None for p in student.adapter_parameters().values())
     others = [p for n, p in lm.model.named_parameters() if "lora_" not in n]
     assert all(p.grad is None for p in others)
@@ -256,40 +256,42 @@ def test_lora_is_switched_per_call(family):
 
 def test_decode_stops_at_stop_ids_and_strings(lm):
     prompt = Prompt.from_text(lm, TEXTS[:1])
-    free = lm.decode(prompt, Greedy(), 10, stop_ids=())
+    free = lm.generate(prompt, Greedy(), 10, stop_ids=())
     third = int(free.ids[0, 2])
     first = free.ids[0].tolist().index(third)
-    stopped = lm.decode(prompt, Greedy(), 10, stop_ids=(third,))
+    stopped = lm.generate(prompt, Greedy(), 10, stop_ids=(third,))
     assert stopped.ids[0].tolist() == free.ids[0, : first + 1].tolist()
     assert stopped.mask.all() and stopped.texts[0] == lm.tokenizer.decode(free.ids[0, :first])
     text = free.texts[0]
     assert len(text) > 2
-    cut = lm.decode(prompt, Greedy(), 10, stop_ids=(), stop_strings=(text[1:3],))
+    cut = lm.generate(prompt, Greedy(), 10, stop_ids=(), stop_strings=(text[1:3],))
     assert cut.texts[0] == text[: text.index(text[1:3])]
 
 
 class _Recording:
-    """A pick that keeps the logits it was shown."""
+    """A sampler that keeps the logits it was shown."""
 
-    def __init__(self, pick, seen):
-        self.pick, self.seen, self.temperature = pick, seen, pick.temperature
+    def __init__(self, sampler, seen):
+        self.sampler, self.seen, self.temperature = sampler, seen, sampler.temperature
 
     def __call__(self, logits, step):
         self.seen.append(logits.detach())
-        return self.pick(logits, step)
+        return self.sampler(logits, step)
 
 
 def test_two_continuations_of_one_cache_do_not_see_each_other(lm):
     """Without gradients a cache grows in place: the first to go on takes the room behind it."""
-    context = torch.cat([lm.bos, lm.ids(TEXTS[0])])
+    context = torch.cat([lm.bos, lm.tokenize(TEXTS[0])])
     with torch.no_grad():
         shared = lm.prefill(Prompt.from_ids(lm, [context]))
-        shared = lm.prefill(Prompt.from_ids(lm, [lm.ids("x")], shared))  # one that has room
-        ways = [lm.ids(text) for text in ("first", "second one", "3")]
+        shared = lm.prefill(Prompt.from_ids(lm, [lm.tokenize("x")], shared))  # one that has room
+        ways = [lm.tokenize(text) for text in ("first", "second one", "3")]
         grown = [lm.prefill(Prompt.from_ids(lm, [way], shared)) for way in ways]
-        ends = [lm.final(Prompt.from_ids(lm, [lm.ids("?")], cache))[0, -1] for cache in grown]
+        ends = [
+            lm.last_hidden(Prompt.from_ids(lm, [lm.tokenize("?")], cache))[0, -1] for cache in grown
+        ]
     for way, end in zip(ways, ends, strict=True):
-        whole = torch.cat([context, lm.ids("x"), way, lm.ids("?")])
+        whole = torch.cat([context, lm.tokenize("x"), way, lm.tokenize("?")])
         theirs = lm.model(whole[None]).logits[0, -1]
         torch.testing.assert_close(lm.head(end), theirs, atol=1e-4, rtol=0)
 
@@ -298,17 +300,17 @@ def test_a_generation_without_gradients_copies_no_cache(lm, monkeypatch):
     """Also where nobody said no_grad."""
     appended, append = [], cache._appended
     monkeypatch.setattr(cache, "_appended", lambda *a: (appended.append(1), append(*a))[1])
-    prompt = Prompt.from_ids(lm, [lm.ids(TEXTS[0])])
-    lm.decode(prompt, Greedy(), 4, stop_ids=())
+    prompt = Prompt.from_ids(lm, [lm.tokenize(TEXTS[0])])
+    lm.generate(prompt, Greedy(), 4, stop_ids=())
     assert len(appended) == 2 * 3 * len(lm.blocks)  # keys and values, all steps but the first
     embeds = prompt.embeds.requires_grad_()
-    soft = lm.decode(replace(prompt, embeds=embeds), Greedy(), 4, stop_ids=())
+    soft = lm.generate(replace(prompt, embeds=embeds), Greedy(), 4, stop_ids=())
     assert len(appended) == 2 * 3 * len(lm.blocks) and soft.log_probs.requires_grad
 
 
 def test_a_special_token_that_a_text_spells_out_is_words(lm):
     text, byte = "a<eos>b", lm.tokenizer.convert_tokens_to_ids
-    assert lm.ids(text).tolist() == [byte(c) for c in text]
+    assert lm.tokenize(text).tolist() == [byte(c) for c in text]
     prompt = Prompt.from_chat(lm, [text])
     assert not torch.isin(prompt.embeds, lm.embed(torch.tensor([2]))).all(-1).any()
 
@@ -371,7 +373,7 @@ def test_a_mask_takes_no_more_than_its_floats_where_all_layers_see_everything():
 def test_a_frame_has_neither_todays_date_nor_a_thought(template, head, tail):
     lm = tiny_lm("llama")
     lm.tokenizer.chat_template = template
-    assert (lm.text(lm.frame.head), lm.text(lm.frame.tail)) == (head, tail)
+    assert (lm.detokenize(lm.frame.prefix), lm.detokenize(lm.frame.suffix)) == (head, tail)
 
 
 def test_a_template_that_says_the_words_twice_is_refused():

@@ -21,9 +21,9 @@ from latentwire.lm import FrozenLM
 from latentwire.lm.zoo import ZooError
 from latentwire.reading import parse_json, read_regular
 from latentwire.train.checkpoints import CheckpointError, Checkpoints
+from latentwire.wire.corrector import ResidualCorrector
 from latentwire.wire.folder import WireError
 from latentwire.wire.learned import shared_wire as shared
-from latentwire.wire.slots import Slots
 
 ERRORS = {kind: LensError if kind == "lens" else WireError for kind in KINDS}
 
@@ -81,7 +81,7 @@ def never(*_, **__):
 )
 def test_numbers_are_compared_with_the_weights_first(kind, values, said, folder, monkeypatch):
     change(folder, **values)
-    for part in (Slots, Decoder, Encoder):
+    for part in (ResidualCorrector, Decoder, Encoder):
         monkeypatch.setattr(part, "__init__", never)
     monkeypatch.setattr(shared, "transformer", never)
     with pytest.raises(ERRORS[kind], match=said.replace(".", r"\.")):

@@ -32,7 +32,7 @@ def test_operations_are_those_counted_by_hand(lm, quick):  # noqa: F811
     result = bench_train(lm, passages, steps=2, rows=2, session=Session())
     flops = {name: row["flops"] for name, row in result["parts"].items()}
     assert list(flops) == list(PARTS) and flops["data"] == 0 < flops["backward"]
-    head, texts = len(lm.frame.head), [len(lm.ids(p.context)) for p in passages]
+    head, texts = len(lm.frame.prefix), [len(lm.tokenize(p.context)) for p in passages]
     slots = [-(-n // 4) for n in texts]
     wire = Wire(lm, WireConfig(lm.name))
     torch.nn.init.normal_(wire.scorer.weight, generator=torch.Generator().manual_seed(0))

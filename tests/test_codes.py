@@ -23,8 +23,8 @@ from latentwire.wire.codes.fitting import (
 from latentwire.wire.codes.message import HEADER_BYTES, CodeMessage
 from latentwire.wire.codes.reader import CodeReader, Codes
 from latentwire.wire.codes.wire import CodeWire, Source
+from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.folder import WireError
-from latentwire.wire.latents import head_of
 from latentwire.wire.message import MessageError
 
 TEXT = "The lighthouse was finished in 1759 by John Smeaton."
@@ -44,11 +44,13 @@ def fitted(source, reader, channels: int, bits: int = 8, count: int = 40) -> Cod
     code, part = Code(config, source.width), CodeReader(reader, channels, 4, 2)
     torch.nn.init.normal_(part.format)
     sums = Sums(len(code.weight), len(part.decoder.bias))
-    sensitivity, start = Sensitivity(reader), len(reader.frame.head)
+    sensitivity, start = Sensitivity(reader), len(reader.frame.prefix)
     for text in texts(count):
         with torch.no_grad():
-            features = read(source, head_of(source), config, source.ids(text))
-            prefix = reader.prefill(Prompt.from_ids(reader, [reader.ids(text)], head_of(reader)))
+            features = read(source, head_of(source), config, source.tokenize(text))
+            prefix = reader.prefill(
+                Prompt.from_ids(reader, [reader.tokenize(text)], head_of(reader))
+            )
         owner = pairs(source.offsets(text)[:, 1], reader.offsets(text)[:, 1])
         sums.add(features[owner], reader_cache(reader, prefix, start))
         if sensitivity.rows == 0:
@@ -67,14 +69,14 @@ def test_a_code_of_its_own_states_is_the_text_to_its_reader(family):
     lm = tiny_lm(family)
     wire = fitted(lm, lm, channels=len(lm.blocks) * lm.width)
     (reader,) = wire.readers
-    question = lm.ids("\n\nWhen was it?")
+    question = lm.tokenize("\n\nWhen was it?")
     (message,) = wire.send([TEXT])
-    whole = lm.prefill(Prompt.from_ids(lm, [lm.ids(TEXT)], head_of(lm)))
+    whole = lm.prefill(Prompt.from_ids(lm, [lm.tokenize(TEXT)], head_of(lm)))
     with torch.no_grad():
-        want = lm.head(lm.final(Prompt.from_ids(lm, [question], whole)))
-        got = lm.head(lm.final(Prompt.from_ids(lm, [question], reader.receive([message]))))
+        want = lm.head(lm.last_hidden(Prompt.from_ids(lm, [question], whole)))
+        got = lm.head(lm.last_hidden(Prompt.from_ids(lm, [question], reader.receive([message]))))
         mean = reader.prefix([content.means() for content in reader.open([message])])
-        blank = lm.head(lm.final(Prompt.from_ids(lm, [question], mean)))
+        blank = lm.head(lm.last_hidden(Prompt.from_ids(lm, [question], mean)))
     error, nothing = (got - want).square().mean(), (blank - want).square().mean()
     assert error < 0.01 * nothing, (error, nothing)
 
@@ -84,8 +86,8 @@ def test_another_family_reads_better_from_codes_than_from_the_mean(families):
     source, lm = (tiny_lm(family) for family in families)
     wire = fitted(source, lm, channels=64)
     (reader,) = wire.readers
-    own = lm.prefill(Prompt.from_ids(lm, [lm.ids(TEXT)], head_of(lm)))
-    want = reader_cache(lm, own, len(lm.frame.head))
+    own = lm.prefill(Prompt.from_ids(lm, [lm.tokenize(TEXT)], head_of(lm)))
+    want = reader_cache(lm, own, len(lm.frame.prefix))
     (content,) = reader.open(wire.send([TEXT]))
 
     def error(slots) -> float:
@@ -103,7 +105,7 @@ def test_slots_stand_where_the_source_reads_their_tokens():
     the reader's head, in every head."""
     lm = tiny_lm("gemma3")
     wire = fitted(lm, lm, channels=16)
-    (reader,), n = wire.readers, len(lm.ids(TEXT))
+    (reader,), n = wire.readers, len(lm.tokenize(TEXT))
     (content,) = reader.open(wire.send([TEXT]))
     head = head_of(lm)
     with torch.no_grad():
@@ -117,9 +119,9 @@ def test_slots_stand_where_the_source_reads_their_tokens():
             torch.arange(len(head) + n)[None],
             torch.tensor([len(head) + n]),
         )
-        ids = lm.ids("Who?")
+        ids = lm.tokenize("Who?")
         got, want = (
-            lm.final(Prompt.from_ids(lm, [ids], p)) for p in (reader.prefix([content]), plain)
+            lm.last_hidden(Prompt.from_ids(lm, [ids], p)) for p in (reader.prefix([content]), plain)
         )
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
@@ -131,7 +133,7 @@ def test_a_ratio_keeps_the_slots_with_the_highest_scores():
     (content,) = reader.open(wire.send([TEXT]))
     reader.decoder.score_weight.normal_(generator=torch.Generator().manual_seed(1))
     (latents,) = reader.compress([content])
-    n = len(lm.ids(TEXT))
+    n = len(lm.tokenize(TEXT))
     assert len(latents) == -(-n // 4) == reader.latents(TEXT)
     assert latents.span == n
     scores = reader.decoder.scores(content.values).flatten().sort(descending=True).values
@@ -261,13 +263,13 @@ def test_readers_answer_from_a_message():
 def test_attention_is_computed_from_what_is_seen(family):
     """Softmax of queries by keys, where they may be seen, is Hugging Face's own attention."""
     lm = tiny_lm(family)
-    prefix = lm.prefill(Prompt.from_ids(lm, [lm.ids(TEXT)] * 2))
-    prompt = Prompt.from_ids(lm, [lm.ids("Who finished it?"), lm.ids("When?")], prefix)
+    prefix = lm.prefill(Prompt.from_ids(lm, [lm.tokenize(TEXT)] * 2))
+    prompt = Prompt.from_ids(lm, [lm.tokenize("Who finished it?"), lm.tokenize("When?")], prefix)
     layers = [0, 2]
     with torch.no_grad():
         final, seen = lm.attention_inputs(prompt, layers)
         maps = lm.attentions(prompt)
-        torch.testing.assert_close(final, lm.final(prompt))
+        torch.testing.assert_close(final, lm.last_hidden(prompt))
     for layer, (queries, keys, _, visible) in zip(layers, seen, strict=True):
         keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
         logits = (queries @ keys.transpose(-1, -2)).masked_fill(~visible, -torch.inf)

@@ -92,7 +92,7 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     result = json.loads((tmp_path / "o.json").read_text())
     assert result == json.loads((folder / "results.json").read_text())
     names = ["text", "wire", "truncated_tokens", "pruned_tokens", "truncated_bytes"]
-    names += ["truncated_zstd", "closed_book", "zero_latents", "foreign_latents"]
+    names += ["truncated_zstd", "closed_book", "zero_latents", "mismatched_latents"]
     assert list(result["rows"]) == names
     for row in result["rows"].values():
         assert {"em", "f1", "f1_low", "f1_high", "nll", "first1", "first5"} <= set(row)
@@ -107,7 +107,7 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     # A text of one line has nothing to compress; a frame of zstd has 9 bytes of its own.
     assert 20.5 < result["zstd_bytes"] <= 20.5 + 9 and result["bits"] == 16
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 9
-    assert result["replay_difference"] == 0 and "keep" not in result
+    assert result["embeds_vs_ids_difference"] == 0 and "keep" not in result
     assert "<html" in (folder / "report.html").read_text()
 
 
@@ -123,7 +123,10 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
         ("", "is empty"),
         (jsonl(ROWS[:2]), "1 passages; expected at least 2"),
         (jsonl([*ROWS, {**ROWS[0], "id": "9", "context": "a\ud800"}]), "half of a surrogate pair"),
-        (jsonl([*ROWS, {**ROWS[0], "id": "9", "question": "x" * 600}]), "has a window of 512"),
+        (
+            jsonl([*ROWS, {**ROWS[0], "id": "9", "question": "x" * 600}]),
+            "has a context length of 512",
+        ),
         (jsonl([*ROWS, ROWS[0]]), "two questions have the id '1'; expected one each"),
     ],
 )
@@ -156,7 +159,7 @@ def test_bad_context_and_question(wire, tmp_path, monkeypatch, capsys):
         ((write(tmp_path / "empty.txt", " \n"), "q"), "is empty; expected text"),
         ((str(tmp_path / "latin.txt"), "q"), "is not UTF-8 (byte 3)"),
         ((good, " "), "the question is empty"),
-        ((good, "why " * 200), "tiny-llama has a window of 512"),
+        ((good, "why " * 200), "tiny-llama has a context length of 512"),
         ((write(tmp_path / "long.txt", "word " * 500), "q"), "context has 2500 tokens; at most"),
     ]
     for (context, question), message in cases:
@@ -346,7 +349,7 @@ def test_needles_at_any_ratio_and_with_spans_kept(
     for reader in result["readers"].values() if several else [result]:
         assert (reader["ratio"], reader["needles"], reader["n"]) == (ratio, "number", 2)
         assert reader.get("keep") == keep and reader["latents_out"] == latents
-        assert reader["replay_difference"] == 0 and "pruned_tokens" in reader["rows"]
+        assert reader["embeds_vs_ids_difference"] == 0 and "pruned_tokens" in reader["rows"]
 
 
 def test_spans_that_cannot_be_kept(wire, shared, monkeypatch, capsys):

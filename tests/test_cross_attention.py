@@ -17,27 +17,27 @@ from latentwire.lm import (
     gradient_checkpointing,
     seeded_noise,
 )
-from latentwire.wire.learned.ways_in import WAYS_IN, Slots, WayIn
+from latentwire.wire.learned.injectors import INJECTORS, Injector, LatentBatch
 
 WIDTH, CHANNELS = 128, 8  # two heads
 QUESTIONS = ["Who built it?", "When?", "And what of the sea?"]
 
 
 class Case:
-    """A reader, its ways in with open gates, and latents of three texts of different lengths."""
+    """A reader, its injectors with open gates, and latents of three texts of different lengths."""
 
     def __init__(self, family: str, before: tuple[str, ...], gate: float = 0.7):
         self.lm: FrozenLM = tiny_lm(family)
         torch.manual_seed(1)
         names = (*before, "cross_attention")
-        self.ways: list[WayIn] = [
-            WAYS_IN[name](self.lm, CHANNELS, WIDTH, not i, "regression")
+        self.ways: list[Injector] = [
+            INJECTORS[name](self.lm, CHANNELS, WIDTH, not i, "regression")
             for i, name in enumerate(names)
         ]
-        self.head = self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.head]))
+        self.head = self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.prefix]))
         mask = torch.tensor([[True] * 5, [False] * 2 + [True] * 3, [False] * 4 + [True]])
         values, states = torch.randn(3, 5, CHANNELS), torch.randn(3, 5, WIDTH)
-        self.slots = Slots(values, states, mask, torch.tensor([20, 11, 4]), 8)
+        self.slots = LatentBatch(values, states, mask, torch.tensor([20, 11, 4]), 8)
         for way in self.ways:
             way.calibrate(self.lm, ["The sea was calm."], [values[0]], [5.0])
         for place in self.ways[-1].places:
@@ -47,7 +47,7 @@ class Case:
     def parameters(self) -> dict[str, torch.Tensor]:
         return dict(self.ways[-1].named_parameters())
 
-    def prefix(self, slots: Slots | None = None) -> KVPrefix:
+    def prefix(self, slots: LatentBatch | None = None) -> KVPrefix:
         made = None
         for way in self.ways:
             made = way(self.lm, self.head, slots or self.slots, made)
@@ -55,7 +55,7 @@ class Case:
         return made
 
     def prompt(self, prefix: KVPrefix | None = None) -> Prompt:
-        rows = [self.lm.ids(question) for question in QUESTIONS]
+        rows = [self.lm.tokenize(question) for question in QUESTIONS]
         return Prompt.from_ids(self.lm, rows, prefix or self.prefix())
 
 
@@ -84,9 +84,9 @@ def by_hand(place, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
 def test_logits_are_those_of_hugging_face_with_attention_by_hand(family):
     case = Case(family, ())
     lm, way, start = case.lm, case.ways[-1], len(case.head)
-    ours = lm.head(lm.final(case.prompt()))
+    ours = lm.head(lm.last_hidden(case.prompt()))
     for row, question in enumerate(QUESTIONS):
-        rest, memory = lm.ids(question), way.norm(case.slots.states[row, case.slots.mask[row]])
+        rest, memory = lm.tokenize(question), way.norm(case.slots.states[row, case.slots.mask[row]])
 
         def change(place, output, memory=memory):
             x = output[0] if isinstance(output, tuple) else output
@@ -96,7 +96,7 @@ def test_logits_are_those_of_hugging_face_with_attention_by_hand(family):
             lm.blocks[layer].register_forward_hook(lambda _m, _a, x, at=place: change(at, x))
             for layer, place in zip((0, 1, 2), way.places, strict=True)
         ]
-        ids = torch.cat([lm.frame.head, rest])
+        ids = torch.cat([lm.frame.prefix, rest])
         places = torch.arange(len(ids))
         places[start:] += case.slots.spans[row]
         theirs = lm.model(ids[None], position_ids=places[None]).logits[0, start:]
@@ -109,10 +109,10 @@ def test_deviations_are_those_of_block_outputs():
     case = Case("llama", ())
     lm, texts = case.lm, ["One text.", "Another, longer one."]
     case.ways[0].calibrate(lm, texts, [], [])
-    rows = [torch.cat([lm.frame.head, lm.ids(text)])[None] for text in texts]
+    rows = [torch.cat([lm.frame.prefix, lm.tokenize(text)])[None] for text in texts]
     states = [lm.model(row, output_hidden_states=True).hidden_states for row in rows]
     for layer in (0, 1):  # Hugging Face norms the last
-        outputs = torch.cat([s[layer + 1][0, len(lm.frame.head) :] for s in states])
+        outputs = torch.cat([s[layer + 1][0, len(lm.frame.prefix) :] for s in states])
         deviation = case.ways[0].places[layer].deviation
         torch.testing.assert_close(deviation, outputs.std(0), atol=1e-5, rtol=1e-5)
 
@@ -137,13 +137,13 @@ def test_a_shut_gate_changes_nothing_and_opens(before):
 
 def test_scores_are_the_log_probabilities_of_decoding(case):
     noise = seeded_noise(range(3))
-    for pick in (Greedy(), StraightThroughGumbel(noise, tau=0.5, temperature=0.7)):
+    for sampler in (Greedy(), StraightThroughGumbel(noise, tau=0.5, temperature=0.7)):
         prompt = case.prompt()
-        out = case.lm.decode(prompt, pick, 6, stop_ids=())
-        scored = case.lm.score(prompt, out.ids, out.mask, pick.temperature)
+        out = case.lm.generate(prompt, sampler, 6, stop_ids=())
+        scored = case.lm.score(prompt, out.ids, out.mask, sampler.temperature)
         torch.testing.assert_close(scored, out.log_probs, atol=1e-4, rtol=0)
     shut = case.prompt(replace(case.prefix(), memories=()))
-    far = case.lm.score(shut, out.ids, out.mask, pick.temperature) - out.log_probs
+    far = case.lm.score(shut, out.ids, out.mask, sampler.temperature) - out.log_probs
     assert far.abs().max() > 0.1  # the latents are read
 
 
@@ -151,8 +151,8 @@ def test_decoding_modes_agree_in_tokens_and_gradients(case):
     parameters, noise = list(case.parameters.values()), seeded_noise(range(3))
     seen = []
     for mode in ("kv", "none", "checkpoint"):
-        pick = StraightThroughGumbel(noise)
-        out = case.lm.decode(case.prompt(), pick, 6, stop_ids=(), caching=mode)
+        sampler = StraightThroughGumbel(noise)
+        out = case.lm.generate(case.prompt(), sampler, 6, stop_ids=(), caching=mode)
         loss = out.log_probs.sum() + out.embeds.square().sum()
         seen.append((out.ids, torch.autograd.grad(loss, parameters)))
     for ids, gradients in seen[1:]:
@@ -163,11 +163,11 @@ def test_decoding_modes_agree_in_tokens_and_gradients(case):
 
 def test_a_row_of_a_batch_is_the_row_alone(case):
     prefix, lm = case.prefix(), case.lm
-    together = lm.head(lm.final(case.prompt(prefix))[:, -1])
+    together = lm.head(lm.last_hidden(case.prompt(prefix))[:, -1])
     slots = case.slots
     for row, question in enumerate(QUESTIONS):
         real = slots.mask[row]
-        one = Slots(
+        one = LatentBatch(
             slots.values[row, real][None],
             slots.states[row, real][None],
             real[real][None],
@@ -175,24 +175,26 @@ def test_a_row_of_a_batch_is_the_row_alone(case):
             slots.block,
         )
         for alone in (case.prefix(one), prefix.rows(torch.tensor([row]))):
-            logits = lm.head(lm.final(Prompt.from_ids(lm, [lm.ids(question)], alone))[0, -1])
+            logits = lm.head(
+                lm.last_hidden(Prompt.from_ids(lm, [lm.tokenize(question)], alone))[0, -1]
+            )
             torch.testing.assert_close(logits, together[row], atol=1e-4, rtol=0)
 
 
 def test_a_prompt_in_two_parts_is_the_prompt(case):
     lm, prefix = case.lm, case.prefix()
-    whole = lm.ids("Once upon a time")
+    whole = lm.tokenize("Once upon a time")
     first = lm.prefill(Prompt.from_ids(lm, [whole[:7]] * 3, prefix))
-    parts = lm.final(Prompt.from_ids(lm, [whole[7:]] * 3, first))
-    full = lm.final(Prompt.from_ids(lm, [whole] * 3, prefix))
+    parts = lm.last_hidden(Prompt.from_ids(lm, [whole[7:]] * 3, first))
+    full = lm.last_hidden(Prompt.from_ids(lm, [whole] * 3, prefix))
     torch.testing.assert_close(lm.head(parts), lm.head(full[:, 7:]), atol=1e-4, rtol=0)
 
 
 def test_samples_share_the_memories(case):
     noise = seeded_noise(range(6))
     prompt = case.prompt()
-    shared = case.lm.decode(prompt, StraightThroughGumbel(noise), 5, stop_ids=(), samples=2)
-    each = case.lm.decode(prompt.repeat(2), StraightThroughGumbel(noise), 5, stop_ids=())
+    shared = case.lm.generate(prompt, StraightThroughGumbel(noise), 5, stop_ids=(), samples=2)
+    each = case.lm.generate(prompt.repeat(2), StraightThroughGumbel(noise), 5, stop_ids=())
     assert torch.equal(shared.ids, each.ids)
     torch.testing.assert_close(shared.log_probs, each.log_probs, atol=1e-4, rtol=0)
 

@@ -72,7 +72,7 @@ def test_an_answer_is_trained_from_its_first_token_to_eos(quick):  # noqa: F811
     for question, ids, real in zip(asked, batch.targets, batch.mask, strict=True):
         trained = ids[real].tolist()
         assert trained[-1] == lm.tokenizer.eos_token_id == 2 and not {0, 1, 2} & set(trained[:-1])
-        assert lm.text(ids[real]).strip() == question.answers[0]
+        assert lm.detokenize(ids[real]).strip() == question.answers[0]
 
 
 def test_a_question_is_read_whole_or_refused(lm):  # noqa: F811
@@ -80,10 +80,10 @@ def test_a_question_is_read_whole_or_refused(lm):  # noqa: F811
     question = "".join(draws.choice("aé灯 ?") for _ in range(160)).strip()
     prefix = full_text(lm)(["Ada."])
     prompt = question_prompt(lm, [question], prefix)
-    expected = torch.cat([lm.ids("\n\n" + question), lm.frame.tail])
+    expected = torch.cat([lm.tokenize("\n\n" + question), lm.frame.suffix])
     assert len(question.encode()) > 200 and prompt.mask.all()
     assert torch.equal(prompt.embeds[0], lm.embed(expected))
-    with pytest.raises(ValueError, match="tiny-llama has a window of 512"):
+    with pytest.raises(ValueError, match="tiny-llama has a context length of 512"):
         answers(lm, ["é" * 300], prefix)
 
 

@@ -102,11 +102,11 @@ def test_lora_states_begin_as_lm_states_and_train_nothing_else(lm):
 
 def test_a_source_that_reads_too_reads_without_its_lora(lm):
     prompt = Prompt.from_text(lm, TEXTS)
-    before = lm.head(lm.final(prompt))
+    before = lm.head(lm.last_hidden(prompt))
     wire = trained(make_wire(lm, "lora_states"))
     for _ in range(2):  # before the first text is encoded, and after
         reader = wire.readers[0].lm
-        assert torch.equal(reader.head(reader.final(prompt)), before)
+        assert torch.equal(reader.head(reader.last_hidden(prompt)), before)
         wire.encode(TEXTS)
 
 
@@ -163,7 +163,7 @@ def test_sentence_vectors_are_hugging_faces_own():
     torch.testing.assert_close(ours.vectors(["A b, c.", "Longer than it"]), expected)
     assert ours.room == 30  # of 32 positions
     long = "it is " * 20
-    parts = torch.cat(ours.states(ours.ids(long).split(30)))
+    parts = torch.cat(ours.states(ours.tokenize(long).split(30)))
     expected = torch.nn.functional.normalize(parts.mean(0), dim=0)
     torch.testing.assert_close(ours.vectors([long])[0], expected)
 
@@ -188,7 +188,7 @@ def test_word_pieces_lose_what_a_text_is_not_refused_for(lm):
 @torch.no_grad()
 def test_latents_of_an_anchor_are_residuals_around_it(lm):
     wire = make_wire(lm, "anchor")
-    encoder, ids = wire.encoder, lm.ids(TEXTS[1])
+    encoder, ids = wire.encoder, lm.tokenize(TEXTS[1])
     vector = encoder.sentences.vectors([TEXTS[1]])[0]
     torch.nn.init.zeros_(encoder.pool.attention.out_proj.weight)  # nothing is read
     first, last = encoder.pooled([ids], [torch.randn(8, 64)])[0]

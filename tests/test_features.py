@@ -13,7 +13,7 @@ from test_guards import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 
 from latentwire.lm.adapters import lora_config
-from latentwire.lm.words import TOKENIZING
+from latentwire.lm.tokenizer import TOKENIZING
 from latentwire.runs.features import Features
 from latentwire.wire import training as recipes
 from latentwire.wire.training import train_wire
@@ -106,7 +106,9 @@ def test_a_run_that_finds_everything_trains_the_same(lm, quick, tmp_path, monkey
     first = train_wire(replace(quick, out=tmp_path / "a"))
     # Nothing frozen is computed again by a run that only differs in what is trained.
     monkeypatch.setattr(recipes, "_attention", lambda *_: pytest.fail("it is there"))
-    monkeypatch.setattr(type(lm), "predicting", forbidden_without_gradient(type(lm).predicting))
+    monkeypatch.setattr(
+        type(lm), "shifted_hidden", forbidden_without_gradient(type(lm).shifted_hidden)
+    )
     probes = dict.fromkeys(("check_text", "check_latents"), lambda *_: {})
     for name, probe in probes.items():
         monkeypatch.setattr(recipes, name, probe)
@@ -130,17 +132,17 @@ def forbidden_without_gradient(right):
 
 def test_ids_are_remembered_and_right(lm, monkeypatch):  # noqa: F811
     expected = {t: lm.tokenizer(t, add_special_tokens=False).input_ids for t in ("a", "bc", "a é")}
-    monkeypatch.setattr("latentwire.lm.words.REMEMBERED", 2)
+    monkeypatch.setattr("latentwire.lm.tokenizer.REMEMBERED", 2)
     for _ in range(3):
         for text, ids in expected.items():
-            assert lm.ids(text).tolist() == ids
+            assert lm.tokenize(text).tolist() == ids
     assert len(lm._known) <= 2
 
 
 def test_threads_do_not_step_over_the_most_texts_that_are_remembered(lm, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("latentwire.lm.words.REMEMBERED", 2)
+    monkeypatch.setattr("latentwire.lm.tokenizer.REMEMBERED", 2)
     lm._known.clear()
-    lm.ids("first")
+    lm.tokenize("first")
     threads = [Thread(target=lm.ids, args=(text,)) for text in ("a", "b", "c")]
     with TOKENIZING:
         for thread in threads:
@@ -148,5 +150,5 @@ def test_threads_do_not_step_over_the_most_texts_that_are_remembered(lm, monkeyp
         time.sleep(0.2)  # until all of them wait for the tokenizer
     for thread in threads:
         thread.join()
-    lm.ids("last")
+    lm.tokenize("last")
     assert len(lm._known) <= 2

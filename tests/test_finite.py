@@ -78,7 +78,7 @@ def spoiled(folder: Path, file: str, name: str, value: float) -> str:
 )
 @pytest.mark.parametrize("before", [False, True], ids=["alone", "behind"])
 def test_a_segment_is_ids_or_embeddings_of_the_lm(lm, segment, problem, before):
-    row = [lm.ids("a"), segment] if before else [segment]
+    row = [lm.tokenize("a"), segment] if before else [segment]
     with pytest.raises(ValueError, match=problem):
         Prompt.of(lm, [row])
 
@@ -96,31 +96,31 @@ def test_a_segment_is_ids_or_embeddings_of_the_lm(lm, segment, problem, before):
 def test_a_patch_fits_its_prompt(lm, places, vectors, problem):
     with pytest.raises(ValueError, match=problem):
         patch = Patch(1, torch.tensor(places), vectors)
-        Prompt.from_ids(lm, [lm.ids("abcd")], patches=[patch])
+        Prompt.from_ids(lm, [lm.tokenize("abcd")], patches=[patch])
 
 
 def test_a_prefix_is_of_the_lm_that_goes_on_from_it(lm):
-    prefix = lm.prefill(Prompt.from_ids(lm, [lm.ids("abcd")]))
+    prefix = lm.prefill(Prompt.from_ids(lm, [lm.tokenize("abcd")]))
     other = tiny_lm("gpt2")
     wrong = [replace(prefix, keys=prefix.keys[:2]), replace(prefix, values=prefix.values[:2])]
     wrong += [replace(prefix, keys=tuple(k[..., :4] for k in prefix.keys))]
-    wrong += [other.prefill(Prompt.from_ids(other, [other.ids("abcd")]))]
+    wrong += [other.prefill(Prompt.from_ids(other, [other.tokenize("abcd")]))]
     for one in wrong:
         with pytest.raises(ValueError, match=r"tiny-llama expects 3 of \[1, 2, 4, 8\]"):
-            Prompt.from_ids(lm, [lm.ids("e")], one)
+            Prompt.from_ids(lm, [lm.tokenize("e")], one)
 
 
 @torch.no_grad()
 def test_a_generation_that_computes_nan_is_no_empty_answer(lm):
-    prefix = lm.prefill(Prompt.from_ids(lm, [lm.ids("abcd")]))
+    prefix = lm.prefill(Prompt.from_ids(lm, [lm.tokenize("abcd")]))
     broken = replace(prefix, values=(prefix.values[0] * nan, *prefix.values[1:]))
     with pytest.raises(FloatingPointError, match=r"tiny-llama .* has NaN"):
-        lm.decode(Prompt.from_ids(lm, [lm.ids("e")], broken), Greedy(), 3)
+        lm.generate(Prompt.from_ids(lm, [lm.tokenize("e")], broken), Greedy(), 3)
 
 
 def test_what_is_trained_is_left_to_the_training_step(lm):
     embeds = torch.full((3, lm.width), nan, requires_grad=True)
-    assert lm.final(Prompt.of(lm, [[embeds]])).isnan().all()
+    assert lm.last_hidden(Prompt.of(lm, [[embeds]])).isnan().all()
 
 
 @pytest.mark.parametrize("value", [nan, inf])

@@ -36,7 +36,6 @@ from latentwire.tasks.arc import load_arc
 from latentwire.tasks.base import DataError, read_jsonl
 from latentwire.tasks.qa import read_questions
 from latentwire.train.checkpoints import CheckpointError, Checkpoints
-from latentwire.wire.keep import finder
 from latentwire.wire.learned.encoders.base import EncoderConfig
 from latentwire.wire.learned.shared_message import SharedMessage
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
@@ -44,6 +43,7 @@ from latentwire.wire.load import load_wire
 from latentwire.wire.message import Message, MessageError
 from latentwire.wire.text_message import TextMessage
 from latentwire.wire.text_wire import TextWire
+from latentwire.wire.verbatim import finder
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
 NAME = "tiny-llama"

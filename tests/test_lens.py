@@ -200,7 +200,7 @@ def test_explain_text_goes_token_by_token(lens):
     assert [r.index for r in rows] == list(range(1, 8))
     assert all(len(r.explanations) == 2 and r.kl >= 0 for r in rows)
     (third,) = explain_text(lens, "The sea.", [3])
-    vector = lens.lm.model(lens.lm.ids("The sea.")[None], output_hidden_states=True)
+    vector = lens.lm.model(lens.lm.tokenize("The sea.")[None], output_hidden_states=True)
     expected = lens.explain(vector.hidden_states[2][0, 3:4])[0][0]
     assert third.explanations[0].text == expected.text
 

@@ -40,14 +40,14 @@ def vectors(lm, rows: int = 2) -> torch.Tensor:
 
 
 class Recording:
-    """A pick that never stops and keeps the logits it was shown."""
+    """A sampler that never stops and keeps the logits it was shown."""
 
-    def __init__(self, pick):
-        self.pick, self.seen, self.temperature = pick, [], pick.temperature
+    def __init__(self, sampler):
+        self.sampler, self.seen, self.temperature = sampler, [], sampler.temperature
 
     def __call__(self, logits, step):
         self.seen.append(logits.detach())
-        return self.pick(logits, step)
+        return self.sampler(logits, step)
 
 
 @pytest.mark.parametrize("length", [5, 10, 20, 50])
@@ -58,10 +58,10 @@ def test_decoding_modes_agree_on_tokens_logits_and_gradients(lm, layers, length)
     weighing = torch.randn(lm.width, generator=torch.Generator().manual_seed(3))
     results = {}
     for mode in ("kv", "none", "checkpoint"):
-        pick = Recording(StraightThroughGumbel(seeded_noise([3, 4]), tau=2.0, temperature=1.3))
-        out = lm.decode(d.prompt(v), pick, length, stop_ids=(), caching=mode)
+        sampler = Recording(StraightThroughGumbel(seeded_noise([3, 4]), tau=2.0, temperature=1.3))
+        out = lm.generate(d.prompt(v), sampler, length, stop_ids=(), caching=mode)
         loss = (out.embeds @ weighing).sum() + out.log_probs.sum()
-        results[mode] = out.ids, pick.seen, torch.autograd.grad(loss, list(leaves.values()))
+        results[mode] = out.ids, sampler.seen, torch.autograd.grad(loss, list(leaves.values()))
     ids, logits, gradients = results["none"]
     assert ids.shape == (2, length)
     for mode, allowed in (("kv", 2e-5), ("checkpoint", 1e-3)):
@@ -117,7 +117,7 @@ def test_the_prompt_is_the_template_with_the_vector_in_its_slot(lm, layers):
         expected = lm.model(inputs_embeds=embeds[None], use_cache=False).logits[0, -1]
     for hook in hooks:
         hook.remove()
-    ours = lm.head(lm.final(d.prompt(v))[0, -1])
+    ours = lm.head(lm.last_hidden(d.prompt(v))[0, -1])
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 
 
@@ -164,14 +164,14 @@ def test_a_swap_equals_a_patched_full_pass(lm):
     ours = swapping(lm, 1, *zip(*places, strict=True), k=2)(v)
     for row, (text, position) in enumerate(p for p in places for _ in range(2)):
         patch = Patch(1, torch.tensor([[position]]), v[row][None, None])
-        full = lm.final(Prompt.from_ids(lm, [text.ids[: position + 1]], patches=[patch]))
+        full = lm.last_hidden(Prompt.from_ids(lm, [text.ids[: position + 1]], patches=[patch]))
         torch.testing.assert_close(ours[row], lm.head(full[0, -1]), atol=1e-4, rtol=0)
 
 
 def test_the_encoder_reads_the_state_of_its_last_position(lm):
     for after in (0, 2):
         encoder = Encoder(lm, 1, EncoderConfig(before=3, after=after))
-        rows = [lm.ids("a river"), lm.ids("in the far north")]
+        rows = [lm.tokenize("a river"), lm.tokenize("in the far north")]
         made = encoder(rows)
         for vector, ids in zip(made, rows, strict=True):
             soft = [] if encoder.after is None else [encoder.after]
@@ -183,7 +183,7 @@ def test_the_encoder_reads_the_state_of_its_last_position(lm):
 def test_an_encoder_may_be_told_the_token_and_its_position(lm):
     plain = Encoder(lm, 1, EncoderConfig(before=3))
     told = Encoder(lm, 1, EncoderConfig(before=3, position=True, token=True))
-    rows, tokens = [lm.ids("a river"), lm.ids("in the far north")], [(7, 12), (3, 40)]
+    rows, tokens = [lm.tokenize("a river"), lm.tokenize("in the far north")], [(7, 12), (3, 40)]
     with_token = [
         torch.cat([torch.tensor([i]), ids]) for (_, i), ids in zip(tokens, rows, strict=True)
     ]
@@ -205,7 +205,7 @@ def test_an_encoder_may_be_told_the_token_and_its_position(lm):
 
 def test_the_encoder_takes_soft_text_and_leaves_it_as_it_was(lm):
     encoder = Encoder(lm, 1, EncoderConfig(before=3))
-    ids = lm.ids("a river")
+    ids = lm.tokenize("a river")
     soft = lm.embed(ids).detach().clone().requires_grad_()
     before = soft.detach().clone()
     made = encoder([soft, soft[:0]])

@@ -154,7 +154,9 @@ def test_what_grpo_rewards_by_kl(text, tmp_path):
         ids = document.ids[: position + 1]
         patch = Patch(1, torch.tensor([[position]]), vectors[row][None, None])
         logits = [
-            lm.head(lm.final(Prompt.from_ids(lm, [ids], patches=patches))[0, -1]).log_softmax(-1)
+            lm.head(lm.last_hidden(Prompt.from_ids(lm, [ids], patches=patches))[0, -1]).log_softmax(
+                -1
+            )
             for patches in ([], [patch])
         ]
         kls[row] = (logits[0].exp() * (logits[0] - logits[1])).sum()
@@ -202,7 +204,7 @@ def test_other_processes_wait_for_a_dump_in_no_collective(text, tmp_path, monkey
 def test_pairs_of_somebody_are_what_the_decoder_learns_to_say(text, tmp_path):
     pairs, lm = tmp_path / "pairs.jsonl", tiny_lm("llama")
     rows = [
-        {"text": d, "token": len(lm.ids(d)) - 9, "explanation": PLACES[i % 5]}
+        {"text": d, "token": len(lm.tokenize(d)) - 9, "explanation": PLACES[i % 5]}
         for i, d in enumerate(DOCUMENTS)  # "by the sea of old.": the token ends the place's name
     ]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -216,7 +218,7 @@ def test_pairs_of_somebody_are_what_the_decoder_learns_to_say(text, tmp_path):
     trained = Lens.from_pretrained(str(train_lens(made) / "lens"))
     says = {}
     for document, place in zip(DOCUMENTS[:5], PLACES, strict=True):
-        rows = explain_text(trained, document, [len(lm.ids(document)) - 9])
+        rows = explain_text(trained, document, [len(lm.tokenize(document)) - 9])
         says[place] = rows[0].explanations[0].text
     assert says == {place: place for place in PLACES}
     pairs.write_text('{"text": "The sea.", "token": 8, "explanation": "a"}')
@@ -430,7 +432,7 @@ def test_controls_are_what_their_names_say(text, trained):
     batch = at(lens.lm, 1, [(texts[0], [9, 10]), (texts[1], [12])])
     said = ["two words", "b", "word"]
     rows = reconstructions(lens, batch, said, ["x", "y z", ""], LensEvaluation())
-    ids = lens.lm.ids
+    ids = lens.lm.tokenize
 
     def same(name, texts):
         expected = lens.encoder([ids(t) for t in texts])

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from latentwire.lm import FrozenLM, Prompt
 from latentwire.wire.codec import BITS, pack, packed_size, unpack
-from latentwire.wire.latents import Latents
+from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.message import Message, MessageError
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
@@ -43,7 +43,7 @@ GOLDEN = {
 """What SMALL travels as."""
 
 
-def latents(layers=1, heads=1, slots=3, width=2, span=7) -> Latents:
+def latents(layers=1, heads=1, slots=3, width=2, span=7) -> CompressedKV:
     """Heads with `slots` and with fewer, in turn, anywhere in the span."""
     generator = torch.Generator().manual_seed(0)
     lengths = slots - torch.arange(layers * heads).view(layers, heads) % min(slots, 3)
@@ -52,14 +52,14 @@ def latents(layers=1, heads=1, slots=3, width=2, span=7) -> Latents:
         torch.randint(span, (n,), generator=generator).sort().values
         for n in lengths.flatten().tolist()
     ]
-    return Latents(keys * 5 + 3, values, torch.cat(places), lengths, span)
+    return CompressedKV(keys * 5 + 3, values, torch.cat(places), lengths, span)
 
 
 SMALL = Message(
     bytes(range(8)),
     "tiny-é",
     "00112233aabbccdd",
-    Latents(
+    CompressedKV(
         torch.tensor([[0.0, -1.0], [1.5, 1.0], [3.0, 0.25], [-8.0, 1.0]]),
         torch.tensor([[2.0, 0.0], [2.0, 70000.0], [2.0, 1e-9], [0.5, 0.0]]),
         torch.tensor([0, 2, 5, 6]),
@@ -278,9 +278,9 @@ def test_a_wires_messages_are_as_long_as_it_says_and_are_read(family):
         assert wire.cost(text, bits) == (len(sent), len(data)) == (wire.latents(text), len(data))
         assert (message.fingerprint, message.reader) == (lm.fingerprint, lm.name)
         prefix = wire.receive([Message.from_bytes(data)])
-        got = torch.cat([slots.keys for slots in prefix.head_slots])
+        got = torch.cat([slots.keys for slots in prefix.ragged])
         torch.testing.assert_close(got, sent.keys, atol=8 * 2.0**-bits + 1e-3, rtol=0)
-        places = torch.cat([slots.positions for slots in prefix.head_slots])
+        places = torch.cat([slots.positions for slots in prefix.ragged])
         assert torch.equal(places, sent.positions + len(wire.head))
     with pytest.raises(MessageError, match="no codec has 5 bits"):
         wire.send([text], 5)
@@ -298,10 +298,10 @@ def test_a_message_for_another_is_refused():
         wire.receive([replace(message, latents=latents())])
     with pytest.raises(MessageError, match="takes up 4294967295 positions with 3 latents"):
         wire.receive([replace(message, latents=replace(message.latents, span=2**32 - 1))])
-    most = 4 * (lm.window - len(wire.head))
+    most = 4 * (lm.context_length - len(wire.head))
     lengths, n = message.latents.lengths.clone(), int(message.latents.lengths.sum())
     lengths[0, 0] += most
-    forged = Latents(
+    forged = CompressedKV(
         torch.zeros(n + most, 8), torch.zeros(n + most, 8),
         torch.zeros(n + most, dtype=torch.long), lengths, 1,
     )  # fmt: skip
@@ -315,7 +315,7 @@ def test_a_message_for_another_is_refused():
     with pytest.raises(MessageError, match="at least one latent"):
         none = message.latents.keys[:0]
         where = torch.zeros(0, dtype=torch.long)
-        replace(message, latents=Latents(none, none, where, message.latents.lengths * 0, 1))
+        replace(message, latents=CompressedKV(none, none, where, message.latents.lengths * 0, 1))
     with pytest.raises(MessageError, match="name has 300 bytes; expected at most 255"):
         replace(message, reader="x" * 300).to_bytes()
     with pytest.warns(UserWarning, match="made with another copy of tiny-llama"):
@@ -338,7 +338,7 @@ def test_a_hundred_thousand_characters():
     assert len(message.latents) == 25_000 >= message.latents.span / 4
     prefix = wire.receive([message])
     with torch.no_grad():
-        assert lm.final(Prompt.from_ids(lm, [lm.ids("?")], prefix)).isfinite().all()
+        assert lm.last_hidden(Prompt.from_ids(lm, [lm.tokenize("?")], prefix)).isfinite().all()
 
 
 def test_texts_that_the_tokenizer_cannot_hold():

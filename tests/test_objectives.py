@@ -19,7 +19,7 @@ from latentwire.train.schedules import Schedule
 from latentwire.train.step import update
 from latentwire.wire.learned import objectives as steps
 from latentwire.wire.learned import training as recipes
-from latentwire.wire.learned.data import Stock
+from latentwire.wire.learned.data import TrainingData
 from latentwire.wire.learned.objectives import OFF, Gist, Objectives, Step, split
 from latentwire.wire.learned.reader import Values
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
@@ -47,8 +47,10 @@ def test_a_step_with_every_objective(lms):  # noqa: F811
     given = recipe(wire.config, objectives=only(**weights, text=0.3, dropout=0.2, sampled=0.5))
     gist = Gist(wire)
     trained = [p for p in (*wire.parameters(), *gist.parameters()) if p.requires_grad]
-    stock = Stock([replace(p, context=f"{p.context[-2:]} {p.context}") for p in passages()], [])
-    total, figures = wire_loss(wire, wire.readers, stock, given, 0, gist)
+    training_data = TrainingData(
+        [replace(p, context=f"{p.context[-2:]} {p.context}") for p in passages()], []
+    )
+    total, figures = wire_loss(wire, wire.readers, training_data, given, 0, gist)
     expected, found = 0.0, set()
     for name, part in figures.items():
         objective = name.split(".")[-1]
@@ -63,7 +65,7 @@ def test_a_step_with_every_objective(lms):  # noqa: F811
         found.add(name)
     assert found == set(SHARED) | {f"{r}.{n}" for r in BOTH for n in weights if n not in SHARED}
     torch.testing.assert_close(total, expected)
-    again = wire_loss(wire, wire.readers, stock, given, 0, gist)[0]
+    again = wire_loss(wire, wire.readers, training_data, given, 0, gist)[0]
     assert torch.equal(again, total)  # all noise is the step's
     assert all(p.grad is None for lm in lms.values() for p in lm.model.parameters())
 
@@ -85,12 +87,12 @@ def test_what_weighs_nothing_is_not_computed(lms, monkeypatch):  # noqa: F811
     ):
         monkeypatch.setattr(steps, name, never)
     given = recipe(wire.config, objectives=only(ce=1.0))
-    figures = wire_loss(wire, wire.readers, Stock(passages(), []), given, 0)[1]
+    figures = wire_loss(wire, wire.readers, TrainingData(passages(), []), given, 0)[1]
     assert set(figures) == {"waited", "tokens", "count", *(f"{name}.ce" for name in BOTH)}
     monkeypatch.undo()
     monkeypatch.setattr(type(wire.readers[0]), "prefix", never)
     given = recipe(wire.config, objectives=only(diversity=1.0))
-    figures = wire_loss(wire, wire.readers, Stock(passages(), []), given, 0)[1]
+    figures = wire_loss(wire, wire.readers, TrainingData(passages(), []), given, 0)[1]
     assert set(figures) == {"waited", "tokens", "count", "diversity"}
 
 
@@ -100,7 +102,7 @@ def test_a_step_in_uneven_parts_is_the_joint_one(lms, parts):  # noqa: F811
     gist = Gist(wire)
     texts = ["It was A or so.", "It was only B after all.", "Later it was C.", "A D stood here."]
     answers = [("A", "A or so"), (), ("C",), ("D", "a D that stood here", "here")]  # none of B
-    stock = Stock(
+    training_data = TrainingData(
         [
             Passage(text, tuple(Question(f"{text}{a}", text, "Who?", (a,)) for a in some))
             for text, some in zip(texts, answers, strict=True)
@@ -117,7 +119,7 @@ def test_a_step_in_uneven_parts_is_the_joint_one(lms, parts):  # noqa: F811
     def step_in(count: int):
         still = torch.optim.SGD([{"params": list(trained.values()), "rate": 0.0}], lr=0.0)
         config, session = LoopConfig(1, 1.0, clip=1e9), Session(gradient_accumulation=count)
-        loss = lambda step: wire_loss(wire, wire.readers, stock, given, step, gist)  # noqa: E731
+        loss = lambda step: wire_loss(wire, wire.readers, training_data, given, step, gist)  # noqa: E731
         figures = update(0, trained, loss, still, config, session, checking=False)
         return figures, {n: p.grad.clone() for n, p in trained.items()}
 
@@ -147,7 +149,7 @@ def test_the_teacher_reads_without_the_adapter_that_the_student_has():
     parts = steps.reader_parts(reader, step, sent, None)
 
     targets, mask = answer_targets(plain, batch)
-    rows = [torch.cat([plain.frame.head, plain.ids(p.context)]) for p in batch]
+    rows = [torch.cat([plain.frame.prefix, plain.tokenize(p.context)]) for p in batch]
     text = passages_prompt(plain, reader.format, batch, plain.prefill(Prompt.from_ids(plain, rows)))
     latents = passages_prompt(view, reader.format, batch, reader.prefix(sent.contents))
     # Log-probabilities of all tokens, from models of which one never had an adapter.
@@ -156,7 +158,7 @@ def test_the_teacher_reads_without_the_adapter_that_the_student_has():
     kl = (teacher.exp() * (teacher - student)).sum(-1).mean()
     torch.testing.assert_close(parts["kl"], kl)
     told, own = (
-        lm.predicting(prompt, targets, mask)[mask]
+        lm.shifted_hidden(prompt, targets, mask)[mask]
         for lm, prompt in ((plain, text), (view, latents))
     )
     error = (told - own).square().mean() / (told - told.mean(0)).square().mean()
@@ -202,7 +204,7 @@ def test_texts_go_on_after_latents(lms):  # noqa: F811
     for passage, before, after in zip(step.batch, cut.texts, cut.rests, strict=True):
         assert before + after == passage.context and after
         content = Values(wire.encode([before])[0], wire.encoder.span(before))
-        ids = lm.ids(after)[:9]
+        ids = lm.tokenize(after)[:9]
         prompt = Prompt.from_ids(lm, [ids[:1]], reader.prefix([content]))
         expected += [-lm.score(prompt, ids[None, 1:])[0]]
     torch.testing.assert_close(loss, torch.cat(expected).mean())
@@ -210,7 +212,7 @@ def test_texts_go_on_after_latents(lms):  # noqa: F811
     half = step_of(only(ce=1.0, text=0.5), batch=passages()[:1])
     sent = steps.send(wire, half)
     assert (sent.texts, sent.rests) == (["It"], [" was A."])
-    prefix = lm.prefill(Prompt.from_ids(lm, [lm.ids(" was A.")], reader.prefix(sent.contents)))
+    prefix = lm.prefill(Prompt.from_ids(lm, [lm.tokenize(" was A.")], reader.prefix(sent.contents)))
     targets, mask = answer_targets(lm, half.batch)
     prompt = passages_prompt(lm, reader.format, half.batch, prefix)
     found = steps.reader_parts(reader, half, sent, None)["ce"]
@@ -232,7 +234,7 @@ def test_embeddings_are_aligned_with_the_means_of_their_share(lms):  # noqa: F81
     reader, step = wire.readers[0], step_of(only(embeds=1.0))
     start = reader.adapter.ways[0].start  # alone: the residual begins as zero
     torch.nn.init.zeros_(start.weight)
-    embeds = [reader.lm.embed(reader.lm.ids(p.context)) for p in step.batch]
+    embeds = [reader.lm.embed(reader.lm.tokenize(p.context)) for p in step.batch]
     means = torch.stack([part.mean(0) for rows in embeds for part in rows.split(4)])
     made = start.bias.expand_as(means)
     found = steps.reader_parts(reader, step, steps.send(wire, step), None)["embeds"]
@@ -288,7 +290,7 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
 
 def test_a_step_that_nothing_applies_to_moves_nothing(lms):  # noqa: F811
     wire = make_wire(lms)
-    silent = Stock([replace(p, questions=()) for p in passages()], [])
+    silent = TrainingData([replace(p, questions=()) for p in passages()], [])
     given = recipe(wire.config, objectives=only(ce=1.0))
     total, _ = wire_loss(wire, wire.readers, silent, given, 0)
     total.backward()

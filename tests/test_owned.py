@@ -27,7 +27,7 @@ SWEEP = """
 import jobs, pathlib, sys
 from latentwire.runs.workers import apart
 
-list(apart(jobs.hold, {"member": (pathlib.Path(sys.argv[1]),)}, None))
+list(run_isolated(jobs.hold, {"member": (pathlib.Path(sys.argv[1]),)}, None))
 """
 
 

@@ -8,7 +8,7 @@ import torch
 from test_shared import TEXTS, lms, make_wire, passages, recipe  # noqa: F401
 
 from latentwire.wire.learned import objectives as steps
-from latentwire.wire.learned.data import Stock
+from latentwire.wire.learned.data import TrainingData
 from latentwire.wire.learned.encoders import ENCODERS, WritingEncoder
 from latentwire.wire.learned.objectives import FULL, Gist, Objectives
 from latentwire.wire.learned.private import Layout
@@ -135,9 +135,9 @@ def test_a_readers_loss_reaches_its_own_writer_alone(lms):  # noqa: F811
 def test_what_all_readers_share_is_trained_by_shared_latents_alone(lms):  # noqa: F811
     wire = make_wire(lms, ways=("embeddings", "deep_prefix"), private=2)
     of = Objectives(gist=FULL, contrast=FULL, diversity=FULL, embeds=FULL)
-    given, stock = recipe(wire.config, objectives=of), Stock(passages(), [])
+    given, training_data = recipe(wire.config, objectives=of), TrainingData(passages(), [])
     gist = Gist(wire)
-    total, _ = wire_loss(wire, wire.readers, stock, given, 0, gist)
+    total, _ = wire_loss(wire, wire.readers, training_data, given, 0, gist)
     assert total.isfinite()
     now = {name: schedule.at(0, 1, ()) for name, schedule in of.schedules.items()}
     some = passages()[:4]

@@ -9,7 +9,7 @@ from latentwire.evals.harness import evaluate, summarise
 from latentwire.lm import FrozenLM, Prompt
 from latentwire.lm.doctor import CHECKS
 from latentwire.tasks.needles import with_needles
-from latentwire.tasks.qa import answers, ask, by_context, load_questions, with_format
+from latentwire.tasks.qa import answers, ask, by_context, load_questions, with_soft_prompt
 from latentwire.wire.evaluation import ALMANAC, conditions
 from latentwire.wire.text_message import TextMessage
 from latentwire.wire.text_wire import TextWire
@@ -37,14 +37,14 @@ def test_chat_prompts_are_the_tokenizers_own(wire):
 
 def test_the_shipped_wire_reads_paragraphs_it_has_never_seen(wire):
     passages = by_context(load_questions(ALMANAC, 20))
-    names = ("text", "wire", "closed_book", "foreign_latents")
+    names = ("text", "wire", "closed_book", "mismatched_latents")
     rows = {k: v for k, v in conditions(wire, passages).items() if k in names}
     rows["wire at 16x"] = conditions(wire.at(16), passages)["wire"]
     answers = [a for batch in evaluate(wire.lm, wire.format, passages, rows) for a in batch]
     scores = {k: summarise([a for a in answers if a.condition == k]) for k in rows}
     assert scores["wire"]["f1"] > scores["closed_book"]["f1_high"]
     assert scores["wire"]["nll"] < scores["wire at 16x"]["nll"] < scores["closed_book"]["nll"] - 0.3
-    assert scores["wire"]["f1"] > scores["foreign_latents"]["f1_high"]
+    assert scores["wire"]["f1"] > scores["mismatched_latents"]["f1_high"]
     assert scores["text"]["f1"] > 0.3
 
 
@@ -69,7 +69,7 @@ def test_numbers_are_copied_from_latents_and_where_there_are_few_from_what_is_ke
         "16x, numbers": wire.at(16).keeping("numbers"),
     }.items():
         messages = one.send([p.context for p in made])
-        prefix = with_format(one.lm, one.format, one.receive(messages))
+        prefix = with_soft_prompt(one.lm, one.format, one.receive(messages))
         said = answers(one.lm, [p.questions[0].question for p in made], prefix)
         right = [a == p.questions[0].answers[0] for a, p in zip(said, made, strict=True)]
         copied[name] = sum(right)

@@ -12,8 +12,8 @@ def test_both_readers_of_the_shipped_shared_wire_read_the_same_bytes():
     sent = sum(len(m.to_bytes()) for m in shared.send([p.context for p in passages]))
     assert sent < 0.25 * sum(len(p.context.encode()) for p in passages)
     for reader in shared.readers:
-        names = ("wire", "foreign_latents")
+        names = ("wire", "mismatched_latents")
         rows = {k: v for k, v in conditions(reader, passages).items() if k in names}
         answers = [a for part in evaluate(reader.lm, reader.format, passages, rows) for a in part]
         nll = {k: summarise([a for a in answers if a.condition == k])["nll"] for k in names}
-        assert nll["wire"] < nll["foreign_latents"] - 0.3, (reader.reader, nll)
+        assert nll["wire"] < nll["mismatched_latents"] - 0.3, (reader.reader, nll)

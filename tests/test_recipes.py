@@ -22,8 +22,8 @@ from latentwire.tasks.qa import Passage, Question, by_context, load_questions
 from latentwire.train.loop import LoopConfig
 from latentwire.wire import evaluation
 from latentwire.wire import training as recipes
+from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.evaluation import conditions, evaluate_wire
-from latentwire.wire.latents import Latents
 from latentwire.wire.training import WireRecipe, train_wire
 from latentwire.wire.training_checks import check_latents
 from latentwire.wire.wire import Wire, WireConfig, WireError
@@ -94,16 +94,16 @@ def test_attention_is_read_off_hugging_faces_own_maps(lm):
     _, states = recipes._read(wire, [passage])
     ours = recipes._attention(wire, passage, states.prefix)
 
-    head, text = lm.frame.head, lm.ids(passage.context)
-    again = lm.ids("\n\nRepeat the text above word for word.")
-    question = [lm.embed(lm.ids("\n\nWho?")), lm.embed(lm.frame.tail)]
-    answer = lm.embed(torch.cat([lm.ids(" Ada"), torch.tensor([lm.stop_ids[0]])]))
+    head, text = lm.frame.prefix, lm.tokenize(passage.context)
+    again = lm.tokenize("\n\nRepeat the text above word for word.")
+    question = [lm.embed(lm.tokenize("\n\nWho?")), lm.embed(lm.frame.suffix)]
+    answer = lm.embed(torch.cat([lm.tokenize(" Ada"), torch.tensor([lm.stop_ids[0]])]))
     before = lm.embed(torch.cat([head, text]))
-    repeated = torch.cat([before, lm.embed(again), lm.embed(lm.frame.tail), lm.embed(text)])
+    repeated = torch.cat([before, lm.embed(again), lm.embed(lm.frame.suffix), lm.embed(text)])
     asked = torch.cat([before, wire.format, *question, answer])
     expected = 0
     for sequence, skipped in ((repeated, 0), (asked, 3)):
-        # Queries are what follows the text and the format tokens; keys are the text's tokens.
+        # Queries are what follows the text and the soft prompt; keys are the text's tokens.
         first = len(before) + skipped
         lm.model.set_attn_implementation("eager")
         maps = lm.model(inputs_embeds=sequence[None], output_attentions=True).attentions
@@ -133,9 +133,9 @@ def test_evaluation_scores_what_hugging_face_would(lm, data):
     rows = conditions(wire, passages)
     answers = [a for b in evaluate(lm, wire.format, passages, rows) for a in b]
     for question in (q for p in passages for q in p.questions):
-        answer = [*lm.ids(f" {question.answers[0]}").tolist(), lm.stop_ids[0]]
-        tail = torch.cat([lm.ids(f"\n\n{question.question}"), lm.frame.tail])
-        context = torch.cat([lm.frame.head, lm.ids(question.context)])
+        answer = [*lm.tokenize(f" {question.answers[0]}").tolist(), lm.stop_ids[0]]
+        tail = torch.cat([lm.tokenize(f"\n\n{question.question}"), lm.frame.suffix])
+        context = torch.cat([lm.frame.prefix, lm.tokenize(question.context)])
         embeds = [lm.embed(context), wire.format, lm.embed(tail), lm.embed(torch.tensor(answer))]
         logits = lm.model(inputs_embeds=torch.cat(embeds)[None]).logits[0]
         predicting = logits[-len(answer) - 1 : -1].log_softmax(-1)
@@ -150,8 +150,8 @@ def test_evaluation_scores_what_hugging_face_would(lm, data):
         # A message longer than its text leaves all of the text.
         assert of["truncated_bytes"].nll == of["text"].nll
         assert of["truncated_bytes"].answer == of["text"].answer
-        # The first passage's foreign latents are the second passage's.
-        assert of["foreign_latents"].nll != of["wire"].nll
+        # The first passage's mismatched latents are the second passage's.
+        assert of["mismatched_latents"].nll != of["wire"].nll
     text = summarise([a for a in answers if a.condition == "text"])
     total = sum(a.nll for a in answers if a.condition == "text")
     tokens = sum(a.tokens for a in answers if a.condition == "text")
@@ -159,7 +159,7 @@ def test_evaluation_scores_what_hugging_face_would(lm, data):
 
 
 def test_truncation_to_bytes_cuts_no_character_in_two(lm):
-    text, head = "aé灯b", len(lm.frame.head)
+    text, head = "aé灯b", len(lm.frame.prefix)
     for count, kept in [(0, ""), (1, "a"), (2, "a"), (3, "aé"), (5, "aé"), (6, "aé灯"), (9, text)]:
         prefix = truncated_bytes(lm, lambda _, n=count: n)([text])
         # The tiny tokenizer has a token for each byte.
@@ -177,12 +177,15 @@ def test_truncation_to_bytes_of_zstd():
 
 def test_pruning_keeps_the_tokens_that_hugging_face_finds_least_likely(lm):
     text = "Ada was born in 1800."
-    ids = torch.cat([lm.frame.head, lm.ids(text)])
+    ids = torch.cat([lm.frame.prefix, lm.tokenize(text)])
     predicting = lm.model(ids[None]).logits[0].log_softmax(-1)
-    own = {i: predicting[len(lm.frame.head) - 1 + i, t].item() for i, t in enumerate(lm.ids(text))}
+    own = {
+        i: predicting[len(lm.frame.prefix) - 1 + i, t].item()
+        for i, t in enumerate(lm.tokenize(text))
+    }
     for count in (1, 6, len(own), 99):
         kept = sorted(sorted(own, key=own.__getitem__)[:count])
-        expected = torch.cat([lm.frame.head, lm.ids(text)[kept]])
+        expected = torch.cat([lm.frame.prefix, lm.tokenize(text)[kept]])
         ours, theirs = pruned(lm, lambda _, n=count: n)([text]), lm.model(expected[None])
         assert len(ours) == len(expected)
         for layer, keys in enumerate(ours.keys):
@@ -193,12 +196,12 @@ def test_pruning_keeps_the_tokens_that_hugging_face_finds_least_likely(lm):
 def test_replayed_embeddings_are_told_from_the_text_where_they_differ(lm, data, monkeypatch):
     wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
     passages = by_context(load_questions(data, 4))
-    assert evaluation.replay_difference(wire, passages) == 0
+    assert evaluation.embeds_vs_ids_difference(wire, passages) == 0
 
     def log_probs(context: str, question: Question) -> torch.Tensor:
-        answer = torch.tensor([*lm.ids(f" {question.answers[0]}"), lm.stop_ids[0]])
-        before = lm.embed(torch.cat([lm.frame.head, lm.ids(context)]))
-        asked = torch.cat([lm.ids(f"\n\n{question.question}"), lm.frame.tail, answer])
+        answer = torch.tensor([*lm.tokenize(f" {question.answers[0]}"), lm.stop_ids[0]])
+        before = lm.embed(torch.cat([lm.frame.prefix, lm.tokenize(context)]))
+        asked = torch.cat([lm.tokenize(f"\n\n{question.question}"), lm.frame.suffix, answer])
         embeds = torch.cat([before, wire.format, lm.embed(asked)])
         logits = lm.model(inputs_embeds=embeds[None]).logits[0, -len(answer) - 1 : -1]
         return logits.log_softmax(-1).gather(1, answer[:, None])
@@ -209,7 +212,7 @@ def test_replayed_embeddings_are_told_from_the_text_where_they_differ(lm, data, 
         for q in p.questions
     ]
     monkeypatch.setattr(evaluation, "replayed", closed_book)
-    found = evaluation.replay_difference(wire, passages)
+    found = evaluation.embeds_vs_ids_difference(wire, passages)
     assert found == pytest.approx(max(differences), abs=1e-4)
 
 
@@ -312,7 +315,9 @@ def test_a_recipe_goes_on_from_a_wire_at_several_ratios_in_turn(lm, data, tmp_pa
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_format_tokens_move_in_units_of_the_readers_embeddings(family, data, tmp_path, monkeypatch):
+def test_a_soft_prompt_moves_in_units_of_the_readers_embeddings(
+    family, data, tmp_path, monkeypatch
+):
     lm = tiny_lm(family)
     monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda *_: lm))
     one = replace(recipe(data, tmp_path / "a"), format=LoopConfig(steps=1, lr=0.01, warmup=1))
@@ -321,7 +326,7 @@ def test_format_tokens_move_in_units_of_the_readers_embeddings(family, data, tmp
     again = Wire.from_pretrained(train_wire(more) / "wire")
     words = "\n\nAnswer the question with a short span copied from the text, nothing else."
     table, moved = lm.model.get_input_embeddings(), Wire.from_pretrained(begun).format
-    start = table(lm.ids(words))[:16]  # gemma3's table scales them
+    start = table(lm.tokenize(words))[:16]  # gemma3's table scales them
     # Adam's first step moves each number by the learning rate, whatever its gradient.
     expected = torch.full_like(moved, 0.01 * start.square().mean().sqrt())
     rounding = 0.01 * start.std()  # wires are saved in bfloat16
@@ -355,7 +360,7 @@ def test_a_wire_of_a_reader_in_bfloat16_is_trained_and_loaded_so(data, tmp_path)
     losses = [row["loss"] for row in log if row["stage"] == "slots"]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     result = evaluate_wire(wire, data, 8)
-    assert result["replay_difference"] == 0
+    assert result["embeds_vs_ids_difference"] == 0
 
 
 def test_questions_are_answered_some_at_a_time_as_they_are_together(lm, data, monkeypatch):
@@ -372,11 +377,11 @@ def test_a_check_measures_the_readers_own_keys_and_keeps_none_of_them(lm):
     wire = Wire(lm, WireConfig("tiny-llama", ratio=2, window=64, rank=4, format_tokens=3))
     texts = {name: f"{name} was born then." for name in NAMES}
     passages = [Passage(t, (Question("q", t, "Who?", (n,)),)) for n, t in texts.items()]
-    lengths = {len(lm.ids(p.context)) for p in passages}
+    lengths = {len(lm.tokenize(p.context)) for p in passages}
     forced, whole = recipes._forced(wire), []
 
-    def alive() -> list[Latents]:
-        return [o for o in gc.get_objects() if type(o) is Latents and len(o) in lengths]
+    def alive() -> list[CompressedKV]:
+        return [o for o in gc.get_objects() if type(o) is CompressedKV and len(o) in lengths]
 
     before = alive()  # of other tests
 
@@ -386,7 +391,7 @@ def test_a_check_measures_the_readers_own_keys_and_keeps_none_of_them(lm):
 
     found = check_latents(wire, passages, lambda batch: recipes._read(wire, batch), watched)
     assert not whole
-    rows = [torch.cat([lm.frame.head, lm.ids(t)])[None] for t in texts.values()]
+    rows = [torch.cat([lm.frame.prefix, lm.tokenize(t)])[None] for t in texts.values()]
     layers = [layer for ids in rows for layer in lm.model(ids, use_cache=True).past_key_values]
     for kind, place in (("keys", 0), ("values", 1)):
         own = torch.cat([layer[place][0, :, len(wire.head) :].flatten() for layer in layers])

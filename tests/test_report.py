@@ -24,7 +24,7 @@ F1 = {
     "truncated_bytes": 0.60,
     "closed_book": 0.12,
     "zero_latents": 0.10,
-    "foreign_latents": 0.11,
+    "mismatched_latents": 0.11,
 }
 
 
@@ -127,9 +127,9 @@ def test_a_verdict_rests_on_the_paired_difference(results, low, high, words):
 
 
 def test_a_control_is_judged_by_the_paired_difference():
-    near = copy.deepcopy(with_f1(foreign_latents=0.42))
+    near = copy.deepcopy(with_f1(mismatched_latents=0.42))
     assert reads_latents(near) is True  # 3 points, 1 to 5, though the intervals overlap
-    near["differences"]["foreign_latents"]["low"] = -0.01
+    near["differences"]["mismatched_latents"]["low"] = -0.01
     assert reads_latents(near) is False
 
 
@@ -139,7 +139,7 @@ def test_results_without_paired_differences_are_judged_by_their_bounds():
     # 45 - 25, from 42 - 28 to 48 - 22.
     assert "+20.0 points (+14.0 to +26.0)" in words[1] and "of an earlier version" in words[-1]
     assert reads_latents(old) is True
-    old["rows"] = {**old["rows"], "foreign_latents": row(0.42)}
+    old["rows"] = {**old["rows"], "mismatched_latents": row(0.42)}
     assert reads_latents(old) is False
 
 
@@ -183,7 +183,7 @@ def test_a_wire_that_does_not_read_its_latents():
     assert said.startswith("This wire is not shown to read its latents: ")
     assert all(control in said for control in ("closed book", "zero latents", "another example's"))
     # One control that reaches the interval is enough, and it alone is named.
-    said = verdict(with_f1(foreign_latents=0.44))[0]
+    said = verdict(with_f1(mismatched_latents=0.44))[0]
     assert said.startswith("This wire is not shown to read its latents: ")
     assert "another example's" in said and "closed book" not in said and "zero" not in said
 
@@ -224,7 +224,7 @@ def test_text_after_zstd_and_pruned_text():
     [(0.0, "(must equal full text): equal."), (0.25, "differ by up to 0.25 nats, so the reader")],
 )
 def test_replayed_embeddings(difference, said):
-    assert said in verdict({**RESULTS, "replay_difference": difference})[-1]
+    assert said in verdict({**RESULTS, "embeds_vs_ids_difference": difference})[-1]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_a_row_is_one_line_of_a_terminal(share):
         console.print(results_table(some))
     _, _, *rows, caption, more, _ = captured.get().splitlines()
     names = ["full text", "wire", "equal tokens", "pruned", "equal bytes", "equal zstd"]
-    names += ["closed book", "zero latents", "foreign latents"]
+    names += ["closed book", "zero latents", "mismatched latents"]
     assert len(rows) == len(names) and caption.startswith("Brackets") and "cut to" in more
     spread = {0.45: "45.0 (45.0 to 45.0)", 1.0: "100 (100 to 100)"}[share]
     for name, row in zip(names, rows, strict=True):

@@ -70,7 +70,7 @@ def test_bits_and_readers_are_named_where_they_differ():
         ("text", 151.2, 780.0),
         ("text_zstd", None, 460.0),
         ("wire", 75.6, 195.0),
-        ("foreign_latents", 75.6, 195.0),
+        ("mismatched_latents", 75.6, 195.0),
         # Half of the tokens are half of the bytes, and a quarter of the bytes of the tokens.
         ("truncated_tokens", 75.6, 390.0),
         ("truncated_bytes", 37.8, 195.0),
@@ -114,7 +114,7 @@ def crossed() -> dict:
     made = copy.deepcopy(SWEEP)
     parts = [("pca", "embeddings"), ("pca", "lora"), ("utf8", "embeddings"), ("utf8", "a + lora")]
     made["factors"] = {
-        name: {"encoder": e, "ways in": w}
+        name: {"encoder": e, "injectors": w}
         for name, (e, w) in zip(made["members"], parts, strict=True)
     }
     return made
@@ -123,7 +123,7 @@ def crossed() -> dict:
 def test_members_crossed_by_their_factors():
     made = crossed()
     assert matrix(made, scored(made)) == [
-        ["encoder / ways in", "embeddings", "lora", "a +\nlora"],
+        ["encoder / injectors", "embeddings", "lora", "a +\nlora"],
         ["pca", "50.0\n(47.0 to 53.0)\nNLL 1.50", "30.0\n(27.0 to 33.0)\nNLL 1.70", ""],
         ["utf8", "failed", "", "not run yet"],
     ]

@@ -83,7 +83,7 @@ def test_an_identity_sees_tokenizer_template_config_and_stop_ids():
     # What a call leaves behind in a tokenizer is no other tokenizer.
     used = tiny_lm("llama")
     used.tokenizer(["a", "bcd"], padding=True, truncation=True, max_length=2)
-    used.ids("a")
+    used.tokenize("a")
     assert differing(tiny_lm("llama"), used) == set()
 
 

@@ -9,7 +9,7 @@ from tiny import CONFIGS, tiny_lm
 
 from latentwire.bench.measure import measured
 from latentwire.bench.seek import bench_seek
-from latentwire.lm import Decoded, FrozenLM
+from latentwire.lm import FrozenLM, Generation
 from latentwire.seek.answers import Answers, prompt_ids
 from latentwire.seek.policy import Policy
 from latentwire.seek.region import (
@@ -149,13 +149,13 @@ def test_states_stand_for_the_tokens_of_the_answer_from_any_start(lm, start, tem
         begin = min(start, len(ids[row]) - 1)
         span = Span(begin, len(ids[row]), torch.ones(len(ids[row]) - begin, dtype=torch.bool))
         policy = Policy(lm, states[begin:], span, ids[row][begin:], 0.1)
-        chosen = policy.choose(answers.pick([7 + row], [begin]))
+        chosen = policy.choose(answers.sampler([7 + row], [begin]))
         assert torch.equal(chosen, ids[row][begin:])
 
 
 def test_continuation_of_a_shared_prefill_equals_hugging_face_on_the_whole(lm):
     prompts = [prompt_ids(lm, p) for p in PROBLEMS[:4]]
-    heads = [lm.ids("abc"), lm.ids("a"), lm.ids("much longer"), lm.ids("??")]
+    heads = [lm.tokenize("abc"), lm.tokenize("a"), lm.tokenize("much longer"), lm.tokenize("??")]
     order = [2, 0, 1, 2]
     states = Answers(lm, prompts).states(order, heads)
     for row, head, state in zip(order, heads, states, strict=True):
@@ -166,7 +166,7 @@ def test_continuation_of_a_shared_prefill_equals_hugging_face_on_the_whole(lm):
 
 def test_finish_keeps_to_each_budget_and_to_the_head(llama):
     prompts = [prompt_ids(llama, p) for p in PROBLEMS[:3]]
-    heads = [llama.ids("ab"), llama.ids("c"), llama.ids("def")]
+    heads = [llama.tokenize("ab"), llama.tokenize("c"), llama.tokenize("def")]
     ids = Answers(llama, prompts).finish([0, 1, 2], heads, [0, 3, 9], [0, 0, 0])
     assert torch.equal(ids[0], heads[0])
     for row, head, most in zip(ids[1:], heads[1:], (3, 9), strict=True):
@@ -278,10 +278,10 @@ def test_what_cannot_be_searched_is_said_and_the_rest_goes_on(llama):
 
 def test_an_empty_first_answer_is_a_failure(llama):
     class Silent(FrozenLM):
-        def decode(self, prompt, *args, **kwargs):
-            out = super().decode(prompt, *args, **kwargs)
+        def generate(self, prompt, *args, **kwargs):
+            out = super().generate(prompt, *args, **kwargs)
             stop = torch.full_like(out.ids[:, :1], self.stop_ids[0])
-            return Decoded(stop, out.mask[:, :1], out.log_probs[:, :1], out.embeds[:, :1], [""])
+            return Generation(stop, out.mask[:, :1], out.log_probs[:, :1], out.embeds[:, :1], [""])
 
     silent = Silent(llama.model, llama.tokenizer, "silent")
     found = Seek(silent, ByText(), CONFIG)(PROBLEMS[:1])[0]
@@ -312,8 +312,8 @@ def test_a_threshold_outside_of_the_reward_is_refused(llama):
 
 def test_rows_of_one_batch_keep_to_their_own_room(llama):
     """A long prompt with a long head beside a short one with a short head fits the window."""
-    prompts = [llama.ids("q" * 490), llama.ids("ww")]
-    heads = [llama.ids("a" * 16), llama.ids("bb")]
+    prompts = [llama.tokenize("q" * 490), llama.tokenize("ww")]
+    heads = [llama.tokenize("a" * 16), llama.tokenize("bb")]
     rows = Answers(llama, prompts).finish([0, 1], heads, [6, 20], [0, 0])
     assert len(rows[0]) <= 22 and len(rows[1]) <= 22
 
@@ -336,22 +336,22 @@ TEXT = "# 说明 😀\nThe café 漢字 flips.\n# Program\nok"
 
 
 def test_character_bounds_of_tokens_that_split_characters(llama):
-    ids = llama.ids(TEXT)  # one token a byte
+    ids = llama.tokenize(TEXT)  # one token a byte
     bounds = character_bounds(llama, ids)
     expected = [(i, i + 1) for i, char in enumerate(TEXT) for _ in char.encode()]
     assert bounds == expected
 
 
 def test_a_section_is_found_among_emoji_and_cjk(llama):
-    ids = llama.ids(TEXT)
+    ids = llama.tokenize(TEXT)
     span = Section(r"# 说明 😀\n(.*?)\n# Program")(llama, ids)
-    assert llama.text(ids[span.start : span.stop]) == "The café 漢字 flips."
+    assert llama.detokenize(ids[span.start : span.stop]) == "The café 漢字 flips."
     assert span.free.all() and span.note == ""
 
 
 def test_marker_tokens_of_a_section_are_fixed(llama):
-    span = Section(r"# 说明.*# Program")(llama, llama.ids(TEXT))
-    pieces = [TEXT[a:b] for a, b in character_bounds(llama, llama.ids(TEXT))]
+    span = Section(r"# 说明.*# Program")(llama, llama.tokenize(TEXT))
+    pieces = [TEXT[a:b] for a, b in character_bounds(llama, llama.tokenize(TEXT))]
     held = [
         p for p, free in zip(pieces[span.start : span.stop], span.free, strict=True) if not free
     ]
@@ -368,14 +368,14 @@ def test_fixed_tokens_never_change(llama):
 
 
 def test_a_section_that_is_not_there_falls_back_and_says_so(llama):
-    ids = llama.ids("no headings here, none at all")
+    ids = llama.tokenize("no headings here, none at all")
     span = Section(r"## Description\n(.*)")(llama, ids)
     assert (span.start, span.stop) == (0, int(0.2 * len(ids)))
     assert "no section" in span.note and "Fraction" in span.note
 
 
 def test_spans_that_an_answer_cannot_hold(llama):
-    ids = llama.ids("abcd")
+    ids = llama.tokenize("abcd")
     for region in (Fraction(0.2), Fraction(1.0, start=2), Explicit(2, 5), Section(r"(#)")):
         with pytest.raises(RegionError):
             region(llama, ids)
@@ -421,7 +421,7 @@ def test_confidence_is_bounded_by_certainty_and_indifference():
 
 def test_confidence_reads_the_probabilities_that_hugging_face_gives(llama):
     texts = ["abc", "", *("d" * n for n in range(1, 12))]  # more than one pass
-    attempts = [_attempt(t, llama.ids(t)) for t in texts]
+    attempts = [_attempt(t, llama.tokenize(t)) for t in texts]
     ratings = rate(Confidence(llama, 4), attempts)
     assert ratings.pop(1).failure == "an answer without tokens has no confidence"
     for attempt, rating in zip(attempts[:1] + attempts[2:], ratings, strict=True):
@@ -456,8 +456,8 @@ class Replies(FrozenLM):
 
     said = ("Yes", "No", "Yes", "maybe")
 
-    def decode(self, prompt, *args, **kwargs):
-        out = super().decode(prompt, *args, **kwargs)
+    def generate(self, prompt, *args, **kwargs):
+        out = super().generate(prompt, *args, **kwargs)
         return replace(out, texts=list(self.said) * (len(out.texts) // 4))
 
 

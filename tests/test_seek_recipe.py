@@ -146,9 +146,9 @@ def test_thoughts_search_before_the_answer(lm, recipe, tmp_path):
 
 def test_thoughts_move_along_the_noise_or_with_its_sign_tossed(lm, monkeypatch):
     monkeypatch.setattr("latentwire.seek.thoughts.confidence", lambda logits, k: torch.tensor(-0.4))
-    seen, final = [], lm.final
+    seen, final = [], lm.last_hidden
     monkeypatch.setattr(
-        lm, "final", lambda prompt: (seen.append(prompt.embeds[0]), final(prompt))[1]
+        lm, "last_hidden", lambda prompt: (seen.append(prompt.embeds[0]), final(prompt))[1]
     )
     config = ThoughtsConfig(count=2, steps=3, max_new_tokens=4, lr=0.5)
     signs = [1 - 2 * (seed_of(0, "p", step) % 2) for step in range(3)]

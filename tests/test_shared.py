@@ -25,7 +25,7 @@ from latentwire.wire.evaluation import conditions
 from latentwire.wire.joint import evaluate_readers
 from latentwire.wire.learned import objectives
 from latentwire.wire.learned.config import SharedRecipe
-from latentwire.wire.learned.data import Stock, batch_of, load_stock, ready
+from latentwire.wire.learned.data import TrainingData, batch_of, load_data, ready
 from latentwire.wire.learned.encoders import ENCODERS
 from latentwire.wire.learned.encoders.base import EncoderConfig
 from latentwire.wire.learned.objectives import OFF, Objectives
@@ -51,7 +51,7 @@ HEART = [
 ]
 HEART += [("pca", ways, 0) for ways in WAYS if ways[-1] != "deep_prefix"]
 HEART += [("lm_states", ("deep_prefix",), private) for private in (0, 2)]
-"""Every encoder and every way in, each beside one that is quick."""
+"""Every encoder and every injector, each beside one that is quick."""
 SIZES = EncoderConfig(4, 32, channels=8, width=64, layers=1, sentence_encoder=sentence_folder())
 
 
@@ -85,8 +85,8 @@ def make_wire(lms, encoder="lm_states", ways=("deep_prefix",), **changes) -> Sha
 
 def behind(lm: FrozenLM, prefix: KVPrefix) -> torch.Tensor:
     """Logits [b, n, v] of a question behind a prefix."""
-    rows = [lm.ids(" and who?")] * len(prefix.mask)
-    return lm.head(lm.final(Prompt.from_ids(lm, rows, prefix)))
+    rows = [lm.tokenize(" and who?")] * len(prefix.mask)
+    return lm.head(lm.last_hidden(Prompt.from_ids(lm, rows, prefix)))
 
 
 @pytest.mark.parametrize(("encoder", "ways"), STAR, ids=NAMES)
@@ -145,11 +145,11 @@ def test_a_wire_of_window_one_with_no_residual_is_the_text(lms):
     with torch.no_grad():
         values = wire.encoder([text])
         reader.adapter.ways[0].calibrate(reader.lm, [text], values, [float(len(values[0]))])
-        lm, rest = reader.lm, [reader.lm.ids(" and?")]
-        read = lm.final(
+        lm, rest = reader.lm, [reader.lm.tokenize(" and?")]
+        read = lm.last_hidden(
             Prompt.from_ids(lm, rest, reader.prefix([Values(values[0], len(values[0]))]))
         )
-        told = lm.final(Prompt.from_ids(lm, rest, full_text(lm)([text])))
+        told = lm.last_hidden(Prompt.from_ids(lm, rest, full_text(lm)([text])))
     torch.testing.assert_close(lm.head(read), lm.head(told), atol=2e-3, rtol=0)
 
 
@@ -157,7 +157,7 @@ def test_a_wire_of_window_one_with_no_residual_is_the_text(lms):
 def reading(lms) -> dict[str, FrozenLM]:
     """Models that were trained to answer from the text itself: random ones cannot be made to."""
     made = {name: tiny_lm(name.removeprefix("tiny-")) for name in BOTH}
-    asked = Stock(passages(), [])
+    asked = TrainingData(passages(), [])
     for name, lm in made.items():
         lm.tokenizer = lms[name].tokenizer
         optimizer = torch.optim.Adam(lm.model.requires_grad_(True).parameters(), lr=3e-3)
@@ -175,7 +175,9 @@ def reading(lms) -> dict[str, FrozenLM]:
 
 
 def full_text_with_gradient(lm: FrozenLM, texts: list[str]) -> KVPrefix:
-    return lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(t)]) for t in texts]))
+    return lm.prefill(
+        Prompt.from_ids(lm, [torch.cat([lm.frame.prefix, lm.tokenize(t)]) for t in texts])
+    )
 
 
 def passages() -> list[Passage]:
@@ -221,13 +223,13 @@ def recipe(wire: SharedConfig, **changes) -> SharedRecipe:
 def test_eight_examples_are_learnt_by_heart(reading, encoder, ways, private):
     wire = make_wire(reading, encoder, ways, private=private).train()
     given = recipe(wire.config, objectives=Objectives(kl=OFF, reconstruction=OFF))
-    stock, readers = Stock(passages(), []), wire.readers
-    wire.fit([p.context for p in stock.passages])
+    training_data, readers = TrainingData(passages(), []), wire.readers
+    wire.fit([p.context for p in training_data.passages])
     trained = [p for p in wire.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
     for step in range(120):
         optimizer.zero_grad()
-        loss, _ = wire_loss(wire, readers, stock, given, step)
+        loss, _ = wire_loss(wire, readers, training_data, given, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -235,8 +237,8 @@ def test_eight_examples_are_learnt_by_heart(reading, encoder, ways, private):
             break
     wire.eval()
     for reader in readers:
-        rows = {"wire": conditions(reader, stock.passages)["wire"]}
-        told = evaluate(reader.lm, reader.format, stock.passages, rows, answer_tokens=4)
+        rows = {"wire": conditions(reader, training_data.passages)["wire"]}
+        told = evaluate(reader.lm, reader.format, training_data.passages, rows, answer_tokens=4)
         assert [a.em for batch in told for a in batch] == [1.0] * 8, reader.reader
     named = [x for lm in reading.values() for x in lm.model.named_parameters()]
     assert all(p.grad is None for name, p in named if "lora_" not in name)
@@ -244,8 +246,8 @@ def test_eight_examples_are_learnt_by_heart(reading, encoder, ways, private):
 
 def test_losses_and_checks_of_a_step(lms):
     wire = make_wire(lms)
-    given, stock = recipe(wire.config), Stock(passages(), [])
-    total, figures = wire_loss(wire, wire.readers, stock, given, 0)
+    given, training_data = recipe(wire.config), TrainingData(passages(), [])
+    total, figures = wire_loss(wire, wire.readers, training_data, given, 0)
     parts = [figures[f"{name}.{part}"] for name in BOTH for part in ("reconstruction", "ce", "kl")]
     torch.testing.assert_close(total, sum(parts) / 2)
     some = uneven()[:2]
@@ -275,16 +277,20 @@ def test_what_is_kept_of_a_step_in_bf16_is_float32(lms):
 
 def test_a_step_has_texts_of_similar_length_and_the_next_one_is_tokenised(lms, monkeypatch):
     wire, known = make_wire(lms), set()
-    given, stock = recipe(wire.config, batch_size=2), Stock(uneven(), [])
-    batches = [batch_of(stock, given, step) for step in range(4)]
+    given, training_data = recipe(wire.config, batch_size=2), TrainingData(uneven(), [])
+    batches = [batch_of(training_data, given, step) for step in range(4)]
     lengths = [sorted(len(p.context) for p in batch) for batch in batches]
     assert sorted(lengths) == [[9 + 11 * i] * 2 for i in range(4)]
-    ids = FrozenLM.ids
-    monkeypatch.setattr(FrozenLM, "ids", lambda lm, text: known.add((lm, text)) or ids(lm, text))
-    with ready(stock, given, wire.encoder.lm, wire.readers) as coming:
+    ids = FrozenLM.tokenize
+    monkeypatch.setattr(
+        FrozenLM, "tokenize", lambda lm, text: known.add((lm, text)) or ids(lm, text)
+    )
+    with ready(training_data, given, wire.encoder.lm, wire.readers) as coming:
         coming(1)
     texts = [p.context for p in batches[2]] + ["\n\nWho?"]
-    texts += [wire.encoder.lm.frame.lead + q.answers[0] for p in batches[2] for q in p.questions]
+    texts += [
+        wire.encoder.lm.frame.answer_prefix + q.answers[0] for p in batches[2] for q in p.questions
+    ]
     assert {(lms[name], text) for name in BOTH for text in texts} <= known
 
 
@@ -433,7 +439,7 @@ def test_data_that_cannot_be_trained_on_is_refused_and_leaves_no_folder(lms, giv
 
 def test_what_of_the_data_is_left_out_is_said(lms, given, tmp_path, capsys):
     kept, row = passages(), passages()[0].questions[0]
-    load_stock(replace(given, data=(str(data_of(kept, tmp_path)),)), lms["tiny-llama"])
+    load_data(replace(given, data=(str(data_of(kept, tmp_path)),)), lms["tiny-llama"])
     assert capsys.readouterr().err == ""
     asked = (*kept[0].questions, replace(row, answers=("long" * 8,)))
     first = Passage(kept[0].context, tuple(replace(q, context=kept[0].context) for q in asked))
@@ -442,8 +448,8 @@ def test_what_of_the_data_is_left_out_is_said(lms, given, tmp_path, capsys):
     text = tmp_path / "t.txt"
     text.write_text("Short.\n\n\n\nToo.\n\nAs short.\n\n" + "Long enough. " * 10)
     data = data_of([first, *more, *kept[1:]], tmp_path)
-    stock = load_stock(replace(given, data=(str(data),), text=(text,)), lms["tiny-llama"])
-    assert len(stock.passages) == len(kept) - given.held_out + 1
+    training_data = load_data(replace(given, data=(str(data),), text=(text,)), lms["tiny-llama"])
+    assert len(training_data.passages) == len(kept) - given.held_out + 1
     assert " ".join(capsys.readouterr().err.split()) == (
         "left out: passages of not 5 to 320 tokens (2), questions with answers of more than 12 "
         "tokens (1), paragraphs of at most 100 characters (3)"

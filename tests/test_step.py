@@ -83,7 +83,7 @@ def test_checkpointed_gradients_are_the_same(family, quick):  # noqa: F811
     plain, none = gradients(False)
     checkpointed, again = gradients(True)
     counted.remove()
-    assert none == [] and again == ["run"] * 2  # format tokens, questions; hooks are not run again
+    assert none == [] and again == ["run"] * 2  # soft prompt, questions; hooks are not run again
     assert len(plain) == 3
     for one, two in zip(plain, checkpointed, strict=True):
         assert one.abs().max() > 0 and torch.equal(one, two)
@@ -104,7 +104,7 @@ def test_checkpointed_blocks_run_again_with_their_adapter_and_patches():
     def gradients(checkpointed: bool):
         patched = vector.clone().requires_grad_()
         patch = Patch(1, torch.tensor([[2]]), patched)
-        prompt = replace(Prompt.from_ids(base, [base.ids("hello")]), patches=(patch,))
+        prompt = replace(Prompt.from_ids(base, [base.tokenize("hello")]), patches=(patch,))
         with gradient_checkpointing(checkpointed):
             value = view.score(prompt, targets).sum() + base.score(prompt, targets).sum()
         return torch.autograd.grad(value, [patched, *parameters.values()])

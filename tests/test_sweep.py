@@ -24,16 +24,16 @@ from latentwire.__main__ import main
 from latentwire.evals import harness
 from latentwire.lm import FrozenLM
 from latentwire.report.sweep import matrix
-from latentwire.runs.workers import apart, on_ray
+from latentwire.runs.workers import on_ray, run_isolated
 from latentwire.train.loop import LoopConfig
 from latentwire.wire import sweep as sweeps
 from latentwire.wire.learned.config import SharedRecipe
 from latentwire.wire.learned.encoders import ENCODERS
 from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.injectors import INJECTORS
 from latentwire.wire.learned.objectives import Objectives
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 from latentwire.wire.learned.training import load_models, train_shared
-from latentwire.wire.learned.ways_in import WAYS_IN
 from latentwire.wire.sweep import KINDS, Evaluation, load_grid, run_sweep
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.training import WireRecipe
@@ -86,7 +86,7 @@ def at_once(monkeypatch):
             job(*given)
             yield name, None
 
-    monkeypatch.setattr(sweeps, "apart", in_turn)
+    monkeypatch.setattr(sweeps, "run_isolated", in_turn)
 
 
 def without_times(result):
@@ -97,7 +97,7 @@ def without_times(result):
 def test_a_killed_job_stops_no_other(by, request, tmp_path):
     address = request.getfixturevalue("ray") if by == "ray" else None
     asked = {text: (tmp_path / text, text) for text in ("a", "die", "b")}
-    ended = dict(apart(jobs.do, asked, address))
+    ended = dict(run_isolated(jobs.do, asked, address))
     assert set(ended) == set(asked) and ended["a"] is ended["b"] is None
     assert ended["die"] and "\n" not in ended["die"]
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "a", "b": "b"}
@@ -113,8 +113,8 @@ def test_a_worker_that_died_begins_again_however_large_its_work(ray, tmp_path, c
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_sweep_that_is_stopped_stops_its_member_once(sent, tmp_path):
     code = (
-        "import pathlib, jobs; from latentwire.runs.workers import apart; "
-        f"list(apart(jobs.wait, {{'a': (pathlib.Path({str(tmp_path)!r}),)}}, None))"
+        "import pathlib, jobs; from latentwire.runs.workers import run_isolated; "
+        f"list(run_isolated(jobs.wait, {{'a': (pathlib.Path({str(tmp_path)!r}),)}}, None))"
     )
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     sweep = subprocess.Popen(
@@ -198,8 +198,8 @@ def test_shared_members_beside_one_of_another_kind(small, learned, at_once, tmp_
     result = run_sweep(grid, tmp_path / "s", asked, said=said.append)
     assert said == ["a: done", "b: done", "c: done"]
     assert result["factors"] == {
-        "a": {"encoder": "pca", "ways in": "embeddings"},
-        "b": {"encoder": "pca", "ways in": "embeddings + deep_prefix"},
+        "a": {"encoder": "pca", "injectors": "embeddings"},
+        "b": {"encoder": "pca", "injectors": "embeddings + deep_prefix"},
         "c": {},
     }
     evaluations = {name: member["evaluations"] for name, member in result["members"].items()}
@@ -211,7 +211,7 @@ def test_shared_members_beside_one_of_another_kind(small, learned, at_once, tmp_
     name = learned.wire.readers[0]
     one, two = (evaluations[n]["4"]["readers"][name]["rows"] for n in "ab")
     assert one["wire"] != two["wire"]
-    # Both have the first wire's format tokens, and what says nothing of latents was asked once.
+    # Both have the first wire's soft prompt, and what says nothing of latents was asked once.
     for condition in ("text", "closed_book", "truncated_tokens", "truncated_bytes"):
         assert one[condition] == two[condition]
     assert [decoded.count(c) for c in ("truncated_bytes", "zero_latents")] == [2, 3]
@@ -235,10 +235,10 @@ def test_the_grid_of_the_table_has_every_encoder_and_every_way_in(monkeypatch):
     cells = {
         (r.wire.encoder, r.wire.ways_in[-1]) for r in grid.values() if isinstance(r, SharedRecipe)
     }
-    assert cells == {(encoder, way) for encoder in ENCODERS for way in WAYS_IN}
+    assert cells == {(encoder, way) for encoder in ENCODERS for way in INJECTORS}
     factors = {name: KINDS[type(recipe)].factors(recipe) for name, recipe in grid.items()}
     table = matrix({"factors": factors, "members": {name: {} for name in grid}}, [])
-    assert len(table) == 1 + len(ENCODERS) and {len(row) for row in table} == {1 + len(WAYS_IN)}
+    assert len(table) == 1 + len(ENCODERS) and {len(row) for row in table} == {1 + len(INJECTORS)}
 
 
 def test_a_wire_that_a_recipe_cannot_be_begun_with(learned, tmp_path):
@@ -246,8 +246,8 @@ def test_a_wire_that_a_recipe_cannot_be_begun_with(learned, tmp_path):
     SharedWire(learned.wire, load_models({learned.wire.source}, "float32")).save(first)
     for begun, change, message in (
         ("nowhere", {}, "nowhere is no wire; expected a folder"),
-        (first, {"format_tokens": 3}, "with 16 format tokens; expected 3, as the recipe says"),
-        (first, {"readers": ("other",)}, "expected one that has format tokens of other too"),
+        (first, {"format_tokens": 3}, "with 16 soft tokens; expected 3, as the recipe says"),
+        (first, {"readers": ("other",)}, "expected one that has a soft prompt of other too"),
     ):
         wire = replace(learned.wire, **change)
         given = replace(learned, wire=wire, init_from=str(begun), out=tmp_path / "out")

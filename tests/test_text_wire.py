@@ -17,7 +17,7 @@ from latentwire.tasks.qa import (
     answers,
     ask,
     question_prompt,
-    with_format,
+    with_soft_prompt,
 )
 from latentwire.wire.evaluation import conditions, costs, evaluate_wire
 from latentwire.wire.joint import evaluate_readers, joint, losses, lost
@@ -54,7 +54,7 @@ def test_several_questions_are_asked_of_one_message(lms, monkeypatch):
     (message,) = through_bytes(wire, TEXTS[:1])
     asked = ["Who?", "When was it built, and where does it stand?"]
     for reader in wire.readers:
-        prefix = with_format(reader.lm, reader.format, reader.receive([message]))
+        prefix = with_soft_prompt(reader.lm, reader.format, reader.receive([message]))
         alone = [answers(reader.lm, [question], prefix)[0] for question in asked]
         assert ask(reader, message, asked) == alone and alone[0] != alone[1]
         monkeypatch.setattr(qa, "ROWS", 1)
@@ -68,13 +68,13 @@ def test_asking_builds_no_graph(lms, monkeypatch):
     monkeypatch.setattr(qa, "answers", lambda lm, asked, prefix: seen.append(prefix) or asked)
     assert ask(wire, wire.send(TEXTS[:1])[0], ["Who?"]) == ["Who?"]
     (prefix,) = seen
-    assert prefix.head_slots and not any(s.keys.requires_grad for s in prefix.head_slots)
+    assert prefix.ragged and not any(s.keys.requires_grad for s in prefix.ragged)
     assert not any(layer.requires_grad for layer in (*prefix.keys, *prefix.values))
 
 
 def held(prefix: KVPrefix) -> torch.Tensor:
     """Keys and values of all slots of a cache."""
-    return torch.cat([torch.cat([s.keys, s.values], -1) for s in prefix.head_slots])
+    return torch.cat([torch.cat([s.keys, s.values], -1) for s in prefix.ragged])
 
 
 def test_two_families_read_the_same_bytes_each_as_its_own_wire_reads_the_text(lms):
@@ -82,9 +82,9 @@ def test_two_families_read_the_same_bytes_each_as_its_own_wire_reads_the_text(lm
     messages = through_bytes(wire, TEXTS)
     for reader in wire.readers:
         read, own = reader.receive(messages), reader.wire.prefix(reader.wire.encode(TEXTS))
-        assert torch.equal(held(read), held(own)) and len(read.head_slots) == len(reader.lm.blocks)
+        assert torch.equal(held(read), held(own)) and len(read.ragged) == len(reader.lm.blocks)
         assert torch.equal(read.next_position, own.next_position)
-        slots = torch.stack([s.lengths for s in read.head_slots]).sum((0, 2))
+        slots = torch.stack([s.lengths for s in read.ragged]).sum((0, 2))
         latents = (slots // (len(reader.lm.blocks) * reader.lm.kv_shape[0])).tolist()
         costs = [reader.cost(text) for text in TEXTS]
         assert costs == list(zip(latents, [len(m.to_bytes()) for m in messages], strict=True))
@@ -204,7 +204,7 @@ def test_readers_are_scored_with_every_control(lms, tmp_path):
         assert result["message_bytes"] == sent and "bits" not in result
         assert result["source"] == lms["tiny-llama"].fingerprint
         assert result["rows"]["zero_latents"]["nll"] != result["rows"]["wire"]["nll"]
-        assert result["rows"]["foreign_latents"]["nll"] != result["rows"]["wire"]["nll"]
+        assert result["rows"]["mismatched_latents"]["nll"] != result["rows"]["wire"]["nll"]
         assert (tmp_path / "run" / f"reader-{i}" / "results.json").exists()
     with pytest.raises(MessageError, match="to the letter; got codes of 8 bits"):
         evaluate_readers(wire, str(data), bits=8)
@@ -242,7 +242,7 @@ def test_together_readers_choose_by_the_sum_of_their_mean_log_probabilities(lms)
             for reader in wire.readers:
                 lm = reader.lm
                 prefix = reader.wire.prefix(reader.wire.encode([text]))
-                prompt = question_prompt(lm, ["Who?"], with_format(lm, reader.format, prefix))
+                prompt = question_prompt(lm, ["Who?"], with_soft_prompt(lm, reader.format, prefix))
                 targets = answer_ids(lm, word)[None]
                 log_probs = lm.logits(prompt, targets)[0].log_softmax(-1)
                 means.append(log_probs.gather(1, targets[0][:, None]).mean())
@@ -262,18 +262,22 @@ def test_what_latents_lose_is_the_difference_of_hugging_faces_own_scores(lms):
 
     def score(reader, prefix, answer):
         lm = reader.lm
-        asked = torch.cat([lm.ids("\n\nWho built it?"), lm.frame.tail])
+        asked = torch.cat([lm.tokenize("\n\nWho built it?"), lm.frame.suffix])
         rest = torch.cat([reader.format, lm.embed(torch.cat([asked, answer]))])
-        logits = lm.head(lm.final(Prompt.of(lm, [[rest]], prefix)))[0, -len(answer) - 1 : -1]
+        logits = lm.head(lm.last_hidden(Prompt.of(lm, [[rest]], prefix)))[0, -len(answer) - 1 : -1]
         return logits.log_softmax(-1).gather(1, answer[:, None]).sum()
 
     for name, made in losses(wire.readers, passages).items():
         reader = next(r for r in wire.readers if r.reader == name)
         lm = reader.lm
-        answer = torch.cat([lm.ids(f"{lm.frame.lead}John"), torch.tensor(lm.stop_ids[:1])])
+        answer = torch.cat(
+            [lm.tokenize(f"{lm.frame.answer_prefix}John"), torch.tensor(lm.stop_ids[:1])]
+        )
         found = {a.context: a for a in made}
         for text in TEXTS:
-            head = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(text)])]))
+            head = lm.prefill(
+                Prompt.from_ids(lm, [torch.cat([lm.frame.prefix, lm.tokenize(text)])])
+            )
             latents = reader.receive(through_bytes(wire, [text]))
             with torch.no_grad():
                 less = score(reader, head, answer) - score(reader, latents, answer)

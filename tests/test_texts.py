@@ -15,7 +15,7 @@ from latentwire.lm.sentences import SentenceEncoder
 from latentwire.tasks.qa import answers, ask
 from latentwire.train.schedules import Schedule
 from latentwire.train.trackers import check_trackers, tracked
-from latentwire.wire.latents import head_of
+from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.learned.encoders.base import EncoderConfig
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 from latentwire.wire.text_wire import TextWire
@@ -47,7 +47,7 @@ def lens():
 
 
 def prompt():
-    return Prompt.from_ids(lm(), [lm().ids("a")])
+    return Prompt.from_ids(lm(), [lm().tokenize("a")])
 
 
 CALLS = {
@@ -63,7 +63,7 @@ CALLS = {
     "Reader.send": lambda text: shared().readers[0].send(text),
     "Prompt.from_text": lambda text: Prompt.from_text(lm(), text),
     "Prompt.from_chat": lambda text: Prompt.from_chat(lm(), text),
-    "decode": lambda text: lm().decode(prompt(), Greedy(), 2, stop_strings=text),
+    "generate": lambda text: lm().generate(prompt(), Greedy(), 2, stop_strings=text),
     "SentenceEncoder": lambda text: SentenceEncoder.from_pretrained(sentence_folder()).vectors(
         text
     ),

@@ -66,7 +66,7 @@ def lm():
 
 
 def prompt_of(lm: FrozenLM, text: str = "The capital of France is the city of", patches=()):
-    return Prompt.from_ids(lm, [lm.ids(text)], patches=patches)
+    return Prompt.from_ids(lm, [lm.tokenize(text)], patches=patches)
 
 
 def stopping(lm: FrozenLM, prompt: Prompt, stop: Callable) -> Prompt:
@@ -92,9 +92,9 @@ def kinds(lm: FrozenLM) -> dict[str, tuple[Prompt, Callable[[Prompt], object]]]:
     view = noisy(lm.add_lora("x", lora_config(lm.model.config, 4, 3)))
     plain = prompt_of(lm)
     return {
-        "patch": (prompt_of(lm, patches=[patch]), lm.final),
-        "LoRA": (plain, view.final),
-        "head slots": (make_case(lm, "head_slots", False).prompt, lm.final),
+        "patch": (prompt_of(lm, patches=[patch]), lm.last_hidden),
+        "LoRA": (plain, view.last_hidden),
+        "head slots": (make_case(lm, "ragged", False).prompt, lm.last_hidden),
         "hidden": (plain, lambda p: lm.hidden(p, 1)),
         "states": (plain, lambda p: lm.states(p).inputs),
         "attentions": (plain, lambda p: torch.cat(lm.attentions(p))),
@@ -114,8 +114,8 @@ def test_a_plain_pass_sees_nothing_of_one_in_another_thread(lm, kind):
     def stopped():
         return run(stopping(lm, prompt, stop))
 
-    found, other = stop.beside(stopped, lambda: lm.final(plain))
-    assert torch.equal(other, lm.final(plain))
+    found, other = stop.beside(stopped, lambda: lm.last_hidden(plain))
+    assert torch.equal(other, lm.last_hidden(plain))
     assert torch.equal(found, stopped())
 
 
@@ -124,16 +124,18 @@ def test_an_adapter_that_another_thread_asks_for_is_not_on_in_the_middle_of_a_pa
     view = noisy(lm.add_lora("x", lora_config(lm.model.config, 4, 3)))
     prompt, plain, adapted = prompt_of(lm), Stop(), Stop()
     plain.done = adapted.reached
-    alone = [run(stopping(lm, prompt, lambda x, *_: x)) for run in (lm.final, view.final)]
+    alone = [
+        run(stopping(lm, prompt, lambda x, *_: x)) for run in (lm.last_hidden, view.last_hidden)
+    ]
 
     @torch.no_grad()
     def second():
-        return view.final(stopping(lm, prompt, adapted))
+        return view.last_hidden(stopping(lm, prompt, adapted))
 
     @torch.no_grad()
     def first():
         try:
-            return lm.final(stopping(lm, prompt, plain))
+            return lm.last_hidden(stopping(lm, prompt, plain))
         finally:
             adapted.done.set()
 
@@ -181,7 +183,7 @@ def test_blocks_that_run_again_for_the_gradient_see_nothing_of_other_threads(lm,
         embeds = prompt_of(lm, "Copper conducts heat.").embeds.requires_grad_()
         plain = prompt_of(lm, "Copper conducts heat.")
         with gradient_checkpointing(checkpointed):
-            loss = lm.final(replace(plain, embeds=embeds)).square().sum()
+            loss = lm.last_hidden(replace(plain, embeds=embeds)).square().sum()
         backward(loss.backward)
         return embeds.grad
 
@@ -208,25 +210,25 @@ def test_a_generation_lets_others_in_between_its_steps_and_shows_them_no_adapter
     view = noisy(lm.add_lora("x", lora_config(lm.model.config, 4, 3)))
     other = noisy(lm.add_lora("y", lora_config(lm.model.config, 4, 2)))
     prompt, stop = prompt_of(lm), Stop()
-    alone = {v.adapter: v.final(prompt) for v in (lm, view, other)}
+    alone = {v.adapter: v.last_hidden(prompt) for v in (lm, view, other)}
 
-    class Pick(Greedy):
+    class Sampler(Greedy):
         def __call__(self, logits, step):
             return super().__call__(stop(logits) if step == 2 else logits, step)
 
     @torch.no_grad()
     def generated():
-        return view.decode(prompt, Pick(), 8, stop_ids=()).log_probs
+        return view.generate(prompt, Sampler(), 8, stop_ids=()).log_probs
 
     began = stop.done
     found, finals = stop.beside(
-        generated, lambda: {v.adapter: v.final(prompt) for v in (lm, view, other)}
+        generated, lambda: {v.adapter: v.last_hidden(prompt) for v in (lm, view, other)}
     )
     assert began.is_set()
     assert all(torch.equal(finals[name], alone[name]) for name in alone)
     assert torch.equal(found, generated())
     raw = lm.model(inputs_embeds=prompt.embeds, use_cache=False).logits
-    torch.testing.assert_close(lm.head(lm.final(prompt)), raw)  # nothing is left on
+    torch.testing.assert_close(lm.head(lm.last_hidden(prompt)), raw)  # nothing is left on
 
 
 @torch.no_grad()
@@ -253,9 +255,9 @@ def test_generations_that_end_in_another_order_than_they_began_leave_no_adapter_
             return super().__call__(logits, step)
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(lambda: views[0].decode(prompt, Until(), 2, stop_ids=()))
+        first = pool.submit(lambda: views[0].generate(prompt, Until(), 2, stop_ids=()))
         assert stop.reached.wait(60)
-        views[1].decode(prompt, Begin(), 4, stop_ids=())
+        views[1].generate(prompt, Begin(), 4, stop_ids=())
     assert torch.equal(lm.model(inputs_embeds=prompt.embeds, use_cache=False).logits, want)
 
 
@@ -263,7 +265,7 @@ def test_generations_that_end_in_another_order_than_they_began_leave_no_adapter_
 def test_a_lora_on_the_head_is_on_where_a_view_scores_as_where_it_generates(lm):
     view = noisy(lm.add_lora("x", LoraConfig(target_modules=["lm_head"])))
     prompt = prompt_of(lm)
-    out = view.decode(prompt, Greedy(), 4, stop_ids=())
+    out = view.generate(prompt, Greedy(), 4, stop_ids=())
     torch.testing.assert_close(view.score(prompt, out.ids), out.log_probs)
     assert (lm.score(prompt, out.ids) - out.log_probs).abs().max() > 0.1
 
@@ -294,30 +296,30 @@ def test_an_own_copy_made_beside_a_pass_is_without_its_hooks(lm):
         return run(stopping(lm, prompt, stop))
 
     _, copy = stop.beside(stopped, lambda: own_copy(lm))
-    assert torch.equal(copy.final(plain), lm.final(plain))
+    assert torch.equal(copy.last_hidden(plain), lm.last_hidden(plain))
 
 
 def test_a_model_that_has_had_turns_can_be_copied(lm):
-    lm.final(prompt_of(lm))
+    lm.last_hidden(prompt_of(lm))
     copy = deepcopy(lm)
-    assert torch.equal(copy.final(prompt_of(lm)), lm.final(prompt_of(lm)))
+    assert torch.equal(copy.last_hidden(prompt_of(lm)), lm.last_hidden(prompt_of(lm)))
 
 
 @torch.no_grad()
 def test_continuations_of_one_prefix_grow_into_columns_of_their_own(lm):
-    prefix = lm.prefill(Prompt.from_ids(lm, [lm.ids("go on")], lm.prefill(prompt_of(lm))))
+    prefix = lm.prefill(Prompt.from_ids(lm, [lm.tokenize("go on")], lm.prefill(prompt_of(lm))))
     texts = ["north", "south", "west", "!"] * 2
 
     @torch.no_grad()
     def continued(text):
         last = prefix
-        for token in lm.ids(text):
+        for token in lm.tokenize(text):
             last = lm.prefill(Prompt.from_ids(lm, [token[None]], last))
         return torch.stack([*last.keys, *last.values])
 
     alone = [continued(text) for text in texts]
     for _ in range(3):
-        prefix = lm.prefill(Prompt.from_ids(lm, [lm.ids("go on")], lm.prefill(prompt_of(lm))))
+        prefix = lm.prefill(Prompt.from_ids(lm, [lm.tokenize("go on")], lm.prefill(prompt_of(lm))))
         with ThreadPoolExecutor(4) as pool:
             assert all(map(torch.equal, pool.map(continued, texts), alone))
 
@@ -348,9 +350,9 @@ def test_switching_freezes_no_adapter_while_another_thread_runs_backward(lm):
             return view_of(wanted)
 
         parameter.requires_grad_ = watched
-    other.final(prompt)
-    lm.final(prompt)
-    view.final(prompt)
+    other.last_hidden(prompt)
+    lm.last_hidden(prompt)
+    view.last_hidden(prompt)
     assert not seen
     assert all(p.requires_grad for p in parameters.values())
 
@@ -384,13 +386,13 @@ def test_a_tokenizer_is_used_by_one_thread_at_a_time(lm):
     lm.tokenizer = Watched()
     ids = torch.tensor([70, 71])
     calls = [
-        lambda: lm.ids("new", remember=False),
+        lambda: lm.tokenize("new", remember=False),
         lambda: lm.offsets("new"),
-        lambda: lm.text(ids),
+        lambda: lm.detokenize(ids),
         lambda: lm.spelled(ids),
         lambda: lm.bos,
         lambda: lm.frame,
-        lambda: lm.decode(Prompt.from_ids(lm, [ids]), Greedy(), 1),
+        lambda: lm.generate(Prompt.from_ids(lm, [ids]), Greedy(), 1),
     ]
     with ThreadPoolExecutor(len(calls)) as pool:
         for call in [pool.submit(call) for call in calls]:

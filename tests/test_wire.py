@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentwire.lm import FrozenLM, Prompt
+from latentwire.wire.corrector import chosen, kept_and_segment
 from latentwire.wire.load import load_wire
 from latentwire.wire.scorer import FLOOR, RidgeFit, Scorer, normed
-from latentwire.wire.slots import chosen, kept_and_segment
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
 TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]
@@ -39,7 +39,7 @@ def test_a_wire_at_another_ratio_is_that_wire_with_more_or_fewer_slots(lm):
         other = make_wire(lm, ratio=ratio)
         other.load_state_dict(wire.state_dict())
         ours, theirs = wire.at(ratio).encode(TEXTS), other.encode(TEXTS)
-        assert [len(z) for z in ours] == [math.ceil(len(lm.ids(t)) / ratio) for t in TEXTS]
+        assert [len(z) for z in ours] == [math.ceil(len(lm.tokenize(t)) / ratio) for t in TEXTS]
         for a, b in zip(ours, theirs, strict=True):
             assert torch.equal(a.keys, b.keys) and torch.equal(a.values, b.values)
         assert wire.at(ratio).id == wire.id
@@ -49,17 +49,17 @@ def test_a_wire_at_another_ratio_is_that_wire_with_more_or_fewer_slots(lm):
 
 def test_untrained_wire_at_ratio_one_equals_text(lm):
     wire = make_wire(lm, ratio=1, trained=False)
-    more = [lm.ids(" and?"), lm.ids(" so")]
-    read = lm.head(lm.final(Prompt.from_ids(lm, more, wire.prefix(wire.encode(TEXTS)))))
+    more = [lm.tokenize(" and?"), lm.tokenize(" so")]
+    read = lm.head(lm.last_hidden(Prompt.from_ids(lm, more, wire.prefix(wire.encode(TEXTS)))))
     for row, (text, rest) in enumerate(zip(TEXTS, more, strict=True)):
-        ids = torch.cat([lm.frame.head, lm.ids(text), rest])
+        ids = torch.cat([lm.frame.prefix, lm.tokenize(text), rest])
         theirs = lm.model(ids[None]).logits[0, -len(rest) :]
         torch.testing.assert_close(read[row, -len(rest) :], theirs, atol=1e-4, rtol=0)
 
 
 def test_slots_are_what_the_reader_has_for_the_best_scored_tokens_of_all_heads(lm):
     wire = make_wire(lm, trained=False)
-    ids = lm.ids("abcdefghijklmnopqrstuvwxyz")  # no token twice, so that no scores are tied
+    ids = lm.tokenize("abcdefghijklmnopqrstuvwxyz")  # no token twice, so that no scores are tied
     prompt, states = wire.read([ids], [len(wire.head)])
     latents = wire.compress(prompt, states)[0]
     scores = wire.scorer(states.inputs)[:, 0]
@@ -86,23 +86,23 @@ def test_every_head_keeps_a_token_and_all_raw_ones():
     scores = torch.tensor([[[9.0, 8.0, 7.0, 6.0], [0.0, 3.0, 2.0, 1.0]]])
     scores = torch.stack([scores, scores], 1)  # two rows, the first of which is all padding but two
     mask = torch.tensor([[False, False, True, True], [True] * 4])
-    raw = torch.tensor([[False, False, False, True]] * 2)
+    verbatim = torch.tensor([[False, False, False, True]] * 2)
 
     def kept(*of) -> list:
         return chosen(scores, mask, *of).int().tolist()
 
     two, one = torch.tensor([1, 2]), torch.tensor([1, 1])
     assert kept(two) == [[[[0, 0, 1, 0], [0, 0, 1, 0]], [[1, 1, 1, 0], [0, 1, 0, 0]]]]
-    assert kept(two, raw) == [[[[0, 0, 0, 1], [0, 0, 0, 1]], [[1, 1, 0, 1], [0, 0, 0, 1]]]]
-    assert kept(one, raw) == [[[[0, 0, 0, 1], [0, 0, 0, 1]], [[0, 0, 0, 1], [0, 0, 0, 1]]]]
+    assert kept(two, verbatim) == [[[[0, 0, 0, 1], [0, 0, 0, 1]], [[1, 1, 0, 1], [0, 0, 0, 1]]]]
+    assert kept(one, verbatim) == [[[[0, 0, 0, 1], [0, 0, 0, 1]], [[0, 0, 0, 1], [0, 0, 0, 1]]]]
 
 
 @torch.no_grad()
 def test_what_is_kept_as_text_is_in_every_head_beside_what_it_keeps_anyway(lm):
     wire, text = make_wire(lm), TEXTS[0]
     kept = [text.index("1759") + i for i in range(4)]  # a token is a byte here
-    own = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, lm.ids(text)])]))
-    columns = [len(lm.frame.head) + t for t in kept]
+    own = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.prefix, lm.tokenize(text)])]))
+    columns = [len(lm.frame.prefix) + t for t in kept]
 
     def by_head(latents) -> list[dict[int, Tensor]]:
         """Key and value of each slot, by its position, for each layer and head."""
@@ -113,15 +113,15 @@ def test_what_is_kept_as_text_is_in_every_head_beside_what_it_keeps_anyway(lm):
 
     plain, mixed = wire.encode([text])[0], wire.keeping("numbers").encode([text])[0]
     theirs = [torch.cat([k[0], v[0]], -1) for k, v in zip(own.keys, own.values, strict=True)]
-    raw = moved = 0
+    verbatim = moved = 0
     for before, after, full in zip(by_head(plain), by_head(mixed), torch.cat(theirs), strict=True):
         assert set(kept) <= set(after)
         for token, column in zip(kept, columns, strict=True):
             same = (after[token] - full[column]).abs().max() < 1e-4
             assert same == (token not in before)
-            raw, moved = raw + int(same), moved + int(not same)
+            verbatim, moved = verbatim + int(same), moved + int(not same)
     heads = len(own.keys) * own.keys[0].shape[1]
-    assert raw > 0 and moved > 0
+    assert verbatim > 0 and moved > 0
     assert len(plain) == 13 and len(mixed) == 13 + 4 and mixed.span == plain.span
     again = wire.keeping("numbers").keeping(None).encode([text])[0]
     assert torch.equal(again.keys, plain.keys) and wire.keeping("numbers").id == wire.id
@@ -139,7 +139,7 @@ def test_what_is_kept_as_text_comes_on_top_of_the_latents(lm):
         assert len(wire.encode([text])[0]) == wire.latents(text) == latents
         assert wire.cost(text) == (latents, len(wire.send([text])[0].to_bytes()))
     assert wire.at(2).keep == wire.keep and wire.at(2).latents(TEXTS[0]) == 16 + 8 + 8 + 1
-    room = lm.window - len(wire.head) - 256
+    room = lm.context_length - len(wire.head) - 256
     with pytest.raises(WireError, match=rf"{2 * room} latents with 'x' kept .* room for {room}"):
         wire.keeping("x").encode(["x" * (2 * room)])
 
@@ -162,7 +162,7 @@ def test_a_batch_is_encoded_as_its_rows_are(lm):
         alone = wire.encode([text])[0]
         torch.testing.assert_close(together.keys, alone.keys, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(together.values, alone.values, atol=1e-4, rtol=1e-4)
-        assert together.span == alone.span == len(wire.lm.ids(text))
+        assert together.span == alone.span == len(wire.lm.tokenize(text))
 
 
 def test_more_rows_are_no_more_operations_in_a_layer(lm):
@@ -176,7 +176,7 @@ def test_more_rows_are_no_more_operations_in_a_layer(lm):
             return func(*args, **(kwargs or {}))
 
     def operations(rows: int) -> int:
-        prompt, states = wire.read([lm.ids(TEXTS[0])] * rows, [len(wire.head)] * rows)
+        prompt, states = wire.read([lm.tokenize(TEXTS[0])] * rows, [len(wire.head)] * rows)
         with Counted() as counted:
             wire.compress(prompt, states)
         return counted.count
@@ -189,14 +189,14 @@ def test_more_rows_are_no_more_operations_in_a_layer(lm):
 def test_a_long_text_is_compressed_window_by_window(lm):
     wire = make_wire(lm, window=16)
     text = TEXTS[0]
-    tokens = len(lm.ids(text))
+    tokens = len(lm.tokenize(text))
     latents = wire.encode([text])[0]
     windows = [16] * (tokens // 16) + [tokens % 16] * bool(tokens % 16)
     starts = [len(wire.head) + 16 * i for i in range(len(windows))]
     assert len(latents) == sum(math.ceil(w / 4) for w in windows)
     assert latents.span == tokens
     pieces = [
-        wire.read([ids], [at]) for ids, at in zip(lm.ids(text).split(16), starts, strict=True)
+        wire.read([ids], [at]) for ids, at in zip(lm.tokenize(text).split(16), starts, strict=True)
     ]
     apart = [wire.compress(*piece)[0] for piece in pieces]
     assert torch.equal(latents.lengths, sum(z.lengths for z in apart))
@@ -212,7 +212,7 @@ def test_a_long_text_is_compressed_window_by_window(lm):
 
 def test_a_text_past_the_readers_window_overlaps_its_positions(lm):
     wire = make_wire(lm, window=64)
-    room = lm.window - len(wire.head) - 256
+    room = lm.context_length - len(wire.head) - 256
     latents = wire.encode(["x" * (2 * room)])[0]
     assert latents.span <= room and len(latents) == math.ceil(2 * room / 4)
     heads = latents.positions.split(latents.lengths.flatten().tolist())
@@ -228,8 +228,8 @@ def test_a_text_past_the_readers_window_overlaps_its_positions(lm):
 def test_gradients_reach_the_residual_and_nothing_else(lm):
     wire = make_wire(lm, trained=False)
     prefix = wire.prefix(wire.encode(TEXTS))
-    prompt = Prompt.from_ids(lm, [lm.ids("a?"), lm.ids("bcd?")], prefix)
-    lm.score(prompt, torch.stack([lm.ids("yes")] * 2)).sum().backward()
+    prompt = Prompt.from_ids(lm, [lm.tokenize("a?"), lm.tokenize("bcd?")], prefix)
+    lm.score(prompt, torch.stack([lm.tokenize("yes")] * 2)).sum().backward()
     assert wire.slots.up.grad.abs().max() > 0
     assert wire.scorer.weight.grad is None
     assert all(p.grad is None for p in lm.model.parameters())

@@ -86,9 +86,9 @@ def _generating(lm: FrozenLM, case: str, batch: int) -> Callable[[int], None]:
     vectors = torch.randn(batch, lm.width, generator=torch.Generator().manual_seed(0))
 
     def run(tokens: int) -> None:
-        pick = StraightThroughGumbel(seeded_noise(range(batch)))
+        sampler = StraightThroughGumbel(seeded_noise(range(batch)))
         prompt = decoder.prompt(vectors.to(lm.device))
-        out = lm.decode(prompt, pick, tokens, stop_ids=(), caching=MODES[case])  # pyright: ignore
+        out = lm.generate(prompt, sampler, tokens, stop_ids=(), caching=MODES[case])  # pyright: ignore
         (out.embeds.square().sum() + out.log_probs.sum()).backward()
 
     return run
@@ -105,7 +105,7 @@ def _scoring(lm: FrozenLM, case: str, batch: int) -> Callable[[int], None]:
             lm.score(Prompt.from_ids(lm, list(prompt)), answer)
             return
         whole = Prompt.from_ids(lm, list(ids[:, : PROMPT + tokens]))
-        logits = lm.head(lm.final(whole))[:, :-1]
+        logits = lm.head(lm.last_hidden(whole))[:, :-1]
         token_log_probs(logits, ids[:, 1 : PROMPT + tokens])[:, -tokens:]
 
     return run

@@ -92,7 +92,7 @@ def plain_search(
         finals = lm.body(input_ids=whole[None], use_cache=False).last_hidden_state[0]
     z = finals[len(prompt) - 1 :][:length].clone().requires_grad_()
     adam, answers = torch.optim.Adam([z], lr=config.lr), [answer]
-    reward = _verify(verifier, problem, lm.text(answer))
+    reward = _verify(verifier, problem, lm.detokenize(answer))
     to_probs, to_log = ORIGINAL_EPSILONS
     for _ in range(config.steps):
         adam.zero_grad()
@@ -103,7 +103,7 @@ def plain_search(
             span = lm.head(z).argmax(-1)
         whole = _generate(lm, torch.cat([prompt, span]), config.max_new_tokens + 1, ())
         answers.append(whole[len(prompt) :])
-        reward = _verify(verifier, problem, lm.text(answers[-1]))
+        reward = _verify(verifier, problem, lm.detokenize(answers[-1]))
     return answers
 
 
@@ -114,5 +114,5 @@ def _verify(lm: FrozenLM, problem: Problem, text: str) -> float:
     for name, check in zip(CHECKS, checks, strict=True):
         whole = torch.cat([shown, check])
         reply = _generate(lm, whole, VERDICT_TOKENS, lm.stop_ids)[len(whole) :]
-        replies[name] = lm.text(reply)
+        replies[name] = lm.detokenize(reply)
     return weigh(replies)[0]

@@ -194,7 +194,7 @@ def _tokens(lm: FrozenLM, batch: Batch) -> int:
     """Tokens of a batch, each counted once: contexts, questions, answers."""
     texts = [p.context for p in batch.passages]
     texts += [q.question for p in batch.passages for q in p.questions]
-    return sum(len(lm.ids(text)) for text in texts) + int(batch.mask.sum())
+    return sum(len(lm.tokenize(text)) for text in texts) + int(batch.mask.sum())
 
 
 def _attention_flops(query, key, value, *_, out_shape=None, **__) -> int:

@@ -83,7 +83,7 @@ def trained(train: Callable[[], Path], after: Callable[[Path], None]) -> int:
     but the first are done when it is trained."""
     from latentwire.report.tables import pace
     from latentwire.train import parallel
-    from latentwire.train.guards import CollapseError, standing
+    from latentwire.train.alarms import CollapseError, standing
 
     try:
         folder = train()

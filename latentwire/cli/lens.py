@@ -51,11 +51,11 @@ def explain(
         raise LensError(f"--token {token} and --all; expected one of them")
     check_folder(html, "--html")
     loaded = Lens.from_pretrained(lens)
-    chosen = None if every else [len(loaded.lm.ids(text)) - 1 if token is None else token]
+    chosen = None if every else [len(loaded.lm.tokenize(text)) - 1 if token is None else token]
     rows = explain_text(loaded, text, chosen, k)
     print(f"{'':>5}{'token':14} {'explained':>9} {'KL':>6}  explanation")
     if every and rows[0].index > 0:
-        first = loaded.lm.spelled(loaded.lm.ids(text)[:1])
+        first = loaded.lm.spelled(loaded.lm.tokenize(text)[:1])
         print(f"   0 {first!r:14} {'-':>9} {'-':>6}  {LEFT_OUT}")
     for row in rows:
         best = row.explanations[0]
@@ -66,7 +66,7 @@ def explain(
             print(f"{'':37}" + "  ".join(f"{word} {worse:+.2f}" for word, worse in counts))
     if html is not None:
         facts = {"model": loaded.config.model, "layer": loaded.config.layer, "explanations": k}
-        ids, decode = loaded.lm.ids(text), loaded.lm.spelled
+        ids, decode = loaded.lm.tokenize(text), loaded.lm.spelled
         around = decode(ids[: rows[0].index]), decode(ids[rows[-1].index + 1 :])
         write_lens_page(html, facts, [row.record() for row in rows], around)
 

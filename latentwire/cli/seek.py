@@ -48,9 +48,9 @@ def seek(arguments: list[str]) -> None:
             return
         task = load_task(recipe)  # a mistake in the data costs no loading of the model
         run = run or recipe.folder()
-        spread = None if ray is None else on_ray(ray, partial(load_lm, model, recipe.dtype))
+        executor = None if ray is None else on_ray(ray, partial(load_lm, model, recipe.dtype))
         with owned(run):  # before the model is loaded
-            result = run_seek(load_lm(model, recipe.dtype), recipe, run, task, spread)
+            result = run_seek(load_lm(model, recipe.dtype), recipe, run, task, executor)
         out.print(seek_table(result))
         for line in verdict(result):
             out.print(f"- {line}")

@@ -55,10 +55,10 @@ def ask(
     for reader in loaded.readers:
         lm = reader.lm
         print(printable(qa.ask(reader, message, [question])[0]))
-        tokens, latents = len(lm.ids(text)), reader.latents(text)
+        tokens, latents = len(lm.tokenize(text)), reader.latents(text)
         out.print(f"{lm.name} read {tokens} tokens as {latents} latents", style="dim")
         if full_text:
-            read = qa.with_format(lm, reader.format, baselines.full_text(lm)([text]))
+            read = qa.with_soft_prompt(lm, reader.format, baselines.full_text(lm)([text]))
             print(printable(f"full text: {qa.answers(lm, [question], read)[0]}"))
 
 
@@ -107,16 +107,16 @@ def evaluate(
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
 
-    def spread(number: int) -> Any:
+    def executor(number: int) -> Any:
         return on_ray(ray, partial(load_reader, wire, ratio, keep, number)) if ray else None
 
     with owned(run):  # before any model is loaded
         loaded, asked = load_with(wire, ratio, keep), (data or ALMANAC, limit, run, bits, needles)
         with nullcontext() if ray is None else connected(ray):  # once, for all readers
             if isinstance(loaded, Wire):
-                result = evaluate_wire(loaded, *asked, spread(0))
+                result = evaluate_wire(loaded, *asked, executor(0))
             else:
-                result = evaluate_readers(loaded, *asked, spread if ray else None)
+                result = evaluate_readers(loaded, *asked, executor if ray else None)
     each = result.get("readers", {loaded.readers[0].reader: result})
     for i, (name, one) in enumerate(each.items()):
         folder = f"reader-{i}" if "readers" in result else "."
@@ -189,7 +189,7 @@ def add_reader(arguments: list[str]) -> int:
             run: Run folder; runs/added-MODEL if not given. The wire with all readers is in a folder
                 in it.
             steps: Steps of the adapter; as many as in training a wire of this kind if not given.
-            format_steps: Steps of the format tokens before it, likewise.
+            format_steps: Steps of the soft prompt before it, likewise.
             batch_size: Passages per step, likewise.
             dtype: Number type of the new reader's weights; that of the first reader if not given.
             joint: A wire that was trained with this reader from the beginning; what was lost by

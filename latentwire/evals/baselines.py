@@ -1,6 +1,6 @@
 """What a wire is measured against: the same text in other forms, as a cache of the same reader.
 
-A condition takes texts and returns one row of prefix for each. Everything after it (format tokens,
+A condition takes texts and returns one row of prefix for each. Everything after it (soft prompt,
 question, answer budget) is the same for every condition.
 """
 
@@ -36,8 +36,8 @@ def truncated(lm: FrozenLM, keep: Callable[[str], int | None]) -> Condition:
     @torch.no_grad()
     def condition(texts: Sequence[str]) -> KVPrefix:
         check_texts(texts, "texts")
-        rows = [lm.ids(text)[: keep(text)] for text in texts]
-        return lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, r]) for r in rows]))
+        rows = [lm.tokenize(text)[: keep(text)] for text in texts]
+        return lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.prefix, r]) for r in rows]))
 
     return condition
 
@@ -80,10 +80,10 @@ def pruned(lm: FrozenLM, keep: Callable[[str], int]) -> Condition:
     @torch.no_grad()
     def condition(texts: Sequence[str]) -> KVPrefix:
         check_texts(texts, "texts")
-        rows = [lm.frame.head] * len(texts)
+        rows = [lm.frame.prefix] * len(texts)
         for row, text in enumerate(texts):
             surprising = surprisal(lm, text).argsort(descending=True, stable=True)
-            kept = lm.ids(text)[surprising[: keep(text)].sort().values]
+            kept = lm.tokenize(text)[surprising[: keep(text)].sort().values]
             rows[row] = torch.cat([rows[row], kept])
         return lm.prefill(Prompt.from_ids(lm, rows))
 
@@ -93,8 +93,8 @@ def pruned(lm: FrozenLM, keep: Callable[[str], int]) -> Condition:
 def surprisal(lm: FrozenLM, text: str) -> Float[Tensor, " n"]:
     """Self-information of each token of a text after the prompt's head and the tokens before it,
     in nats."""
-    ids = lm.ids(text)
-    states = lm.predicting(Prompt.from_ids(lm, [lm.frame.head]), ids[None])[0]
+    ids = lm.tokenize(text)
+    states = lm.shifted_hidden(Prompt.from_ids(lm, [lm.frame.prefix]), ids[None])[0]
     parts = zip(states.split(PART), ids.split(PART), strict=True)
     return torch.cat([cross_entropy(lm.head(s).float(), i, reduction="none") for s, i in parts])
 
@@ -106,8 +106,8 @@ def replayed(lm: FrozenLM) -> Condition:
     @torch.no_grad()
     def condition(texts: Sequence[str]) -> KVPrefix:
         check_texts(texts, "texts")
-        ids = [lm.ids(text) for text in texts]
-        rows = [[lm.frame.head, Span(lm.embed(row), len(row))] for row in ids]
+        ids = [lm.tokenize(text) for text in texts]
+        rows = [[lm.frame.prefix, Span(lm.embed(row), len(row))] for row in ids]
         return lm.prefill(Prompt.of(lm, rows))
 
     return condition

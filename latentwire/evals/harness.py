@@ -1,6 +1,6 @@
 """One evaluation of many conditions on the same questions.
 
-    for answers in evaluate(lm, format_tokens, passages, {"text": full_text(lm), ...}):
+    for answers in evaluate(lm, soft_prompt, passages, {"text": full_text(lm), ...}):
         print(summarise(answers)["f1"])
 
 For every question and condition: the greedy answer with its exact match and F1, the NLL of the
@@ -25,7 +25,7 @@ from latentwire.tasks.qa import (
     Question,
     answer_ids,
     question_prompt,
-    with_format,
+    with_soft_prompt,
 )
 
 BATCH, GPU_BATCH = 6, 32
@@ -55,7 +55,7 @@ class Answer:
 @torch.no_grad()
 def evaluate(
     lm: FrozenLM,
-    format_tokens: Tensor | None,
+    soft_prompt: Tensor | None,
     passages: Sequence[Passage],
     conditions: Mapping[str, Condition],
     answer_tokens: int = ANSWER_TOKENS,
@@ -68,7 +68,7 @@ def evaluate(
         owner = torch.tensor([i for i, p in enumerate(part) for _ in p.questions]).to(lm.device)
         done = []
         for name, condition in conditions.items():
-            prefix = with_format(lm, format_tokens, condition([p.context for p in part]))
+            prefix = with_soft_prompt(lm, soft_prompt, condition([p.context for p in part]))
             for first in range(0, len(questions), ROWS):
                 some = slice(first, first + ROWS)
                 done += _answers(lm, name, questions[some], prefix.rows(owner[some]), answer_tokens)
@@ -134,7 +134,7 @@ def _answers(
     logits = lm.logits(prompt, targets, mask)
     log_probs = token_log_probs(logits, targets) * mask
     rank = (logits[:, 0] > logits[:, 0].gather(-1, targets[:, :1])).sum(-1)
-    out = lm.decode(prompt, Greedy(), answer_tokens, stop_strings=("\n",))
+    out = lm.generate(prompt, Greedy(), answer_tokens, stop_strings=("\n",))
     for i, q in enumerate(questions):
         answer = out.texts[i].strip()
         yield Answer(

@@ -146,7 +146,7 @@ def tokenized(lm: FrozenLM, documents: Sequence[str], window: int, skip: int) ->
     `skip` are left out. Raises LensError where none is left."""
     check_texts(documents, "documents")
     # Clones, since a view would keep all ids of a document in memory.
-    rows = [torch.cat([lm.bos, lm.ids(d, remember=False)])[:window].clone() for d in documents]
+    rows = [torch.cat([lm.bos, lm.tokenize(d, remember=False)])[:window].clone() for d in documents]
     first = max(SINK, len(lm.bos) + skip)
     texts = [Text(i, ids, len(lm.bos), first) for i, ids in enumerate(rows) if len(ids) > first]
     if not texts:

@@ -87,7 +87,7 @@ class Rates:
 
     def of(self, part: str, step: int, epoch: int, embedding: float) -> float:
         """The rate of a part of `Lens.tensors`, which its first two words name. embedding: the size
-        of the LM's embeddings (`soft_token_rate`)."""
+        of the LM's embeddings (`soft_prompt_rate`)."""
         side, kind = part.split(".")
         kinds = {"project": self.projections, "lora": self.base, "base": self.base}
         unit = 1.0 if kind in kinds else embedding

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from latentwire.lens.activations import Text
 from latentwire.lens.checks import LensError, check_places, checked
 from latentwire.lens.parts import Projection, own_copy, trainable
-from latentwire.lm import Decoded, FrozenLM, Patch, Pick, Prompt, Scored
+from latentwire.lm import FrozenLM, Generation, Patch, Prompt, Sampler, Scored
 from latentwire.lm.adapters import fresh_lora
 from latentwire.lm.frozen import Caching
 from latentwire.ridge import Ridge
@@ -124,14 +124,14 @@ class Decoder(nn.Module):
     def generate(
         self,
         vectors: Float[Tensor, "b d"],
-        pick: Pick,
+        sampler: Sampler,
         samples: int = 1,
         caching: Caching = "kv",
-    ) -> Decoded:
-        """`samples` explanations of each activation, next to each other; differentiable as the pick
-        is. They end with EOS or after `max_new_tokens`."""
+    ) -> Generation:
+        """`samples` explanations of each activation, next to each other; differentiable as the
+        sampler is. They end with EOS or after `max_new_tokens`."""
         prompt, most = self.prompt(vectors), self.config.max_new_tokens
-        return self.lm.decode(prompt, pick, most, caching=caching, samples=samples)
+        return self.lm.generate(prompt, sampler, most, caching=caching, samples=samples)
 
     def score(
         self,
@@ -166,10 +166,10 @@ class Decoder(nn.Module):
 def template_ids(lm: FrozenLM, template: str) -> tuple[Tensor, Tensor]:
     """Token ids before the slot (BOS included where the model's tokenizer puts one) and after."""
     before, after = template.split(SLOT)
-    return torch.cat([lm.bos, lm.ids(before)]), lm.ids(after)
+    return torch.cat([lm.bos, lm.tokenize(before)]), lm.tokenize(after)
 
 
-def words(decoded: Decoded, lm: FrozenLM) -> Bool[Tensor, "b n"]:
+def words(decoded: Generation, lm: FrozenLM) -> Bool[Tensor, "b n"]:
     """True on an explanation's own tokens: the stop token is not one of them."""
     stops = torch.tensor(lm.stop_ids, device=decoded.ids.device)
     return decoded.mask & ~torch.isin(decoded.ids, stops)

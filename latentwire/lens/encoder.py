@@ -6,7 +6,7 @@ be told which token the activation stands on and where: then not all that it reb
 words, and controls must be told the same.
 
     encoder = Encoder(lm, 15, EncoderConfig())
-    encoder([lm.ids("a river in France")])           # [1, d]
+    encoder([lm.tokenize("a river in France")])           # [1, d]
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Encoder(nn.Module):
         super().__init__()
         check_layer(layer, lm)
         self.layer, self.config = layer, config
-        ids = lm.ids(INSTRUCTION)
+        ids = lm.tokenize(INSTRUCTION)
         count = config.before + config.after
         soft = lm.embed(ids.repeat(math.ceil(count / len(ids)))[:count]).detach().float().clone()
         self.before = nn.Parameter(soft[: config.before])

@@ -112,7 +112,7 @@ def evaluate_lens(lens: Lens, text: Sequence[Path], config: LensEvaluation | Non
         "seed": config.seed,
         "model": lens.config.model,
         "layer": lens.config.layer,
-        "explanation_tokens": sum(len(lens.lm.ids(t)) for t in said) / len(said),
+        "explanation_tokens": sum(len(lens.lm.tokenize(t)) for t in said) / len(said),
         "examples": _examples(lens, batch, said, rows["lens"], config.seed),
     }
 
@@ -148,25 +148,25 @@ def reconstructions(
     given tokens get as many as the example's own explanation has.
     """
     lm, n = lens.lm, len(batch)
-    counts = [len(lm.ids(text)) for text in said]
+    counts = [len(lm.tokenize(text)) for text in said]
     numbers = [t.number for t in batch.texts]
     others = [[j for j in _after(i, n) if numbers[j] != numbers[i]] for i in range(n)]
     ranked = lm.logit_lens(batch.vectors).topk(max(1, *counts)).indices
     heard = partial(_encoded, lens, batch.tokens)
     made = {
-        "lens": heard([lm.ids(t) for t in said]),
+        "lens": heard([lm.tokenize(t) for t in said]),
         "mean": lens.mean.expand(n, -1),
         "zero": torch.zeros_like(batch.vectors),
         "other_text": _nearest(lens, said, others, batch, config.samples),
         "shuffled_words": heard(
-            [lm.ids(_shuffled(t, 0, config.seed + i)) for i, t in enumerate(said)]
+            [lm.tokenize(_shuffled(t, 0, config.seed + i)) for i, t in enumerate(said)]
         ),
         "shuffled_but_last": heard(
-            [lm.ids(_shuffled(t, 1, config.seed + i)) for i, t in enumerate(said)]
+            [lm.tokenize(_shuffled(t, 1, config.seed + i)) for i, t in enumerate(said)]
         ),
         "current_token": heard(batch.up_to([1] * n)),
         "previous_tokens": heard(batch.up_to(counts, own=0)),
-        "untrained_decoder": heard([lm.ids(t) for t in untrained]),
+        "untrained_decoder": heard([lm.tokenize(t) for t in untrained]),
         "logit_lens": heard([row[:c] for row, c in zip(ranked, counts, strict=True)]),
         "true_text": heard(batch.up_to(counts)),
     }
@@ -248,7 +248,7 @@ def _nearest(
     """Of as many other examples' words as the lens has tries, what comes nearest to each activation
     (with the activation's own token, where the encoder is told that)."""
     tried = [(i, j) for i, rows in enumerate(others) for j in rows[:samples]]
-    ids, tokens = [lens.lm.ids(text) for text in said], batch.tokens
+    ids, tokens = [lens.lm.tokenize(text) for text in said], batch.tokens
     made = _encoded(lens, [tokens[i] for i, _ in tried], [ids[j] for _, j in tried])
     groups = made.split([len(rows[:samples]) for rows in others])
     nearest = [(g - v).square().sum(1).argmin() for g, v in zip(groups, batch.vectors, strict=True)]

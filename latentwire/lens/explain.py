@@ -92,7 +92,7 @@ def explain_text(
 def tokens_of(lm: FrozenLM, text: str) -> Text:
     """A text as the LM reads it, all tokens usable but a first one without BOS before it. Raises
     LensError for a text without any."""
-    own, bos = lm.ids(text), len(lm.bos)
+    own, bos = lm.tokenize(text), len(lm.bos)
     if len(own) == 0:
         raise LensError("the text is empty; expected at least one token")
     return Text(0, torch.cat([lm.bos, own]), bos, max(SINK, bos))

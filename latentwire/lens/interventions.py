@@ -61,7 +61,7 @@ def swapping(
             here = torch.zeros_like(own)[:, None]
             patches = [Patch(layer, here, checked(vectors, lm)[:, None])]
         prompt = Prompt.from_ids(lm, tokens, before, patches)
-        return lm.head(lm.final(prompt)[:, -1])
+        return lm.head(lm.last_hidden(prompt)[:, -1])
 
     return logits
 

@@ -152,7 +152,7 @@ class Lens(nn.Module):
         """What the encoder makes of words: texts are tokenized anew, so nothing but their
         characters carries information (and `tokens`, to an encoder that asks for them)."""
         check_texts(texts, "texts")
-        return self.encoder([self.lm.ids(text) for text in texts], tokens)
+        return self.encoder([self.lm.tokenize(text) for text in texts], tokens)
 
     def save(self, folder: Path) -> None:
         """config.json and bf16 weights, with all that a load must find equal."""
@@ -190,9 +190,10 @@ class Lens(nn.Module):
             _check_state(config, state)
         lm = lm or FrozenLM.from_pretrained(config.model, config.dtype)
         check_layer(config.layer, lm)
-        if config.decoder.max_new_tokens > lm.window:
+        if config.decoder.max_new_tokens > lm.context_length:
             raise LensError(
-                f"max_new_tokens is {config.decoder.max_new_tokens}; {lm.name} has {lm.window}"
+                f"max_new_tokens is {config.decoder.max_new_tokens}; {lm.name} has "
+                f"{lm.context_length}"
             )
         _check_facts(saved, _facts(lm, config), lm, folder)
         lens = cls(lm, config, Statistics(torch.empty(0), saved.norm, saved.spread))

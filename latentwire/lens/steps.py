@@ -59,7 +59,7 @@ def read_pairs(lm: FrozenLM, path: Path) -> list[Pair]:
     is none."""
     pairs: list[Pair] = []
     for row in read_jsonl(path, {"text": str, "explanation": str}):
-        own, token, n = lm.ids(row["text"]), row.get("token"), len(lm.bos)
+        own, token, n = lm.tokenize(row["text"]), row.get("token"), len(lm.bos)
         first = max(0, SINK - n)
         if type(token) is not int or not first <= token < len(own):
             raise DataError(
@@ -67,7 +67,7 @@ def read_pairs(lm: FrozenLM, path: Path) -> list[Pair]:
                 f"{first}..{len(own) - 1}"
             )
         text = Text(len(pairs), torch.cat([lm.bos, own[: token + 1]]), n, n)
-        pairs.append(Pair(text, n + token, lm.ids(row["explanation"])))
+        pairs.append(Pair(text, n + token, lm.tokenize(row["explanation"])))
     return pairs
 
 
@@ -86,7 +86,7 @@ def batch_of(
 def target_texts(lm: FrozenLM, batch: Activations, data: Data) -> list[Tensor]:
     """What the warm start teaches the decoder to write: what follows the token, a line break, and
     the tokens up to and including it; without the first two where nothing follows."""
-    line = lm.ids("\n")
+    line = lm.tokenize("\n")
     up_to = batch.up_to([data.before] * len(batch))
     return [
         torch.cat([after, line, before]) if len(after) else before
@@ -171,10 +171,10 @@ def joint_losses(
         with torch.no_grad(), parallel.gathered(lens.lm):
             said = decoder.generate(batch.vectors, Sampled(noise, recipe.temperature), samples)
         # What counts is what somebody reads, so the text is tokenized anew, as in an evaluation.
-        pieces = [lens.lm.ids(text) for text in said.texts]
+        pieces = [lens.lm.tokenize(text) for text in said.texts]
     else:
-        pick = StraightThroughGumbel(noise, tau, recipe.temperature)
-        said = decoder.generate(batch.vectors, pick)
+        sampler = StraightThroughGumbel(noise, tau, recipe.temperature)
+        said = decoder.generate(batch.vectors, sampler)
         own = words(said, lens.lm)
         pieces = [row[keep] for row, keep in zip(said.embeds, own, strict=True)]
     told = [t for t in batch.tokens for _ in range(samples)]
@@ -201,7 +201,7 @@ def joint_losses(
                 before = reference.score(batch.vectors, said.ids, said.mask, recipe.temperature)
             parts["reference"] = k3(scored.log_probs, before.log_probs, said.mask).mean()
     if weights.fluency.on:
-        start = Prompt.from_ids(lens.lm, [lens.lm.frame.head[:1]] * len(said.ids))
+        start = Prompt.from_ids(lens.lm, [lens.lm.frame.prefix[:1]] * len(said.ids))
         with torch.no_grad():
             plain = lens.lm.logits(start, said.ids, said.mask)
         policy = decoder.logits(batch.vectors, said.ids, said.mask)

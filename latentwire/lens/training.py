@@ -46,7 +46,7 @@ from latentwire.lens.steps import Source, joint_loss, read_pairs, warm_loss
 from latentwire.lens.training_checks import check_lens
 from latentwire.lm import FrozenLM
 from latentwire.lm.identity import identity
-from latentwire.lm.soft_tokens import soft_token_rate
+from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.folder import (
     begin_training,
     check_training,
@@ -121,11 +121,11 @@ def _train(recipe: LensRecipe, session: Session, out: Path) -> Path:
     lens = Lens(lm, recipe.lens, _measured(lm, texts, recipe, out))
     if recipe.data.fitted and not (out / "warm.safetensors").exists():
         lens.decoder.fit(recipe.lens.layer, _sample(texts, recipe.data.fitted, recipe.seed))
-    checked = [d for d in held_out if len(lm.ids(d)) > recipe.data.skip][: session.check_size]
+    checked = [d for d in held_out if len(lm.tokenize(d)) > recipe.data.skip][: session.check_size]
     held = tokenized(lm, checked, recipe.data.window, recipe.data.skip) if checked else []
     places = draw(held, recipe.data.positions, recipe.seed)
     source, epoch = _source(lm, texts, recipe), max(1, len(texts) // recipe.data.documents)
-    embedding = soft_token_rate(lm)
+    embedding = soft_prompt_rate(lm)
     parallel.sharded(lm)  # not before: what is measured above is not measured by every process
     stage = partial(
         train,

@@ -1,5 +1,5 @@
 """Checks of a lens's training while it runs, on activations that it never sees: the figures that
-train/guards.py reads."""
+train/alarms.py reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from latentwire.lens.activations import Place, at
 from latentwire.lens.lens import Lens
 from latentwire.lens.objectives import scaled_mse
 from latentwire.lm import Greedy
-from latentwire.train.guards import pairwise_cosine
+from latentwire.train.alarms import pairwise_cosine
 
 
 @torch.no_grad()

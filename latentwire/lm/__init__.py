@@ -1,15 +1,15 @@
 """The port: the only code that calls a Hugging Face model.
 
 Read in this order: prompt.py (what may enter a model), frozen.py (the forward function, scoring,
-the only generation loop), picks.py (logits to tokens), cache.py, hooks.py, families.py (what
-differs between architectures); words.py (texts and token ids), loading.py and zoo.py (where models
-come from), adapters.py, doctor.py.
+the only generation loop), samplers.py (logits to tokens), cache.py, hooks.py, families.py (what
+differs between architectures); tokenizer.py (texts and token ids), loading.py and zoo.py (where
+models come from), adapters.py, doctor.py.
 """
 
 from latentwire.lm.checkpointing import gradient_checkpointing
 from latentwire.lm.frozen import Dtype, FrozenLM
 from latentwire.lm.outputs import (
-    Decoded,
+    Generation,
     Scored,
     States,
     entropy,
@@ -17,41 +17,41 @@ from latentwire.lm.outputs import (
     log_softmax,
     token_log_probs,
 )
-from latentwire.lm.picks import (
-    Choice,
-    Greedy,
-    Pick,
-    Sampled,
-    StraightThroughGumbel,
-    seed_of,
-    seeded_noise,
-)
 from latentwire.lm.prompt import (
-    Frame,
-    HeadSlots,
+    ChatFrame,
     KVPrefix,
     Memory,
     Patch,
     Prompt,
+    RaggedKV,
     Segment,
     Span,
     pad_right,
 )
+from latentwire.lm.samplers import (
+    Choice,
+    Greedy,
+    Sampled,
+    Sampler,
+    StraightThroughGumbel,
+    seed_of,
+    seeded_noise,
+)
 
 __all__ = [
+    "ChatFrame",
     "Choice",
-    "Decoded",
     "Dtype",
-    "Frame",
     "FrozenLM",
+    "Generation",
     "Greedy",
-    "HeadSlots",
     "KVPrefix",
     "Memory",
     "Patch",
-    "Pick",
     "Prompt",
+    "RaggedKV",
     "Sampled",
+    "Sampler",
     "Scored",
     "Segment",
     "Span",

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from latentwire.lm.families import sliding_windows
-from latentwire.lm.prompt import HeadSlots, KVPrefix, Prompt
+from latentwire.lm.prompt import KVPrefix, Prompt, RaggedKV
 
 _CLAIMING = Lock()
 """Held for the moment in which the free columns of a room get an owner."""
@@ -47,7 +47,7 @@ class GrowingLayer(DynamicLayer):
         self,
         began: tuple[Tensor, Tensor] | None = None,
         kept: bool = True,
-        slots: HeadSlots | None = None,
+        slots: RaggedKV | None = None,
     ):
         super().__init__()
         self.began, self.kept, self.grown, self.slots = began, kept, False, slots
@@ -94,7 +94,7 @@ def as_cache(prefix: KVPrefix | None, kept: bool) -> Any:
     cache.layer_class_to_replicate = GrowingLayer
     if prefix is not None:
         none = (None,) * len(prefix.keys)
-        rooms, slots = prefix.rooms or none, prefix.head_slots or none
+        rooms, slots = prefix.rooms or none, prefix.ragged or none
         layers = zip(prefix.keys, prefix.values, rooms, slots, strict=True)
         for keys, values, room, of_heads in layers:
             layer = GrowingLayer((keys, values), kept, of_heads)
@@ -109,7 +109,7 @@ def grown(cache: Any, prompt: Prompt) -> KVPrefix:
     if prompt.prefix is not None:
         mask = torch.cat([prompt.prefix.mask, mask], 1)
         positions = torch.cat([prompt.prefix.positions, positions], 1)
-        memories, slots = prompt.prefix.memories, prompt.prefix.head_slots
+        memories, slots = prompt.prefix.memories, prompt.prefix.ragged
     keys = tuple(layer.keys for layer in cache.layers)
     values = tuple(layer.values for layer in cache.layers)
     rooms = tuple(layer.rooms for layer in cache.layers)
@@ -147,7 +147,7 @@ def head_mask(prompt: Prompt, config: Any, layer: int, mask: Tensor) -> Tensor:
     """A layer's additive mask [b, q, t, r + p + t], q query heads: over the slots that its prefix
     holds for each head, and then over the columns of `mask` [b, 1, t, p + t]."""
     assert prompt.prefix is not None
-    slots = prompt.prefix.head_slots[layer]
+    slots = prompt.prefix.ragged[layer]
     seen = slots.mask[:, :, None]
     windows = sliding_windows(config)
     if windows is not None and (window := windows[config.layer_types[layer]]) is not None:

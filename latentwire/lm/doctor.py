@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from latentwire.lm.frozen import Caching, FrozenLM
-from latentwire.lm.picks import Greedy, Pick, Sampled, StraightThroughGumbel, seeded_noise
-from latentwire.lm.prompt import HeadSlots, KVPrefix, Patch, Prompt
+from latentwire.lm.prompt import KVPrefix, Patch, Prompt, RaggedKV
+from latentwire.lm.samplers import Greedy, Sampled, Sampler, StraightThroughGumbel, seeded_noise
 from latentwire.lm.turns import turn
 
-KINDS = ("ids", "embeds", "prefix", "head_slots", "patch_one", "patch_all")
+KINDS = ("ids", "embeds", "prefix", "ragged", "patch_one", "patch_all")
 TEXTS = (
     "The Danube rises in the Black Forest and ends in the Black Sea.",
     "Seventeen ships left the harbour at dawn, and by evening only nine of them had come back.",
@@ -62,13 +62,13 @@ class Case:
 
 
 def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
-    """An input of one kind: ids, embeds, prefix (the first three tokens prefilled), head_slots (all
+    """An input of one kind: ids, embeds, prefix (the first three tokens prefilled), ragged (all
     but the first of them, and one more in each row above the last, as slots of the heads),
     patch_one or patch_all (random vectors at two positions of one or every layer, as large as the
     states that are usual there: beside states of size 200 a vector of size 1 only magnifies
     rounding)."""
     texts = TEXTS if ragged else TEXTS[:1]
-    rows = [torch.cat([lm.bos, lm.ids(text)]) for text in texts]
+    rows = [torch.cat([lm.bos, lm.tokenize(text)]) for text in texts]
     embeds = [lm.embed(row) for row in rows]
     none: list[list[tuple[int, list[int], Tensor]]] = [[] for _ in rows]
     if kind == "ids":
@@ -76,11 +76,11 @@ def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
     if kind == "prefix":
         prefix = lm.prefill(Prompt.from_ids(lm, [r[:3] for r in rows]))
         return Case(Prompt.from_ids(lm, [r[3:] for r in rows], prefix), embeds, none)
-    if kind == "head_slots":
+    if kind == "ragged":
         ends = range(2 + len(rows), 2, -1)
         rest = [row[end:] for row, end in zip(rows, ends, strict=True)]
         begun = [row[:end] for row, end in zip(rows, ends, strict=True)]
-        return Case(Prompt.from_ids(lm, rest, _in_head_slots(lm, begun)), embeds, none)
+        return Case(Prompt.from_ids(lm, rest, _as_ragged(lm, begun)), embeds, none)
     if kind == "embeds":
         scale = embeds[0].std()
         noisy = [e + 0.1 * scale * _noise(e.shape, i).to(e) for i, e in enumerate(embeds)]
@@ -101,7 +101,7 @@ def make_case(lm: FrozenLM, kind: str, ragged: bool) -> Case:
     return Case(Prompt.from_ids(lm, rows, patches=patches), embeds, per_row)
 
 
-def _in_head_slots(lm: FrozenLM, rows: Sequence[Tensor]) -> KVPrefix:
+def _as_ragged(lm: FrozenLM, rows: Sequence[Tensor]) -> KVPrefix:
     """Rows of ids as a cache whose slots, but for the first, are each head's own."""
     caches = [lm.prefill(Prompt.from_ids(lm, [row])) for row in rows]
     heads = lm.kv_shape[0]
@@ -114,8 +114,8 @@ def _in_head_slots(lm: FrozenLM, rows: Sequence[Tensor]) -> KVPrefix:
     return replace(
         lm.prefill(Prompt.from_ids(lm, [row[:1] for row in rows])),
         next_position=torch.tensor([len(row) for row in rows], device=lm.device),
-        head_slots=tuple(
-            HeadSlots(flat(layer, "keys"), flat(layer, "values"), torch.cat(places), counts)
+        ragged=tuple(
+            RaggedKV(flat(layer, "keys"), flat(layer, "values"), torch.cat(places), counts)
             for layer in range(len(lm.blocks))
         ),
     )
@@ -124,7 +124,7 @@ def _in_head_slots(lm: FrozenLM, rows: Sequence[Tensor]) -> KVPrefix:
 def logits_equal_hugging_face(lm: FrozenLM, kind: str, ragged: bool) -> float:
     """The port's logits against the Hugging Face model's own, row by row, without padding."""
     case = make_case(lm, kind, ragged)
-    ours = lm.head(lm.final(case.prompt))
+    ours = lm.head(lm.last_hidden(case.prompt))
     worst = 0.0
     for row, (embeds, patches) in enumerate(zip(case.embeds, case.patches, strict=True)):
         with turn(lm.model), ExitStack() as hooks:
@@ -140,36 +140,36 @@ def logits_equal_hugging_face(lm: FrozenLM, kind: str, ragged: bool) -> float:
 def prefill_equals_full_pass(lm: FrozenLM, kind: str, ragged: bool) -> float:
     """Prefill, then a continuation, against the same in one pass; logits of the continuation."""
     prompt = make_case(lm, kind, ragged).prompt
-    more = torch.stack([lm.ids(TEXTS[1])[:5]] * len(prompt.mask))
+    more = torch.stack([lm.tokenize(TEXTS[1])[:5]] * len(prompt.mask))
     rest = Prompt.from_ids(lm, list(more), prefix=lm.prefill(prompt))
     full = prompt.append(lm.embed(more), torch.ones_like(more, dtype=torch.bool))
-    return _far(lm.head(lm.final(rest)), lm.head(lm.final(full)[:, -5:]))
+    return _far(lm.head(lm.last_hidden(rest)), lm.head(lm.last_hidden(full)[:, -5:]))
 
 
 def batch_equals_rows(lm: FrozenLM, kind: str, ragged: bool) -> float:
     """A row of a batch against the row alone, on the logits of the last position."""
     case = make_case(lm, kind, ragged)
-    together = lm.head(lm.final(case.prompt)[:, -1])
+    together = lm.head(lm.last_hidden(case.prompt)[:, -1])
     worst = 0.0
     for row in range(len(together)):
         alone = [
             Patch(la, torch.tensor([p]).to(lm.device), v[None]) for la, p, v in case.patches[row]
         ]
         prompt = Prompt.of(lm, [[case.embeds[row]]], patches=alone)
-        worst = max(worst, _far(lm.head(lm.final(prompt)[:, -1])[0], together[row]))
+        worst = max(worst, _far(lm.head(lm.last_hidden(prompt)[:, -1])[0], together[row]))
     return worst
 
 
 def score_equals_decode(lm: FrozenLM, kind: str, ragged: bool) -> float:
-    """Scored log-probabilities of decoded tokens against decode's own, for every pick."""
+    """Scored log-probabilities of generated tokens against generate's own, for every sampler."""
     prompt = make_case(lm, kind, ragged).prompt
     noise = seeded_noise(range(len(prompt.mask)))
-    picks: list[Pick] = [Greedy(), Greedy(0.7), Sampled(noise), Sampled(noise, 1.3)]
-    picks += [StraightThroughGumbel(noise, tau=0.5, temperature=0.7)]
+    samplers: list[Sampler] = [Greedy(), Greedy(0.7), Sampled(noise), Sampled(noise, 1.3)]
+    samplers += [StraightThroughGumbel(noise, tau=0.5, temperature=0.7)]
     worst = 0.0
-    for pick in picks:
-        out = lm.decode(prompt, pick, 6)
-        scored = lm.score(prompt, out.ids, out.mask, pick.temperature)
+    for sampler in samplers:
+        out = lm.generate(prompt, sampler, 6)
+        scored = lm.score(prompt, out.ids, out.mask, sampler.temperature)
         worst = max(worst, _far(scored, out.log_probs))
     return worst
 
@@ -245,7 +245,7 @@ def rounding(lm: FrozenLM) -> float:
 
 
 def _rounding(lm: FrozenLM, text: str) -> float:
-    ids = torch.cat([lm.bos, lm.ids(text)])[None]
+    ids = torch.cat([lm.bos, lm.tokenize(text)])[None]
     half = ids.shape[1] // 2
     begun = lm.model(ids[:, :half], use_cache=True).past_key_values
     rest = lm.model(ids[:, half:], past_key_values=begun).logits[0]
@@ -255,7 +255,7 @@ def _rounding(lm: FrozenLM, text: str) -> float:
 def _gumbel_gradient(lm: FrozenLM, prompt: Prompt, noise, mode: Caching) -> tuple[Tensor, Tensor]:
     embeds = prompt.embeds.detach().clone().requires_grad_()
     fresh = Prompt(embeds, prompt.mask, prompt.positions, prompt.prefix, prompt.patches)
-    out = lm.decode(fresh, StraightThroughGumbel(noise), 5, stop_ids=(), caching=mode)
+    out = lm.generate(fresh, StraightThroughGumbel(noise), 5, stop_ids=(), caching=mode)
     (gradient,) = torch.autograd.grad(out.log_probs.sum() + out.embeds.square().sum(), embeds)
     return out.ids, gradient
 

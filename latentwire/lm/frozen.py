@@ -5,7 +5,7 @@ exists once, in `predicting`; logits are computed only for the states whose pred
 
     lm = FrozenLM.from_pretrained("smollm2-135m")
     prompt = Prompt.from_chat(lm, ["Name a river."])
-    print(lm.decode(prompt, Greedy(), max_new_tokens=16).texts[0])
+    print(lm.generate(prompt, Greedy(), max_new_tokens=16).texts[0])
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from latentwire.lm.hooks import (
     tensor_of,
 )
 from latentwire.lm.loading import check_setting, fingerprint_of, load_model
-from latentwire.lm.outputs import Decoded, Scored, States, entropy, log_softmax, token_log_probs
-from latentwire.lm.picks import Pick
+from latentwire.lm.outputs import Generation, Scored, States, entropy, log_softmax, token_log_probs
 from latentwire.lm.prompt import KVPrefix, Prompt
+from latentwire.lm.samplers import Sampler
+from latentwire.lm.tokenizer import TokenizerMixin
 from latentwire.lm.turns import LOADING, turn
-from latentwire.lm.words import Words
 from latentwire.lm.zoo import locate
 from latentwire.texts import check_texts
 
@@ -60,7 +60,7 @@ Dtype = Literal["float32", "bfloat16"]
 """Of the weights of a frozen LM, in recipes and saved configs."""
 
 
-class FrozenLM(Words):
+class FrozenLM(TokenizerMixin):
     """A causal LM whose weights never change and never get gradients.
 
     Gradients flow through it to whatever made the prompt. A view made by `with_adapter` runs the
@@ -125,7 +125,7 @@ class FrozenLM(Words):
         return heads, getattr(config, "head_dim", None) or self.width // config.num_attention_heads
 
     @property
-    def window(self) -> int:
+    def context_length(self) -> int:
         """Most positions that the model was made for, in tokens."""
         return self.model.config.max_position_embeddings
 
@@ -159,7 +159,7 @@ class FrozenLM(Words):
         "interpreting GPT: the logit lens")."""
         return self.head(getattr(self.body, self._family.norm)(states.to(self.dtype)))
 
-    def final(self, prompt: Prompt) -> Float[Tensor, "b t d"]:
+    def last_hidden(self, prompt: Prompt) -> Float[Tensor, "b t d"]:
         """States after the last norm: what the head reads."""
         return self._forward(prompt)[0]
 
@@ -231,9 +231,9 @@ class FrozenLM(Words):
         mask: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n v"]:
         """Logits that predict each target given the prompt and the targets before it."""
-        return self.head(self.predicting(prompt, targets, mask))
+        return self.head(self.shifted_hidden(prompt, targets, mask))
 
-    def predicting(
+    def shifted_hidden(
         self,
         prompt: Prompt,
         targets: Int[Tensor, "b n"],
@@ -247,14 +247,14 @@ class FrozenLM(Words):
         mask = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
         full = prompt.append(self.embed(targets[:, :-1]), mask[:, :-1])
         first = prompt.embeds.shape[1] - 1
-        return self.final(full)[:, first : first + targets.shape[1]]
+        return self.last_hidden(full)[:, first : first + targets.shape[1]]
 
     def packed_logits(
         self, prompt: Prompt, targets: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
     ) -> Float[Tensor, "k v"]:
         """The rows of `logits` where the mask is True, one after another: with a large vocabulary,
         logits of padding are most of the memory of a ragged batch."""
-        return self.head(self.predicting(prompt, targets, mask)[mask])
+        return self.head(self.shifted_hidden(prompt, targets, mask)[mask])
 
     def score(
         self,
@@ -285,16 +285,16 @@ class FrozenLM(Words):
             return Scored(chosen, entropies)
         return Scored(chosen.masked_fill(~mask, 0.0), entropies.masked_fill(~mask, 0.0))
 
-    def decode(
+    def generate(
         self,
         prompt: Prompt,
-        pick: Pick,
+        sampler: Sampler,
         max_new_tokens: int | Sequence[int],
         stop_ids: Sequence[int] | None = None,
         stop_strings: Sequence[str] = (),
         caching: Caching = "kv",
         samples: int = 1,
-    ) -> Decoded:
+    ) -> Generation:
         """The only generation loop: exactly `max_new_tokens` steps unless every row stops before;
         one number for all rows, or one for each.
 
@@ -303,29 +303,29 @@ class FrozenLM(Words):
         cache; "none" runs the whole sequence each step; "checkpoint" does that too, but keeps no
         activations for the backward pass. All three give the same tokens, states and gradients.
         samples: continuations of each row, next to each other in the result; with "kv" they share
-        one pass over the prompt. The pick sees all of them as rows. Raises FloatingPointError where
-        the model computes NaN.
+        one pass over the prompt. The sampler sees all of them as rows. Raises
+        FloatingPointError where the model computes NaN.
         """
         check_texts(stop_strings, "stop_strings")
         most = torch.as_tensor(max_new_tokens, device=self.device).expand(len(prompt.mask))
         if int(most.min()) < 1 or samples < 1:
             short = "samples" if samples < 1 else "max_new_tokens"
             raise ValueError(f"{short} is {min(int(most.min()), samples)}; expected at least 1")
-        self._check_window(int((prompt.next_position + most).max()))
+        self._check_length(int((prompt.next_position + most).max()))
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
         with resting(self.model, self.adapter):
-            return self._decode(prompt, pick, most, stops, stop_strings, caching, samples)
+            return self._generate(prompt, sampler, most, stops, stop_strings, caching, samples)
 
-    def _decode(
+    def _generate(
         self,
         prompt: Prompt,
-        pick: Pick,
+        sampler: Sampler,
         most: Int[Tensor, " b"],
         stops: Sequence[int],
         stop_strings: Sequence[str],
         caching: Caching,
         samples: int,
-    ) -> Decoded:
+    ) -> Generation:
         alive = torch.ones(len(prompt.mask) * samples, dtype=torch.bool, device=self.device)
         ids, masks, log_probs, embeds = [], [], [], []
         most = most.repeat_interleave(samples)
@@ -339,9 +339,9 @@ class FrozenLM(Words):
                 final, prompt = final.repeat_interleave(samples, 0), prompt.repeat(samples)
                 prefix = None if prefix is None else prefix.repeat(samples)
             logits = self.head(final)
-            choice = pick(logits, step)
+            choice = sampler(logits, step)
             chosen = torch.where(alive, choice.ids, stops[0] if stops else 0)
-            chosen_log_probs = token_log_probs(logits, chosen, pick.temperature)
+            chosen_log_probs = token_log_probs(logits, chosen, sampler.temperature)
             soft = choice.weights
             embed = self.embed(chosen) if soft is None else self.embed_soft(soft)
             ids.append(chosen)
@@ -360,7 +360,7 @@ class FrozenLM(Words):
                 break
         all_ids, mask = torch.stack(ids, 1), torch.stack(masks, 1)
         texts = [_cut(t, stop_strings) for t in self._texts(all_ids, mask, stops)]
-        return Decoded(all_ids, mask, torch.stack(log_probs, 1), torch.stack(embeds, 1), texts)
+        return Generation(all_ids, mask, torch.stack(log_probs, 1), torch.stack(embeds, 1), texts)
 
     # -- adapters -----------------------------------------------------------------------------
 
@@ -396,7 +396,7 @@ class FrozenLM(Words):
         """Final states [b, t, d] and, on request, the grown cache. Every path ends here, in one
         turn. hooks: see modules after all that the prompt does to them. attention: what another
         attention implementation is on in."""
-        self._check_window(int(prompt.positions.max()) + 1)
+        self._check_length(int(prompt.positions.max()) + 1)
         cached = keep_cache or prompt.prefix is not None
         cache = as_cache(prompt.prefix, keep_cache) if cached else None
         setting = partial(self._setting, prompt, attention)
@@ -430,11 +430,11 @@ class FrozenLM(Words):
             final, prefix = self._forward(prompt, keep_cache=True)
             return final[:, -1], prefix
         if caching == "none":
-            return self.final(prompt)[:, -1], None
+            return self.last_hidden(prompt)[:, -1], None
 
         def last(embeds: Tensor) -> Tensor:
             with gradient_checkpointing(False):  # of the whole, and not of each block as well
-                return self.final(replace(prompt, embeds=embeds))[:, -1]
+                return self.last_hidden(replace(prompt, embeds=embeds))[:, -1]
 
         return checkpoint(last, prompt.embeds, use_reentrant=False), None  # pyright: ignore
 
@@ -444,7 +444,7 @@ class FrozenLM(Words):
     ) -> Iterator[None]:
         """A turn with what has to be on while blocks run: the adapter, masks for each head, and the
         attention implementation."""
-        slots = prompt.prefix is not None and prompt.prefix.head_slots
+        slots = prompt.prefix is not None and prompt.prefix.ragged
         change = partial(head_mask, prompt, self.model.config)
         with adapted(self.model, self.adapter), ExitStack() as stack:
             if slots:
@@ -465,10 +465,11 @@ class FrozenLM(Words):
         if not 0 <= layer < len(self.blocks):
             raise ValueError(f"layer {layer} of {self.name}; expected 0..{len(self.blocks) - 1}")
 
-    def _check_window(self, used: int) -> None:
-        if used > self.window:
+    def _check_length(self, used: int) -> None:
+        if used > self.context_length:
             raise ValueError(
-                f"input takes {used} positions; {self.name} has a window of {self.window}"
+                f"input takes {used} positions; {self.name} has a context length of "
+                f"{self.context_length}"
             )
 
 

@@ -55,9 +55,9 @@ def kl_divergence(p: Float[Tensor, "*n v"], q: Float[Tensor, "*n v"]) -> Float[T
 
 
 @dataclass(frozen=True)
-class Decoded:
+class Generation:
     """Generated rows. ids [b, n] and mask [b, n], True up to and including the stop token;
-    log_probs [b, n] of the chosen tokens (0 where masked), differentiable as the pick is;
+    log_probs [b, n] of the chosen tokens (0 where masked), differentiable as the sampler is;
     texts: decoded, without stop token or stop string; embeds [b, n, d] as fed back."""
 
     ids: Int[Tensor, "b n"]

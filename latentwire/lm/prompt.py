@@ -5,7 +5,7 @@ side and the positions; nothing else in the package pads, shifts or numbers toke
 on the left, so that the last column is always the state that predicts what follows.
 
     prompt = Prompt.from_text(lm, ["The capital of France is", "Two plus"])
-    lm.decode(prompt, Greedy(), max_new_tokens=8).texts
+    lm.generate(prompt, Greedy(), max_new_tokens=8).texts
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class HeadSlots:
+class RaggedKV:
     """Keys and values of one layer of which each KV head has as many as `lengths` [b, h] says, one
     head after another, without padding; keys are already rotated to `positions`."""
 
@@ -82,13 +82,13 @@ class HeadSlots:
     positions: Int[Tensor, " n"]
     lengths: Int[Tensor, "b h"]
 
-    def rows(self, index: Int[Tensor, " m"]) -> HeadSlots:
+    def rows(self, index: Int[Tensor, " m"]) -> RaggedKV:
         """Of the rows that `index` names, in its order."""
         first = self.lengths.flatten().cumsum(0).view_as(self.lengths) - self.lengths
         lengths = self.lengths[index]
         column = torch.arange(_longest(lengths), device=lengths.device)
         which = (first[index][..., None] + column)[column < lengths[..., None]]
-        return HeadSlots(self.keys[which], self.values[which], self.positions[which], lengths)
+        return RaggedKV(self.keys[which], self.values[which], self.positions[which], lengths)
 
     @cached_property
     def mask(self) -> Bool[Tensor, "b h r"]:
@@ -118,7 +118,7 @@ class KVPrefix:
     keys, values: one [b, h, p, e] per layer; keys are already rotated to their positions.
     mask [b, p]: True where a slot may be seen. positions [b, p]: the position each slot stands at
     (used by windowed attention only). next_position [b]: where the row goes on. memories: what
-    acts on all that follows. head_slots: of each layer, or none at all, what each head sees beside
+    acts on all that follows. ragged: of each layer, or none at all, what each head sees beside
     that.
     """
 
@@ -128,7 +128,7 @@ class KVPrefix:
     positions: Int[Tensor, "b p"]
     next_position: Int[Tensor, " b"]
     memories: tuple[Memory, ...] = ()
-    head_slots: tuple[HeadSlots, ...] = ()
+    ragged: tuple[RaggedKV, ...] = ()
     rooms: tuple[Any, ...] | None = field(default=None, repr=False)
     """Where keys and values may grow in place (lm/cache.py); the value does not depend on it."""
 
@@ -145,7 +145,7 @@ class KVPrefix:
             self.positions[index],
             self.next_position[index],
             tuple(memory.rows(index) for memory in self.memories),
-            tuple(slots.rows(index) for slots in self.head_slots),
+            tuple(slots.rows(index) for slots in self.ragged),
         )
 
     def repeat(self, times: int) -> KVPrefix:
@@ -156,7 +156,7 @@ class KVPrefix:
     def nbytes(self) -> int:
         """Bytes of all keys and values, padding and memories included."""
         held = [*self.keys, *self.values]
-        held += [t for part in (*self.memories, *self.head_slots) for t in (part.keys, part.values)]
+        held += [t for part in (*self.memories, *self.ragged) for t in (part.keys, part.values)]
         return sum(t.numel() * t.element_size() for t in held)
 
 
@@ -225,14 +225,16 @@ class Prompt:
     def from_text(cls, lm: FrozenLM, texts: Sequence[str]) -> Prompt:
         """Plain texts, with the BOS token that the model's tokenizer puts before a text."""
         check_texts(texts, "texts")
-        return cls.from_ids(lm, [torch.cat([lm.bos, lm.ids(t)]) for t in texts])
+        return cls.from_ids(lm, [torch.cat([lm.bos, lm.tokenize(t)]) for t in texts])
 
     @classmethod
     def from_chat(cls, lm: FrozenLM, users: Sequence[str]) -> Prompt:
         """One user turn each, in the model's chat template, up to where the assistant begins."""
         check_texts(users, "users")
         frame = lm.frame
-        return cls.from_ids(lm, [torch.cat([frame.head, lm.ids(u), frame.tail]) for u in users])
+        return cls.from_ids(
+            lm, [torch.cat([frame.prefix, lm.tokenize(u), frame.suffix]) for u in users]
+        )
 
     @property
     def next_position(self) -> Int[Tensor, " b"]:
@@ -261,13 +263,13 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What stands around a user's words: head ids (BOS included), tail ids up to the answer, and
-    the lead, text that an answer begins with (a space after "Answer:")."""
+class ChatFrame:
+    """Ids around a user's words: prefix (BOS included) and suffix (up to the answer), and the text
+    that an answer begins with (a space after "Answer:")."""
 
-    head: Int[Tensor, " n"]
-    tail: Int[Tensor, " m"]
-    lead: str = ""
+    prefix: Int[Tensor, " n"]
+    suffix: Int[Tensor, " m"]
+    answer_prefix: str = ""
 
 
 def pad_right(rows: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:

@@ -17,8 +17,8 @@ from transformers import AutoModel
 
 from latentwire.lm.loading import load_model
 from latentwire.lm.prompt import pad_right
+from latentwire.lm.tokenizer import TOKENIZING
 from latentwire.lm.turns import LOADING
-from latentwire.lm.words import TOKENIZING
 from latentwire.lm.zoo import ZooError, locate
 from latentwire.reading import check_unicode
 from latentwire.texts import check_texts
@@ -72,7 +72,7 @@ class SentenceEncoder:
                 digest.update(stored.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def ids(self, text: str) -> Int[Tensor, " n"]:
+    def tokenize(self, text: str) -> Int[Tensor, " n"]:
         """Ids of a text without [CLS] and [SEP]; either that the text spells out is words like
         others. WordPiece folds case and accents, leaves out control characters and has one id for
         all that it does not know. Raises ValueError for half of a surrogate pair."""
@@ -97,7 +97,7 @@ class SentenceEncoder:
         """The mean state of each text, at norm 1 (Reimers and Gurevych 2019, arXiv 1908.10084); of
         a text longer than `room`, over all its windows."""
         check_texts(texts, "texts")
-        cut = [self.ids(text).split(self.room) for text in texts]
+        cut = [self.tokenize(text).split(self.room) for text in texts]
         made = iter(self.states([window for windows in cut for window in windows]))
         means = [torch.cat([next(made) for _ in windows]).mean(0) for windows in cut]
         return torch.nn.functional.normalize(torch.stack(means), dim=-1)

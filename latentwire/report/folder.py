@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latentwire.reading import parse_json, shortened
+from latentwire.reading import RENAMED, parse_json, shortened
 
 WORDS = {
     str: "text",
@@ -109,6 +109,9 @@ def _text(path: Path) -> str:
 
 
 def _parsed(text: str, where: str) -> Any:
+    # A whole string of JSON, so that no text which merely quotes an old name is changed.
+    for old, new in RENAMED.items():
+        text = text.replace(f'"{old}"', f'"{new}"')
     try:
         return parse_json(text)
     except ValueError as error:

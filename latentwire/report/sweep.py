@@ -179,7 +179,7 @@ def sweep_table(results: dict[str, Any]) -> Table:
     table = terminal_table(
         ("member", "F1, %", "text", "latents", "bytes", "reads"),
         "Brackets: 95% interval. text: F1 of the full text\n"
-        "reads: above no text, zero latents, foreign latents",
+        "reads: above no text, zero latents, mismatched latents",
     )
     for row in sweep_rows(results):
         table.add_row(*row, style=None if row[-1] else "dim")

@@ -24,7 +24,7 @@ MARKERS: dict[str, dict[str, Any]] = {
     "truncated_bytes": {"marker": "v", "color": INK, "markerfacecolor": "none"},
     "truncated_zstd": {"marker": "^", "color": INK, "markerfacecolor": "none"},
     "zero_latents": {"marker": "x", "color": CONTROL},
-    "foreign_latents": {"marker": "+", "color": CONTROL},
+    "mismatched_latents": {"marker": "+", "color": CONTROL},
 }
 """Markers of the conditions that have a cost; no text costs nothing and is a level."""
 
@@ -41,7 +41,7 @@ def cost(one: dict[str, Any], condition: str, unit: Unit) -> float | None:
         return tokens if unit == "tokens" else text
     if condition == "text_zstd":
         return zipped if unit == "bytes" else None
-    if condition in ("wire", "zero_latents", "foreign_latents"):
+    if condition in ("wire", "zero_latents", "mismatched_latents"):
         return latents if unit == "tokens" else message
     whole = zipped if condition == "truncated_zstd" else text
     if not tokens or not whole or latents is None or message is None:

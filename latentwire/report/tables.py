@@ -24,7 +24,7 @@ NAMES = {
     "truncated_zstd": "truncated to equal bytes after zstd -19",
     "closed_book": "closed book (no text)",
     "zero_latents": "zero latents (control)",
-    "foreign_latents": "another example's latents (control)",
+    "mismatched_latents": "another example's latents (control)",
 }
 """Conditions as people call them, in the order in which they are shown."""
 
@@ -35,7 +35,7 @@ SHORT = {
     "truncated_zstd": "equal zstd",
     "closed_book": "closed book",
     "zero_latents": "zero latents",
-    "foreign_latents": "foreign latents",
+    "mismatched_latents": "mismatched latents",
 }
 """Those that take too much of a terminal's 80 columns."""
 
@@ -47,7 +47,7 @@ CUTS = {
 }
 """The text cut to the wire's size, and the bytes of all of it where bytes are the size."""
 
-CONTROLS = ("closed_book", "zero_latents", "foreign_latents")
+CONTROLS = ("closed_book", "zero_latents", "mismatched_latents")
 """What a wire that reads its latents must beat."""
 
 COLUMNS = ("condition", "EM, %", "F1, %", "wire minus it", "NLL", "top 1, %", "top 5, %")
@@ -61,7 +61,7 @@ RESULTS = {
     "n?": int,
     "rows?": {"*": dict.fromkeys(FIGURES, float)},
     "differences?": DIFFERENCES,
-    **{f"{key}?": float for key in (*RATIOS, *SIZES, *CACHES, *TIMES, "replay_difference")},
+    **{f"{key}?": float for key in (*RATIOS, *SIZES, *CACHES, *TIMES, "embeds_vs_ids_difference")},
 }
 """What results.json must hold, as `folder.expect` takes it."""
 READERS = {"readers": {"*": RESULTS}, "joint?": {"*": float}}

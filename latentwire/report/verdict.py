@@ -149,7 +149,7 @@ def _speed(results: dict[str, Any]) -> str | None:
 
 
 def _replay(results: dict[str, Any]) -> str | None:
-    nats = results.get("replay_difference")
+    nats = results.get("embeds_vs_ids_difference")
     if nats is None:
         return None
     if nats == 0:

@@ -24,7 +24,7 @@ from latentwire.report.verdict import joint_verdict, reads_latents, verdict
 EXAMPLES = 20
 """Questions shown with their answers."""
 
-SHOWN = ("wire", "text", "closed_book", "foreign_latents")
+SHOWN = ("wire", "text", "closed_book", "mismatched_latents")
 """Conditions whose answers are shown."""
 
 RECORDS = {

@@ -1,7 +1,7 @@
 """Work for other processes, of this machine or, handed out by Ray, of many.
 
-    evaluate_wire(wire, spread=on_ray("local", load))      # a Ray of this machine's cores
-    evaluate_wire(wire, spread=on_ray("10.0.0.5:6379", load))    # one that `ray start --head` began
+    evaluate_wire(wire, executor=on_ray("local", load))    # a Ray of this machine's cores
+    evaluate_wire(wire, executor=on_ray("10.0.0.5:6379", load))  # one that `ray start --head` began
 
 Ray decides what runs where, and starts a worker anew that died. All machines must have latentwire
 installed and see the same folders under the same paths. What does not ask for Ray (extra "ray")
@@ -24,16 +24,16 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 Build = Callable[[Any], Callable[[Item], Made]]
 """A loaded model -> a function that does one item of work with it."""
-Spread = Callable[[Build, Sequence[Item]], Iterator[Made]]
+Executor = Callable[[Build, Sequence[Item]], Iterator[Made]]
 """Does all items of work, and gives what they made in their order."""
 
 
-def here(model: Any) -> Spread:
+def run_local(model: Any) -> Executor:
     """Work is done in this process, item by item, by a model that is loaded already."""
     return lambda build, items: map(build(model), items)
 
 
-def on_ray(address: str, load: Callable[[], Any]) -> Spread:
+def on_ray(address: str, load: Callable[[], Any]) -> Executor:
     """Work is done by the workers of a Ray, one to a GPU, or to a core where there is no GPU; each
     loads the model once. What a worker had begun when it died is begun again by another.
 
@@ -41,7 +41,7 @@ def on_ray(address: str, load: Callable[[], Any]) -> Spread:
     as a worker, which is one on a machine without GPUs.
     """
 
-    def spread(build: Build, items: Sequence[Item]) -> Iterator[Made]:
+    def executor(build: Build, items: Sequence[Item]) -> Iterator[Made]:
         with connected(address) as ray:
             gpus, cores = _resources(ray)
             made = ray.remote(_Worker).options(
@@ -60,10 +60,10 @@ def on_ray(address: str, load: Callable[[], Any]) -> Spread:
             except ray.exceptions.RayError as error:
                 raise OSError(f"--ray {address}: {error}") from None
 
-    return spread
+    return executor
 
 
-def apart(
+def run_isolated(
     job: Callable[..., None], arguments: Mapping[str, tuple], address: str | None
 ) -> Iterator[tuple[str, str | None]]:
     """Run job(*arguments) for each name in a process of its own: one after another here, or as many

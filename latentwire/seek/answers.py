@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, Greedy, Pick, Prompt, Sampled, seeded_noise
+from latentwire.lm import FrozenLM, Greedy, Prompt, Sampled, Sampler, seeded_noise
 from latentwire.tasks.base import Problem
 
 
 def prompt_ids(lm: FrozenLM, problem: Problem) -> Int[Tensor, " n"]:
     """A problem as one user turn, up to where the answer begins."""
     frame = lm.frame
-    return torch.cat([frame.head, lm.ids(problem.prompt), frame.tail])
+    return torch.cat([frame.prefix, lm.tokenize(problem.prompt), frame.suffix])
 
 
 class Answers:
@@ -36,7 +36,7 @@ class Answers:
         with torch.no_grad():
             self._prefix = lm.prefill(Prompt.from_ids(lm, [ids[:-1] for ids in prompts]))
 
-    def pick(self, seeds: Sequence[int], starts: Sequence[int]) -> Pick:
+    def sampler(self, seeds: Sequence[int], starts: Sequence[int]) -> Sampler:
         """How rows that have `starts` tokens behind them take their next ones."""
         if not self.temperature:
             return Greedy()
@@ -57,8 +57,8 @@ class Answers:
         if not going:
             return ids
         prompt = self._prompt([rows[i] for i in going], [heads[i] for i in going])
-        pick = self.pick([seeds[i] for i in going], [len(heads[i]) for i in going])
-        out = self.lm.decode(prompt, pick, [budgets[i] for i in going])
+        sampler = self.sampler([seeds[i] for i in going], [len(heads[i]) for i in going])
+        out = self.lm.generate(prompt, sampler, [budgets[i] for i in going])
         for i, new, mask in zip(going, out.ids, out.mask, strict=True):
             ids[i] = torch.cat([heads[i], new[mask]])
         return ids
@@ -68,7 +68,7 @@ class Answers:
         self, rows: Sequence[int], heads: Sequence[Int[Tensor, " _"]]
     ) -> list[Float[Tensor, "_ d"]]:
         """For each head, the states after the last norm that predict its tokens [n, d]."""
-        finals = self.lm.final(self._prompt(rows, [ids[:-1] for ids in heads]))
+        finals = self.lm.last_hidden(self._prompt(rows, [ids[:-1] for ids in heads]))
         return [final[-len(ids) :] for final, ids in zip(finals, heads, strict=True)]
 
     def _prompt(self, rows: Sequence[int], heads: Sequence[Tensor]) -> Prompt:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, Pick, log_softmax
+from latentwire.lm import FrozenLM, Sampler, log_softmax
 from latentwire.seek.region import Span
 
 ORIGINAL_EPSILONS = (1e-8, 1e-10)
@@ -68,8 +68,8 @@ class Policy:
         self._adam.step()
 
     @torch.no_grad()
-    def choose(self, pick: Pick) -> Int[Tensor, " n"]:
-        """The span's tokens as a pick takes them from z, position by position; fixed ones stay."""
+    def choose(self, sampler: Sampler) -> Int[Tensor, " n"]:
+        """Sample the span's tokens from z, position by position; fixed ones stay."""
         rows = self.logits().split(1)
-        chosen = torch.cat([pick(row, i).ids for i, row in enumerate(rows)])
+        chosen = torch.cat([sampler(row, i).ids for i, row in enumerate(rows)])
         return torch.where(self.span.free, chosen, self.tokens)

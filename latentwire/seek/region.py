@@ -101,7 +101,7 @@ class Section:
 
     def __call__(self, lm: FrozenLM, ids: Int[Tensor, " n"]) -> Span:
         bounds = character_bounds(lm, ids)
-        text = lm.text(ids)
+        text = lm.detokenize(ids)
         try:
             found = next(find_all(compiled(self.pattern, regex.DOTALL), text), None)
         except PatternError as error:
@@ -121,14 +121,14 @@ class Section:
 
 
 def character_bounds(lm: FrozenLM, ids: Int[Tensor, " n"]) -> list[tuple[int, int]]:
-    """Where each token stands in lm.text(ids): first character, and the one after its last.
+    """Where each token stands in lm.detokenize(ids): first character, and the one after its last.
 
     Found by decoding every beginning of the answer, which is right for any tokenizer. Tokens that
     share the bytes of one character all hold that character.
     """
-    whole, bounds, done = lm.text(ids), [], 0
+    whole, bounds, done = lm.detokenize(ids), [], 0
     for i in range(len(ids)):
-        beginning = lm.text(ids[: i + 1])
+        beginning = lm.detokenize(ids[: i + 1])
         # An unfinished character decodes to U+FFFD, which the whole text does not have there.
         agree = len(beginning)
         while agree > done and beginning[:agree] != whole[:agree]:

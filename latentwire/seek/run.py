@@ -36,7 +36,7 @@ from latentwire.files import digest, first_of, owned, write_whole
 from latentwire.lm import Dtype, FrozenLM, seed_of
 from latentwire.lm.identity import basis, identity
 from latentwire.runs.folder import append, digests, open_run, rewrite
-from latentwire.runs.workers import Spread, here
+from latentwire.runs.workers import Executor, run_local
 from latentwire.seek.answers import Answers, prompt_ids
 from latentwire.seek.region import Fraction, Section
 from latentwire.seek.rewards.base import Attempt, Reward, attempt_of, rate
@@ -186,12 +186,12 @@ def run_seek(
     recipe: SeekRecipe,
     out: Path | None = None,
     task: Task | None = None,
-    spread: Spread | None = None,
+    executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Search all problems under all arms; the whole result as one dict.
 
-    task: the recipe's, if it is loaded already. spread: who searches, workers that load this LM, or
-    this process if None.
+    task: the recipe's, if it is loaded already. executor: who searches, workers that load this LM,
+    or this process if None.
     out: a run folder that gets config.json and predictions.jsonl, one record a problem, batch by
     batch, so that an interrupted run goes on. Raises ValueError for a folder of another run, or
     of another process.
@@ -210,8 +210,8 @@ def run_seek(
             starts = range(len(records), len(problems), recipe.batch)
             parts = [problems[start : start + recipe.batch] for start in starts]
             # Workers load the task themselves: what grades an answer cannot be sent.
-            work = partial(_searching, recipe=recipe, task=None if spread else task)
-            for batch in (spread or here(lm))(work, parts):
+            work = partial(_searching, recipe=recipe, task=None if executor else task)
+            for batch in (executor or run_local(lm))(work, parts):
                 records += batch
                 if out is not None:
                     append(out, batch)

@@ -164,7 +164,7 @@ class Seek:
         no room, an empty answer, a reward that fails) is recorded in its Found."""
         prompts = [prompt_ids(self.lm, p) for p in problems]
         longest = self.config.max_new_tokens * (2 if self._original else 1) + self._original
-        fit = [i for i, ids in enumerate(prompts) if len(ids) + longest <= self.lm.window]
+        fit = [i for i, ids in enumerate(prompts) if len(ids) + longest <= self.lm.context_length]
         found = self._run([problems[i] for i in fit], [prompts[i] for i in fit]) if fit else []
         done = dict(zip(fit, found, strict=True))
         for i in set(range(len(problems))) - set(fit):
@@ -217,7 +217,7 @@ class Seek:
         return found
 
     def _span(self, ids: Tensor) -> Span | RegionError:
-        if not self.lm.text(ids).strip():
+        if not self.lm.detokenize(ids).strip():
             return RegionError("the first answer is empty; there is nothing to search")
         try:
             return self.config.region(self.lm, ids)
@@ -240,7 +240,7 @@ class Seek:
         ]
         s.policy.update([a.action for a in s.current], advantages)
         if not config.samples:
-            return [s.policy.choose(answers.pick([s.seed], [s.policy.span.start]))]
+            return [s.policy.choose(answers.sampler([s.seed], [s.policy.span.start]))]
         noises = [seeded_noise([seed_of(s.seed, "sample", step, i)]) for i in range(config.samples)]
         return [s.policy.choose(Sampled(noise, s.policy.temperature)) for noise in noises]
 
@@ -350,4 +350,4 @@ def value_of(step: Step) -> float:
 def no_room(lm: FrozenLM, problem: Problem, prompt: int, new: int) -> Found:
     """What there is to say of a problem whose prompt and answer budget do not fit the window."""
     why = f"a prompt of {prompt} tokens and {new} new ones do not fit {lm.name}'s window of "
-    return Found(problem, "", None, (), failure=f"{why}{lm.window}")
+    return Found(problem, "", None, (), failure=f"{why}{lm.context_length}")

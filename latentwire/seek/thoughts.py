@@ -68,8 +68,8 @@ class Thoughts:
 
     def __init__(self, lm: FrozenLM, reward: Reward, config: ThoughtsConfig | None = None):
         self.lm, self.reward, self.config = lm, reward, config or ThoughtsConfig()
-        self.start = lm.embed(lm.ids(PLACEHOLDER))[:1].float().expand(self.config.count, -1)
-        self.scale = float(lm.embed(lm.ids(PLACEHOLDER)).float().pow(2).mean().sqrt())
+        self.start = lm.embed(lm.tokenize(PLACEHOLDER))[:1].float().expand(self.config.count, -1)
+        self.scale = float(lm.embed(lm.tokenize(PLACEHOLDER)).float().pow(2).mean().sqrt())
 
     def __call__(self, problems: Sequence[Problem]) -> list[Found]:
         return [self._search(p) for p in problems]
@@ -78,16 +78,16 @@ class Thoughts:
     def _search(self, problem: Problem) -> Found:
         began, config, lm = time.perf_counter(), self.config, self.lm
         prompt = prompt_ids(lm, problem)
-        if len(prompt) + config.count + config.max_new_tokens > lm.window:
+        if len(prompt) + config.count + config.max_new_tokens > lm.context_length:
             return no_room(lm, problem, len(prompt), config.max_new_tokens)
-        tail = lm.frame.tail
+        tail = lm.frame.suffix
         before = lm.prefill(Prompt.from_ids(lm, [prompt[: len(prompt) - len(tail)]]))
         generator = torch.Generator().manual_seed(seed_of(config.seed, problem.id))
         thoughts, best, sigma = self.start.clone(), (-2.0, self.start), config.sigma * self.scale
         for step in range(config.steps):
             noise = torch.randn(thoughts.shape, generator=generator).to(lm.device)
             tried = thoughts + sigma * noise
-            states = lm.final(Prompt.of(lm, [[tried]], before))[0]
+            states = lm.last_hidden(Prompt.of(lm, [[tried]], before))[0]
             value = float(confidence(lm.head(states), config.k).mean())
             best = max(best, (value, tried), key=lambda pair: pair[0])
             tossed = config.update == "random_sign" and seed_of(config.seed, problem.id, step) % 2
@@ -110,7 +110,7 @@ class Thoughts:
         return Found(problem, given.text, given.reward, tuple(trace), None, "", failure, tuple(ids))
 
     def _answer(self, row: Sequence[Tensor], before) -> Tensor:
-        out = self.lm.decode(
+        out = self.lm.generate(
             Prompt.of(self.lm, [row], before), Greedy(), self.config.max_new_tokens
         )
         return out.ids[0][out.mask[0]]

@@ -4,8 +4,8 @@
     passages = by_context(rows)
 
 The layout of a question is here too, once, for training, scoring and answering:
-head, context, format tokens, "\\n\\n" + question, tail, answer, EOS. The context, in whatever form,
-is a KVPrefix; `with_format`, `question_prompt` and `answer_ids` make the rest.
+head, context, soft prompt, "\\n\\n" + question, tail, answer, EOS. The context, in whatever form,
+is a KVPrefix; `with_soft_prompt`, `question_prompt` and `answer_ids` make the rest.
 """
 
 from __future__ import annotations
@@ -116,15 +116,17 @@ def in_parts(passages: Sequence[Passage], most: int) -> list[Passage]:
 
 def answer_ids(lm: FrozenLM, answer: str) -> Tensor:
     """Target ids of an answer, EOS at the end, which is trained and scored like any token."""
-    return torch.cat([lm.ids(lm.frame.lead + answer), torch.tensor(lm.stop_ids[:1]).to(lm.device)])
+    return torch.cat(
+        [lm.tokenize(lm.frame.answer_prefix + answer), torch.tensor(lm.stop_ids[:1]).to(lm.device)]
+    )
 
 
-def with_format(lm: FrozenLM, format_tokens: Tensor | None, prefix: KVPrefix) -> KVPrefix:
-    """Each row of a context's prefix with the format tokens [n, d] after it, once for all of its
+def with_soft_prompt(lm: FrozenLM, soft_prompt: Tensor | None, prefix: KVPrefix) -> KVPrefix:
+    """Each row of a context's prefix with the soft prompt [n, d] after it, once for all of its
     questions; the prefix as it is where there are none."""
-    if format_tokens is None:
+    if soft_prompt is None:
         return prefix
-    return lm.prefill(Prompt.of(lm, [[format_tokens]] * len(prefix.mask), prefix))
+    return lm.prefill(Prompt.of(lm, [[soft_prompt]] * len(prefix.mask), prefix))
 
 
 ROWS = 64
@@ -134,8 +136,8 @@ ANSWER_TOKENS = 20
 
 
 def question_ids(lm: FrozenLM, question: str) -> Tensor:
-    """What follows context and format tokens, up to where the answer begins."""
-    return torch.cat([lm.ids("\n\n" + question.strip()), lm.frame.tail])
+    """What follows context and soft prompt, up to where the answer begins."""
+    return torch.cat([lm.tokenize("\n\n" + question.strip()), lm.frame.suffix])
 
 
 def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) -> Prompt:
@@ -147,7 +149,7 @@ def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) ->
 def tokenise(lm: FrozenLM, passages: Sequence[Passage]) -> None:
     """Have the LM remember the ids of all that a step of training asks of these passages."""
     for passage in passages:
-        lm.ids(passage.context)
+        lm.tokenize(passage.context)
         for q in passage.questions:
             question_ids(lm, q.question)
             answer_ids(lm, q.answers[0])
@@ -161,12 +163,12 @@ def answer_targets(
 
 
 def passages_prompt(
-    lm: FrozenLM, format_tokens: Tensor | None, passages: Sequence[Passage], context: KVPrefix
+    lm: FrozenLM, soft_prompt: Tensor | None, passages: Sequence[Passage], context: KVPrefix
 ) -> Prompt:
-    """All questions of some passages, each after its own row of `context` and the format tokens."""
+    """All questions of some passages, each after its own row of `context` and the soft prompt."""
     owner = [row for row, p in enumerate(passages) for _ in p.questions]
     questions = [q.question for p in passages for q in p.questions]
-    formatted = with_format(lm, format_tokens, context)
+    formatted = with_soft_prompt(lm, soft_prompt, context)
     return question_prompt(lm, questions, formatted.rows(torch.tensor(owner).to(lm.device)))
 
 
@@ -176,7 +178,7 @@ def answers(
     """Greedy answers to questions, one per row of `prefix`; a line break ends an answer."""
     prompt = question_prompt(lm, questions, prefix)
     with torch.no_grad():
-        out = lm.decode(prompt, Greedy(), max_new_tokens, stop_strings=("\n",))
+        out = lm.generate(prompt, Greedy(), max_new_tokens, stop_strings=("\n",))
     return [text.strip() for text in out.texts]
 
 
@@ -197,7 +199,7 @@ def ask(reader: Receiver, message: Any, questions: Sequence[str]) -> list[str]:
     latents alone; reader: a wire of one reader, or one of any wire's `.readers`. Raises what
     `reader.receive` raises, and TypeError for questions that are one text."""
     check_texts(questions, "questions")
-    prefix, said = with_format(reader.lm, reader.format, reader.receive([message])), []
+    prefix, said = with_soft_prompt(reader.lm, reader.format, reader.receive([message])), []
     for start in range(0, len(questions), ROWS):
         some = questions[start : start + ROWS]
         each = torch.zeros(len(some), dtype=torch.long, device=reader.lm.device)

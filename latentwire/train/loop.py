@@ -24,14 +24,14 @@ from torch.optim import Optimizer
 
 from latentwire.terminal import terminal
 from latentwire.train import parallel
+from latentwire.train.alarms import CollapseError, alarms, collapsed
 from latentwire.train.checkpoints import CheckpointError, Checkpoints, log_row, logged
-from latentwire.train.guards import CollapseError, alarms, collapsed
 from latentwire.train.settings import LoopConfig, Session
 from latentwire.train.step import Loss, by_part, update
 from latentwire.train.trackers import tracked
 
 Probe = Callable[[], dict[str, float]]
-"""What guards.py asks of held-out examples; "held" (with "held_low" and "held_high") judges which
+"""What alarms.py asks of held-out examples; "held" (with "held_low" and "held_high") judges which
 checkpoint is the best."""
 
 
@@ -50,7 +50,7 @@ def train(
     without requires_grad (running averages, which the loss itself moves) are kept, not trained.
 
     rate: the learning rate of a part at a step, in multiples of the config's; parameters are of one
-    part whose names begin with the same two words. probe: what the checks for alarms (guards.py)
+    part whose names begin with the same two words. probe: what the checks for alarms (alarms.py)
     measure on held-out examples. measured: a list that a loss may look at: the loop keeps in it
     what every check so far found, as it is logged, with its "step". Where processes train together
     (parallel.py), each has its own share of a step's rows, gradients are averaged, and the first

@@ -75,7 +75,7 @@ def info_nce(
 
 def mean_cosine(vectors: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     """Mean cosine of all pairs of rows, 0 for one row: what the alarm "sameness" looks at
-    (guards.py), as an objective."""
+    (alarms.py), as an objective."""
     unit = torch.nn.functional.normalize(vectors.float(), dim=-1)
     n = len(unit)
     pairs = (unit @ unit.T).triu(1).sum()

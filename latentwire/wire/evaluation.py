@@ -37,9 +37,10 @@ from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.devices import wait_for
 from latentwire.lm.identity import basis, digest_of, identity
 from latentwire.lm.sentences import SentenceEncoder
+from latentwire.reading import RENAMED
 from latentwire.runs.features import Features
 from latentwire.runs.folder import append, open_run, rewrite
-from latentwire.runs.workers import Spread, here
+from latentwire.runs.workers import Executor, run_local
 from latentwire.tasks.base import DataError
 from latentwire.tasks.needles import NEEDLE_TOKENS, with_needles
 from latentwire.tasks.qa import (
@@ -52,7 +53,7 @@ from latentwire.tasks.qa import (
     passages_prompt,
     question_ids,
     question_prompt,
-    with_format,
+    with_soft_prompt,
 )
 from latentwire.terminal import terminal
 from latentwire.wire.text_wire import TextReader
@@ -63,7 +64,7 @@ REFERENCES: dict[str, int | None] = {
     **{"text": None, "closed_book": None},
     **{"truncated_tokens": 0, "pruned_tokens": 0, "truncated_bytes": 1, "truncated_zstd": 1},
 }
-"""Conditions without latents, the same for all wires of a reader with the same format tokens; and
+"""Conditions without latents, the same for all wires of a reader with the same soft prompt; and
 which of a message's costs, latents or bytes, each text is cut to."""
 TIMED = 8
 """Passages on which times and cache sizes are measured, and raw embeddings are replayed."""
@@ -137,7 +138,7 @@ def conditions(
         "truncated_zstd": truncated_zstd(reader.lm, cost),
         "closed_book": closed_book(reader.lm),
         "zero_latents": latents(lambda text: text, zeroed=True),
-        "foreign_latents": latents(following.__getitem__),
+        "mismatched_latents": latents(following.__getitem__),
     }
 
 
@@ -148,20 +149,20 @@ def evaluate_wire(
     out: Path | None = None,
     bits: int | None = None,
     needles: str | None = None,
-    spread: Spread | None = None,
+    executor: Executor | None = None,
 ) -> dict:
     """Score all conditions on the first `limit` questions of `data`, with messages in codes of
     `bits` (the wire's own if None); the whole result as one dict. needles: "number" or "uuid" asks
-    for one that is hidden in each passage in place of the passage's questions. spread: who answers,
-    workers that load this wire, or this process if None. Answers from text are kept on disk
-    (features.py), and taken from there where another evaluation has left them.
+    for one that is hidden in each passage, in place of the passage's questions. executor: who
+    answers, workers that load this wire, or this process if None. Answers from text are kept on
+    disk (runs/features.py), and taken from there where another evaluation has left them.
 
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
     since another example's latents need another example, MessageError for bits that no codec has,
     and ValueError for a folder that holds another run or is another process's.
     """
-    return evaluate_reader(wire, data, limit, out, bits, needles, spread)[0]
+    return evaluate_reader(wire, data, limit, out, bits, needles, executor)[0]
 
 
 def evaluate_reader(
@@ -171,7 +172,7 @@ def evaluate_reader(
     out: Path | None,
     bits: int | None,
     needles: str | None,
-    spread: Spread | None = None,
+    executor: Executor | None = None,
 ) -> tuple[dict, list[Answer]]:
     """The result of evaluate_wire, and every answer that it counts."""
     bits = wire.bits if bits is None else bits
@@ -198,7 +199,7 @@ def evaluate_reader(
         size = batch_size(wire.lm)
         parts = [left[start : start + size] for start in range(0, len(left), size)]
         work = partial(_answering, passages=passages, bits=bits, answer_tokens=answer_tokens)
-        made, console = (spread or here(wire))(work, parts), terminal(stderr=True)
+        made, console = (executor or run_local(wire))(work, parts), terminal(stderr=True)
         for batch in track(made, description="answering", total=len(parts), console=console):
             answers += batch
             if out is not None:
@@ -214,7 +215,7 @@ def evaluate_reader(
             "retention": scores["wire"]["f1"] / whole if whole else None,
             **sizes(wire, passages, bits),
             **costs(wire, passages[:TIMED]),
-            "replay_difference": replay_difference(wire, passages[:TIMED]),
+            "embeds_vs_ids_difference": embeds_vs_ids_difference(wire, passages[:TIMED]),
         }
         if out is not None:
             write_whole(out / "results.json", json.dumps(result, indent=1))
@@ -274,16 +275,16 @@ def _answer(record: dict) -> Answer:
 def _check_room(wire: Reader, passages: Sequence[Passage], answer_tokens: int) -> None:
     """Every question must fit the reader's window with its full text, before any is answered."""
     lm = wire.lm
-    before = len(wire.lm.frame.head) + len(wire.format)
+    before = len(wire.lm.frame.prefix) + len(wire.format)
     for passage in passages:
-        context = len(lm.ids(passage.context))
+        context = len(lm.tokenize(passage.context))
         for q in passage.questions:
             answer = max(answer_tokens, len(answer_ids(lm, q.answers[0])))
             used = before + context + len(question_ids(lm, q.question)) + answer
-            if used > lm.window:
+            if used > lm.context_length:
                 raise DataError(
                     f"row {q.id!r} takes {used} positions, {context} of them its context; "
-                    f"{lm.name} has a window of {lm.window}"
+                    f"{lm.name} has a context length of {lm.context_length}"
                 )
 
 
@@ -294,6 +295,7 @@ def _resumed(
     questions it has answered under all conditions, each once."""
     rests = basis({name: identity(model) for name, model in wire.models.items()})
     records = open_run(out, {**setting, "trained": digest_of(wire.trained), **rests})
+    records = [{**r, "condition": RENAMED.get(r["condition"], r["condition"])} for r in records]
     known = first_of(records, lambda r: (r["context"], r["id"], r["condition"]))
     done = {
         p.context
@@ -308,7 +310,7 @@ def _resumed(
 def sizes(wire: Reader, passages: Sequence[Passage], bits: int | None) -> dict[str, float]:
     """Means over all passages: tokens in, latents out, bytes of the message, and of the text in
     UTF-8 and after zstd -19."""
-    tokens = [len(wire.lm.ids(p.context)) for p in passages]
+    tokens = [len(wire.lm.tokenize(p.context)) for p in passages]
     texts = [p.context.encode() for p in passages]
     latents, sent = zip(*(wire.cost(p.context, bits) for p in passages), strict=True)
     return {
@@ -355,7 +357,7 @@ def costs(wire: Reader, passages: Sequence[Passage]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def replay_difference(wire: Reader, passages: Sequence[Passage]) -> float:
+def embeds_vs_ids_difference(wire: Reader, passages: Sequence[Passage]) -> float:
     """Largest difference that it makes to the log-probability of any token of the gold answers, in
     nats, whether a text is given as ids or its input embeddings as soft tokens. It must be 0, or
     the reader is fed latents in another way than text, and no row compares."""
@@ -378,7 +380,7 @@ def _first_token(wire: Reader, passage: Passage, context: Callable[[], KVPrefix]
     """Seconds from a context to the logits of the answer's first token."""
     wait_for(wire.lm.device)
     began = time.perf_counter()
-    prefix = with_format(wire.lm, wire.format, context())
+    prefix = with_soft_prompt(wire.lm, wire.format, context())
     prompt = question_prompt(wire.lm, [passage.questions[0].question], prefix)
-    wire.lm.head(wire.lm.final(prompt)[:, -1]).argmax(-1).item()
+    wire.lm.head(wire.lm.last_hidden(prompt)[:, -1]).argmax(-1).item()
     return time.perf_counter() - began

@@ -19,7 +19,7 @@ from latentwire.evals.metrics import bootstrap, exact_match, f1, normalise, rati
 from latentwire.files import owned, write_whole
 from latentwire.lm import pad_right
 from latentwire.runs.folder import open_run
-from latentwire.runs.workers import Spread
+from latentwire.runs.workers import Executor
 from latentwire.tasks.qa import Passage, answer_ids, by_context, load_questions, passages_prompt
 from latentwire.terminal import terminal
 from latentwire.wire.evaluation import (
@@ -46,11 +46,11 @@ def evaluate_readers(
     out: Path | None = None,
     bits: int | None = None,
     needles: str | None = None,
-    spread: Callable[[int], Spread] | None = None,
+    executor: Callable[[int], Executor] | None = None,
 ) -> dict:
     """Every reader of a wire, scored as evaluate_wire does, each with a run folder of its own in
     `out`, and what they answer together: {"readers": {name: result}, "joint": scores, ...}.
-    spread: who answers for the reader of a number."""
+    executor: who answers for the reader of a number."""
     results, said = {}, []
     passages, _ = load_passages(data, limit, needles)
     setting = {"kind": "readers", "readers": [reader.reader for reader in wire.readers]}
@@ -62,7 +62,7 @@ def evaluate_readers(
         for i, reader in enumerate(wire.readers):
             folder = None if out is None else out / f"reader-{i}"
             asked = (data, limit, folder, bits, needles)
-            workers = None if spread is None else spread(i)
+            workers = None if executor is None else executor(i)
             results[reader.reader], answers = evaluate_reader(reader, *asked, workers)
             said.append([a for a in answers if a.condition == "wire"])
         together = {"kind": "readers", "readers": results}
@@ -120,7 +120,7 @@ def joint(
 def held_out(data: str, readers: Sequence[Reader]) -> list[Passage]:
     """The last HELD passages of `data`, which no training sees, but for such as are long."""
     last = by_context(load_questions(data))[-HELD:]
-    return [p for p in last if max(len(r.lm.ids(p.context)) for r in readers) <= LONGEST]
+    return [p for p in last if max(len(r.lm.tokenize(p.context)) for r in readers) <= LONGEST]
 
 
 @torch.no_grad()

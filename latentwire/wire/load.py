@@ -7,12 +7,12 @@ from pathlib import Path
 
 from latentwire.lm import FrozenLM
 from latentwire.wire.folder import WireError, folder_of, kind_of
-from latentwire.wire.keep import finder
 from latentwire.wire.learned.reader import Reader as SharedReader
 from latentwire.wire.learned.shared_wire import KIND as SHARED_KIND
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.text_wire import KIND as TEXT_KIND
 from latentwire.wire.text_wire import TextReader, TextWire
+from latentwire.wire.verbatim import finder
 from latentwire.wire.wire import Wire, read_config
 
 AnyWire = Wire | SharedWire | TextWire

@@ -19,7 +19,7 @@ import torch
 
 from latentwire.lm.finite import check_finite
 from latentwire.wire.codec import BITS, pack, packed_size, unpack
-from latentwire.wire.latents import Latents
+from latentwire.wire.compressed_kv import CompressedKV
 
 MAGIC, VERSION = b"LWIR", 3
 _BEGIN = struct.Struct("<4sHI")
@@ -45,7 +45,7 @@ class Message:
     """Name of the LM that it was made for."""
     fingerprint: str
     """Of that LM's weights: 16 hex digits."""
-    latents: Latents
+    latents: CompressedKV
     bits: int = 16
     """Bits of one code, one of codec.BITS; below 16 a reader gets latents that are rounded."""
 
@@ -130,7 +130,7 @@ class Message:
             raise MessageError(f"message has a latent at position {positions.max()} of {span}")
         keys, values = unpack(memoryview(data)[codes:], lengths, width, bits)
         counts = torch.from_numpy(lengths.astype(np.int64))
-        latents = Latents(keys, values, torch.from_numpy(positions), counts, span)
+        latents = CompressedKV(keys, values, torch.from_numpy(positions), counts, span)
         return cls(wire_id, reader, fingerprint.hex(), latents, bits)
 
 

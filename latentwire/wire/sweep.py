@@ -33,8 +33,8 @@ from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.identity import identity
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.runs.folder import check_training, digests
-from latentwire.runs.workers import apart
-from latentwire.train.guards import standing
+from latentwire.runs.workers import run_isolated
+from latentwire.train.alarms import standing
 from latentwire.train.loop import Session
 from latentwire.wire import training
 from latentwire.wire.codec import BITS
@@ -80,7 +80,7 @@ def _several_readers(recipe: SharedRecipe, session: Session | None) -> SharedWir
 def _encoder_and_ways(recipe: SharedRecipe) -> dict[str, str]:
     if recipe.wire.calibration != "regression":  # one that differs in a third thing
         return {}
-    return {"encoder": recipe.wire.encoder, "ways in": " + ".join(recipe.wire.ways_in)}
+    return {"encoder": recipe.wire.encoder, "injectors": " + ".join(recipe.wire.ways_in)}
 
 
 KINDS: dict[type, Kind] = {
@@ -194,7 +194,7 @@ def _run(
     jobs = {n: (n, r, out, evaluation, session) for n, r in left.items()}
     for name in left:
         (out / name / MEMBER).unlink(missing_ok=True)
-    for name, died in apart(run_member, jobs, ray):
+    for name, died in run_isolated(run_member, jobs, ray):
         if died is not None:
             _write(out / name, left[name], evaluation, error=f"its process died: {died}")
         error = _result(name, left[name], out, evaluation).get("error")

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentwire.lm import FrozenLM, Prompt
-from latentwire.lm.picks import Choice
+from latentwire.lm.samplers import Choice
 from latentwire.wire.folder import WireError
 from latentwire.wire.message import MessageError
 
@@ -67,10 +67,10 @@ class TextCode:
     def __init__(self, lm: FrozenLM):
         if lm.dtype not in (torch.float32, torch.float64):
             raise WireError(f"{lm.name} is loaded in {lm.dtype}; its code needs torch.float32")
-        if not lm.stop_ids or lm.window <= WINDOW:
+        if not lm.stop_ids or lm.context_length <= WINDOW:
             raise WireError(
                 f"{lm.name} cannot code text: expected an end-of-text token and a window above "
-                f"{WINDOW} positions, it has {lm.window}"
+                f"{WINDOW} positions, it has {lm.context_length}"
             )
         self.lm = lm
         self.vocabulary = lm.model.config.vocab_size
@@ -82,7 +82,7 @@ class TextCode:
         that the tokenizer does not give back to the letter."""
         if not text:
             raise WireError("the text is empty; expected at least one character")
-        ids = self.lm.ids(text)
+        ids = self.lm.tokenize(text)
         if len(ids) == 0 or int(ids.max()) >= self.vocabulary or self.lm.spelled(ids) != text:
             raise WireError(
                 f"{self.lm.name}'s tokenizer does not give the text back to the letter; take "
@@ -109,7 +109,7 @@ class TextCode:
         for start in range(0, len(windows), BATCH):
             rows, said = zip(*windows[start : start + BATCH], strict=True)
             with _full_precision(self.lm.device.type):
-                out = self.lm.decode(
+                out = self.lm.generate(
                     self._begin(len(said)), _Said(said), [len(s) for s in said], stop_ids=()
                 )
             for row, made, mask in zip(rows, out.ids, out.mask, strict=True):
@@ -164,7 +164,7 @@ def certain_ranks(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> I
 
 @dataclass(frozen=True)
 class _Said:
-    """A pick that follows symbols, one list for each row."""
+    """A sampler that follows symbols, one list for each row."""
 
     rows: Sequence[Sequence[Symbol]]
     temperature: float = 1.0

@@ -27,8 +27,8 @@ from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.reading import check_name, shortened
 from latentwire.texts import check_texts
+from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.folder import WireError, folder_of, read_record
-from latentwire.wire.latents import Latents
 from latentwire.wire.message import MessageError
 from latentwire.wire.text_code import TextCode
 from latentwire.wire.text_message import HEADER_BYTES, TextMessage
@@ -244,19 +244,19 @@ class TextReader:
         self.check_bits(bits)
         return self.shared.send(texts)
 
-    def open(self, messages: Sequence[TextMessage]) -> list[Latents]:
+    def open(self, messages: Sequence[TextMessage]) -> list[CompressedKV]:
         """The reader's latents of the texts that the messages carry. Raises MessageError for no
         messages, for one far beyond the reader's window, or as TextWire.texts does, WireError for a
         text that the reader cannot hold."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
-        most = self.lm.window * self.ratio * TOKENS
+        most = self.lm.context_length * self.ratio * TOKENS
         if (tokens := max(m.tokens for m in messages)) > most:
             raise MessageError(f"message has a text of {tokens} tokens; {self.reader} holds {most}")
         with torch.no_grad():
             return self.wire.encode(self.shared.texts(messages))
 
-    def prefix(self, latents: Sequence[Latents]) -> KVPrefix:
+    def prefix(self, latents: Sequence[CompressedKV]) -> KVPrefix:
         """Latents as a cache that the reader continues from."""
         return self.wire.prefix(latents)
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from latentwire.files import owned, write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
 from latentwire.lm.identity import identity
-from latentwire.lm.soft_tokens import soft_token_rate
+from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.features import Features
 from latentwire.runs.folder import (
     begin_training,
@@ -218,7 +218,7 @@ def train_format(
     checked: Sequence[Passage],
     session: Session,
 ) -> None:
-    """Stage 1: the format tokens, with the full text as context."""
+    """Stage 1: the soft prompt, with the full text as context."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         waited = coming(step)
@@ -231,7 +231,7 @@ def train_format(
     def probe() -> dict[str, float]:
         return check_text(wire, checked, lambda batch: _read(wire, batch), _forced(wire))
 
-    parameters, unit = {"format": wire.format}, soft_token_rate(wire.lm)
+    parameters, unit = {"format": wire.format}, soft_prompt_rate(wire.lm)
     with _ready(wire.lm, passages, recipe) as coming:
         train(
             "format", parameters, loss, recipe.format, out, lambda *_: unit, probe, session=session
@@ -281,7 +281,7 @@ def train_slots(
     session: Session,
     features: Features | None,
 ) -> None:
-    """Stage 3: the residual of the slots; reader, scorer and format tokens stay as they are."""
+    """Stage 3: the residual of the slots; reader, scorer and soft prompt stay as they are."""
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         waited = coming(step)
@@ -306,7 +306,7 @@ def _teacher(wire: Wire, batch: Batch, text: KVPrefix, features: Features | None
     prompt = passages_prompt(wire.lm, wire.format, batch.passages, text)
 
     def states() -> dict[str, Tensor]:
-        return {"states": wire.lm.predicting(prompt, batch.targets, batch.mask)[batch.mask]}
+        return {"states": wire.lm.shifted_hidden(prompt, batch.targets, batch.mask)[batch.mask]}
 
     if features is None:
         return states()["states"]
@@ -343,7 +343,7 @@ def _checked(
 ) -> list[Passage]:
     """The held-out passages that checks look at: such as are read in one window, and with as many
     questions as training takes."""
-    short = [p for p in held_out if len(wire.lm.ids(p.context)) <= wire.config.window]
+    short = [p for p in held_out if len(wire.lm.tokenize(p.context)) <= wire.config.window]
     return [
         Passage(p.context, p.questions[: recipe.questions]) for p in short[: session.check_size]
     ]
@@ -402,14 +402,16 @@ def _read(wire: Wire, batch: Sequence[Passage]) -> tuple[Prompt, States]:
 
 
 def _rows(wire: Wire, batch: Sequence[Passage]) -> list[Tensor]:
-    return [wire.lm.ids(p.context)[: wire.config.window] for p in batch]
+    return [wire.lm.tokenize(p.context)[: wire.config.window] for p in batch]
 
 
 def _attention(wire: Wire, passage: Passage, prefix: KVPrefix) -> Tensor:
     """Attention [l, h, t] that each token of the passage gets: the largest of any token of its
     repetition, plus the largest of each question's tokens, averaged over questions."""
-    lm, ids = wire.lm, wire.lm.ids(passage.context)[: wire.config.window]
-    again = torch.cat([lm.ids("\n\nRepeat the text above word for word."), lm.frame.tail, ids])
+    lm, ids = wire.lm, wire.lm.tokenize(passage.context)[: wire.config.window]
+    again = torch.cat(
+        [lm.tokenize("\n\nRepeat the text above word for word."), lm.frame.suffix, ids]
+    )
     repeated = _received(wire, lm.attentions(Prompt.from_ids(lm, [again], prefix)), len(ids))
     asked = []
     for part in in_parts([passage], ASKED):

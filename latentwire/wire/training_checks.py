@@ -1,5 +1,5 @@
 """Checks of a wire's training while it runs, on examples that it never sees: the figures that
-train/guards.py reads.
+train/alarms.py reads.
 
 The answers are scored twice, by training's own prompts and targets and by the code of an
 evaluation. The two must give the same numbers; where they do not, training works on another task.
@@ -20,9 +20,9 @@ from latentwire.evals.harness import BATCH, Answer, evaluate
 from latentwire.evals.metrics import bootstrap, ratio
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, States, token_log_probs
 from latentwire.tasks.qa import Passage
-from latentwire.train.guards import pairwise_cosine
+from latentwire.train.alarms import pairwise_cosine
+from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.evaluation import conditions
-from latentwire.wire.latents import Latents
 from latentwire.wire.wire import Wire
 
 Forced = Callable[[Sequence[Passage], KVPrefix], tuple[Tensor, Tensor, Tensor]]
@@ -35,7 +35,7 @@ Read = Callable[[Sequence[Passage]], tuple[Prompt, States]]
 def check_text(
     wire: Wire, passages: Sequence[Passage], read: Read, forced: Forced
 ) -> dict[str, float]:
-    """Of the format tokens, with the full text as context; nothing of fewer than two passages."""
+    """Check the soft prompt, with the full text as context; {} for fewer than two passages."""
     if len(passages) < 2:
         return {}
     rows = [forced_rows(*forced(b, read(b)[1].prefix)) for b in _batches(passages)]
@@ -51,7 +51,7 @@ def check_latents(
     if len(passages) < 2:
         return {}
 
-    def compressed(batch: Sequence[Passage]) -> tuple[list[Latents], list[_Sums]]:
+    def compressed(batch: Sequence[Passage]) -> tuple[list[CompressedKV], list[_Sums]]:
         prompt, states = read(batch)
         return wire.compress(prompt, states), [_sums(z) for z in _whole(prompt, states)]
 
@@ -125,7 +125,7 @@ def forced_rows(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
 def _first(lm: FrozenLM, answer: str) -> int | None:
     """The first token of an answer as it is generated; None of an empty one."""
-    return int(lm.ids(lm.frame.lead + answer)[0]) if answer else None
+    return int(lm.tokenize(lm.frame.answer_prefix + answer)[0]) if answer else None
 
 
 class _Sums(NamedTuple):
@@ -139,21 +139,21 @@ class _Sums(NamedTuple):
     entries: int
 
 
-def _sums(z: Latents) -> _Sums:
+def _sums(z: CompressedKV) -> _Sums:
     keys, values = (kv.float().square().sum().item() for kv in (z.keys, z.values))
     heads = z.values.float().split(z.lengths.flatten().tolist())
     means = torch.cat([slots.mean(0) for slots in heads])
     return _Sums(means, keys, values, z.keys.numel())
 
 
-def _whole(prompt: Prompt, states: States) -> Iterator[Latents]:
+def _whole(prompt: Prompt, states: States) -> Iterator[CompressedKV]:
     """The uncompressed keys and values of each row's text, one after another."""
     for row, n in enumerate(prompt.mask.sum(1).tolist()):
         kept = (states.prefix.keys, states.prefix.values)
         keys, values = (torch.stack([layer[row, :, -n:] for layer in kv]) for kv in kept)
         lengths = torch.full(keys.shape[:2], n, device=keys.device)
         places = torch.arange(n, device=keys.device).repeat(lengths.numel())
-        yield Latents(keys.flatten(0, 2), values.flatten(0, 2), places, lengths, n)
+        yield CompressedKV(keys.flatten(0, 2), values.flatten(0, 2), places, lengths, n)
 
 
 def _size(rows: Sequence[_Sums], kind: Literal["keys", "values"]) -> float:

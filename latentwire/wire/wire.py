@@ -30,14 +30,14 @@ from latentwire.artifact import check_sizes, fill, one_error, read_tensors, type
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
 from latentwire.lm.finite import check_finite
-from latentwire.lm.soft_tokens import initial_format
+from latentwire.lm.soft_prompt import initial_soft_prompt
 from latentwire.texts import check_texts
+from latentwire.wire.compressed_kv import CompressedKV, as_prefix, head_of
+from latentwire.wire.corrector import ResidualCorrector
 from latentwire.wire.folder import WireError, folder_of, read_record
-from latentwire.wire.keep import finder
-from latentwire.wire.latents import Latents, as_prefix, head_of
 from latentwire.wire.message import GAP, Message, MessageError, check_bits
 from latentwire.wire.scorer import Scorer
-from latentwire.wire.slots import Slots
+from latentwire.wire.verbatim import finder
 
 FORMAT_VERSION = 1
 WEIGHTS = "wire.safetensors"
@@ -46,7 +46,7 @@ BITS = 16
 REMEMBERED = 4096
 """Texts whose messages' sizes are kept."""
 RESERVE = 256
-"""Positions kept free after a context for format tokens, question and answer."""
+"""Positions kept free after a context for the soft prompt, question and answer."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ class Origin:
 
 
 class Wire(nn.Module):
-    """Encoder and format tokens for one frozen reader."""
+    """Compressor and soft prompt of one frozen reader."""
 
     def __init__(self, lm: FrozenLM, config: WireConfig):
         super().__init__()
         self.lm, self.config = lm, config
         layers, (heads, head_dim) = len(lm.blocks), lm.kv_shape
         self.scorer = Scorer(layers, lm.width, heads)
-        self.slots = Slots(layers, lm.width, heads, head_dim, config.rank)
-        self.format = nn.Parameter(initial_format(lm, config.format_tokens).float())
+        self.slots = ResidualCorrector(layers, lm.width, heads, head_dim, config.rank)
+        self.format = nn.Parameter(initial_soft_prompt(lm, config.format_tokens).float())
         self.keep: str | None = None  # no part of what is trained and saved
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
         self._costs: dict[tuple, tuple[int, int]] = {}
@@ -109,7 +109,7 @@ class Wire(nn.Module):
 
     def check_window(self) -> None:
         """Raises WireError where the reader cannot read one whole window and answer."""
-        most = self.lm.window - len(self.head) - RESERVE
+        most = self.lm.context_length - len(self.head) - RESERVE
         if self.config.window > most:
             raise WireError(f"window is {self.config.window}; {self.lm.name} has room for {most}")
 
@@ -136,8 +136,8 @@ class Wire(nn.Module):
         return wire
 
     def keeping(self, rule: str | None) -> Wire:
-        """The same weights, with spans of each text kept as text: what a rule of keep.py finds, or
-        a regular expression. None keeps nothing.
+        """The same weights, with spans of each text kept as text: what a rule of verbatim.py finds,
+        or a regular expression. None keeps nothing.
 
         Every token that a span touches is a latent in all layers and heads, beside those that the
         ratio gives. A head that would not have kept it has the key and the value that the reader
@@ -162,7 +162,7 @@ class Wire(nn.Module):
 
     def latents(self, text: str) -> int:
         """Latents that a text becomes."""
-        return self._count(self._raw(text))
+        return self._count(self._verbatim(text))
 
     def cost(self, text: str, bits: int = BITS) -> tuple[int, int]:
         """Latents and bytes of the message of a text, which is made for it; the last ones are
@@ -175,7 +175,7 @@ class Wire(nn.Module):
             self._costs[asked] = known
         return known
 
-    def encode(self, contexts: Sequence[str], batch: int = 8) -> list[Latents]:
+    def encode(self, contexts: Sequence[str], batch: int = 8) -> list[CompressedKV]:
         """One Latents per text; `batch` windows run through the LM at a time.
 
         The LM itself gets no gradient, the residual does. Raises WireError for an empty text, one
@@ -183,26 +183,26 @@ class Wire(nn.Module):
         part of.
         """
         check_texts(contexts, "contexts")
-        ids = [self.lm.ids(c) for c in contexts]
+        ids = [self.lm.tokenize(c) for c in contexts]
         jobs: list[tuple[int, Tensor, Tensor, int]] = []
         layouts = []
         for row, tokens in enumerate(ids):
             if len(tokens) == 0:
                 raise WireError(f"context {row} is empty; expected at least one token")
             check_kept(self.lm, row, contexts[row], tokens)
-            raw = self._raw(contexts[row])
-            starts, span = self._layout(raw)
-            windows = zip(*(x.split(self.config.window) for x in (tokens, raw)), strict=True)
+            verbatim = self._verbatim(contexts[row])
+            starts, span = self._layout(verbatim)
+            windows = zip(*(x.split(self.config.window) for x in (tokens, verbatim)), strict=True)
             jobs += [(row, *w, start) for w, start in zip(windows, starts, strict=True)]
             layouts.append(([start - len(self.head) for start in starts], span))
-        made: list[list[Latents]] = [[] for _ in contexts]
+        made: list[list[CompressedKV]] = [[] for _ in contexts]
         for first in range(0, len(jobs), batch):
             part = jobs[first : first + batch]
-            rows, pieces, raw, starts = zip(*part, strict=True)
-            kept = None if self.keep is None else raw
+            rows, pieces, verbatim, starts = zip(*part, strict=True)
+            kept = None if self.keep is None else verbatim
             for row, z in zip(rows, self.compress(*self.read(pieces, starts), kept), strict=True):
                 made[row].append(z)
-        return [Latents.joined(zs, *layout) for zs, layout in zip(made, layouts, strict=True)]
+        return [CompressedKV.joined(zs, *layout) for zs, layout in zip(made, layouts, strict=True)]
 
     @property
     def models(self) -> Mapping[str, FrozenLM]:
@@ -237,7 +237,7 @@ class Wire(nn.Module):
         """Messages as a cache that the reader continues from. Raises what `open` raises."""
         return self.prefix(self.open(messages))
 
-    def open(self, messages: Sequence[Message]) -> list[Latents]:
+    def open(self, messages: Sequence[Message]) -> list[CompressedKV]:
         """What messages hold. Raises MessageError for no messages, or for one that another wire
         made or that does not fit the reader."""
         if not messages:
@@ -258,7 +258,7 @@ class Wire(nn.Module):
             z = message.latents
             if (*z.lengths.shape, z.keys.shape[1]) != (len(self.lm.blocks), *self.lm.kv_shape):
                 raise MessageError("the message was altered: its shape is not this wire's")
-            room = self.lm.window - len(self.head)
+            room = self.lm.context_length - len(self.head)
             if max(z.span, len(z)) > room:
                 raise MessageError(
                     f"message takes up {z.span} positions with {len(z)} latents; "
@@ -271,7 +271,7 @@ class Wire(nn.Module):
                 )
         return [m.latents for m in messages]
 
-    def prefix(self, latents: Sequence[Latents]) -> KVPrefix:
+    def prefix(self, latents: Sequence[CompressedKV]) -> KVPrefix:
         """Latents as a cache that the reader continues from, the head before them."""
         return as_prefix(self.head, latents)
 
@@ -332,9 +332,9 @@ class Wire(nn.Module):
         state = {k: v.detach().to("cpu", torch.bfloat16) for k, v in self.state_dict().items()}
         return save(state)
 
-    def _raw(self, text: str) -> Bool[Tensor, " t"]:
+    def _verbatim(self, text: str) -> Bool[Tensor, " t"]:
         """Which tokens of a text are kept as text."""
-        raw = torch.zeros(len(self.lm.ids(text)), dtype=torch.bool, device=self.lm.device)
+        verbatim = torch.zeros(len(self.lm.tokenize(text)), dtype=torch.bool, device=self.lm.device)
         if self.keep is not None:
             begin, end = self.lm.offsets(text).T.contiguous()
             spans = torch.tensor([*finder(self.keep)(text)] or [(0, 0)]).to(begin)
@@ -345,28 +345,30 @@ class Wire(nn.Module):
                 torch.searchsorted(first, end),
                 torch.searchsorted(last, begin, right=True),
             )
-            raw = begun > over
-        return raw
+            verbatim = begun > over
+        return verbatim
 
-    def _count(self, raw: Bool[Tensor, " t"]) -> int:
+    def _count(self, verbatim: Bool[Tensor, " t"]) -> int:
         """Latents of a text of which some tokens are kept as text."""
-        return sum(map(self._count_window, raw.split(self.config.window)))
+        return sum(map(self._count_window, verbatim.split(self.config.window)))
 
-    def _count_window(self, raw: Bool[Tensor, " t"]) -> int:
-        return min(math.ceil(len(raw) / self.config.ratio) + int(raw.sum()), len(raw))
+    def _count_window(self, verbatim: Bool[Tensor, " t"]) -> int:
+        return min(
+            math.ceil(len(verbatim) / self.config.ratio) + int(verbatim.sum()), len(verbatim)
+        )
 
-    def _layout(self, raw: Bool[Tensor, " t"]) -> tuple[list[int], int]:
+    def _layout(self, verbatim: Bool[Tensor, " t"]) -> tuple[list[int], int]:
         """Position of each window's first token, and positions taken in all.
 
         Windows stand one after another; where a text is longer than the reader's window they
         overlap, evenly, so that the last one still ends inside it.
         """
-        head, tokens, latents = len(self.head), len(raw), self._count(raw)
-        windows = raw.split(self.config.window)
-        room = self.lm.window - head - RESERVE
+        head, tokens, latents = len(self.head), len(verbatim), self._count(verbatim)
+        windows = verbatim.split(self.config.window)
+        room = self.lm.context_length - head - RESERVE
         if room < len(windows[0]):
             self.check_window()
-        if room < self._count(torch.zeros_like(raw)):
+        if room < self._count(torch.zeros_like(verbatim)):
             most = room * self.config.ratio
             raise WireError(
                 f"context has {tokens} tokens; at most {most} fit {self.lm.name} at "
@@ -393,17 +395,17 @@ class Wire(nn.Module):
             return prompt, self.lm.states(prompt)
 
     def compress(
-        self, prompt: Prompt, states: States, raw: Sequence[Bool[Tensor, " _"]] | None = None
-    ) -> list[Latents]:
-        """What `read` gave, as latents: one per window. raw: which tokens are kept as text, in each
-        window; None for none of them."""
+        self, prompt: Prompt, states: States, verbatim: Sequence[Bool[Tensor, " _"]] | None = None
+    ) -> list[CompressedKV]:
+        """What `read` gave, as latents: one per window. verbatim: which tokens are kept as text, in
+        each window; None for none of them."""
         with torch.no_grad():
             scores = self.scorer(states.inputs)
             check_finite({"a score of a token": scores}, WireError)
         width, sizes = prompt.mask.shape[1], prompt.mask.sum(-1)
         kept = None
-        if raw is not None:
-            kept = torch.stack([pad(window, (width - len(window), 0)) for window in raw])
+        if verbatim is not None:
+            kept = torch.stack([pad(window, (width - len(window), 0)) for window in verbatim])
         return self.slots(
             self.lm,
             states.inputs,

@@ -26,7 +26,7 @@ from latentwire.wire.text_wire import TextReader, TextWire
 
 QUESTIONS = 200
 OUT = Path(__file__).with_suffix(".json")
-BESIDE = ("wire", "evicted", "truncated_tokens", "foreign_latents")
+BESIDE = ("wire", "evicted", "truncated_tokens", "mismatched_latents")
 ROWS = {16: BESIDE, 8: BESIDE, 4: BESIDE, 2: BESIDE, 1: ("wire", "text")}
 
 

@@ -35,7 +35,7 @@ def main(data: str, kind: str) -> None:
             if keep is None:
                 asked += ["truncated_tokens"]
             if keep is None and ratio == RATIOS[0]:  # the text is the same at all ratios
-                asked += ["text", "foreign_latents"]
+                asked += ["text", "mismatched_latents"]
             some = {name: rows[name] for name in asked}
             made = evaluate(wire.lm, wire.format, passages, some, answer_tokens)
             answers = list(chain.from_iterable(made))

@@ -1,8 +1,8 @@
-"""The members of the table "encoders x ways in": each encoder with each way in, and each
-calibration of embeddings; one reader, the same budget, the same format tokens. table.sh and
+"""The members of the table "encoders x injectors": each encoder with each injector, and each
+calibration of embeddings; one reader, the same budget, the same soft prompt. table.sh and
 heart.sh train and score them.
 
-A way in that cannot be the first stands after `embeddings`.
+An injector that cannot be the first stands after `embeddings`.
 """
 
 import os
@@ -18,9 +18,9 @@ from latentwire.wire.folder import WireError
 from latentwire.wire.learned.config import SharedRecipe
 from latentwire.wire.learned.encoders import ENCODERS
 from latentwire.wire.learned.encoders.base import EncoderConfig
+from latentwire.wire.learned.injectors import INJECTORS, Calibration
 from latentwire.wire.learned.objectives import OFF, Objectives
 from latentwire.wire.learned.shared_wire import SharedConfig
-from latentwire.wire.learned.ways_in import WAYS_IN, Calibration
 
 READER = "smollm2-135m"
 STEPS = int(os.environ["STEPS"])
@@ -61,7 +61,7 @@ def member(wire: SharedConfig) -> SharedRecipe:
 
 
 def grid() -> dict[str, SharedRecipe]:
-    wires = [config(encoder, way) for encoder in ENCODERS for way in WAYS_IN]
+    wires = [config(encoder, way) for encoder in ENCODERS for way in INJECTORS]
     members = {f"{wire.encoder}--{'+'.join(wire.ways_in)}": member(wire) for wire in wires}
     plain = config("lm_states", "embeddings")
     for calibration in get_args(Calibration)[1:]:  # the first is plain's own

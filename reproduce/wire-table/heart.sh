@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The table "encoders x ways in" that a CPU can make: how well each has learnt the first eight short
+# The table "encoders x injectors" that a CPU can make: how well each has learnt the first eight short
 # passages by heart after STEPS steps on all eight. All are asked the same question, so that nothing
 # but the latents says which answer is wanted. It tells what can be learnt through each, and how
 # fast, and nothing about passages that were not seen: that is table.sh, and needs a GPU.

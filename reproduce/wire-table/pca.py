@@ -4,7 +4,7 @@ embeddings, a code for every token of the text, and each reader's embeddings by 
     .venv/bin/python reproduce/wire-table/pca.py squad_train.jsonl squad_dev.jsonl
 
 As many components as a code may have, 8 bits each. Fitted on 64 training passages; scored on the
-first 100 questions of SQuAD v1.1 dev with the format tokens of the shipped wires. pca.json beside
+first 100 questions of SQuAD v1.1 dev with the soft prompt of the shipped wires. pca.json beside
 this file is what it gave. Some six minutes of CPU time on one thread.
 """
 
@@ -47,7 +47,7 @@ def main(train: str, data: str) -> None:
     wire.fit(texts)
     for reader in wire.readers:
         rows = conditions(reader, passages)
-        asked = {name: rows[name] for name in ("wire", "foreign_latents")}
+        asked = {name: rows[name] for name in ("wire", "mismatched_latents")}
         made = evaluate(reader.lm, formats[reader.reader], passages, asked)
         answers = list(chain.from_iterable(made))
         scores = {k: summarise([a for a in answers if a.condition == k]) for k in asked}

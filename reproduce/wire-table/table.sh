@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The table "encoders x ways in", each trained with the same budget, on passages of up to 64 tokens.
+# The table "encoders x injectors", each trained with the same budget, on passages of up to 64 tokens.
 #   reproduce/wire-table/table.sh squad_train_sentences.jsonl squad_dev_sentences.jsonl
 # Of both files, rows {"id", "context", "question", "answers"}; no context may be in both. It is
 # for a GPU: on a CPU core a step takes some ten seconds. Interrupt it and start it again as you like.

@@ -31,7 +31,7 @@ class Attempt:
 def attempt_of(lm: FrozenLM, problem: Problem, ids: Int[Tensor, " n"]) -> Attempt:
     """An answer's token ids as what a reward rates."""
     finished = len(ids) > 0 and int(ids[-1]) in lm.stop_ids
-    return Attempt(problem, ids, lm.text(ids), finished)
+    return Attempt(problem, ids, lm.detokenize(ids), finished)
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,17 @@ class SelfVerify:
         laid = [layout(lm, a.problem.question, a.text) for a in attempts]
         rows, checks = [shown for shown, _ in laid], laid[0][1] if laid else []
         longest = max(map(len, checks), default=0) + VERDICT_TOKENS
-        fit = [i for i, row in enumerate(rows) if len(row) + longest <= lm.window]
+        fit = [i for i, row in enumerate(rows) if len(row) + longest <= lm.context_length]
         ratings = [
-            failed(f"problem and solution take {len(row)} tokens; {lm.name} has {lm.window}")
+            failed(
+                f"problem and solution take {len(row)} tokens; {lm.name} has {lm.context_length}"
+            )
             for row in rows
         ]
         if fit:
             prefix = lm.prefill(Prompt.from_ids(lm, [rows[i] for i in fit])).repeat(len(checks))
             prompt = Prompt.from_ids(lm, checks * len(fit), prefix)
-            out = lm.decode(prompt, Greedy(), VERDICT_TOKENS)
+            out = lm.generate(prompt, Greedy(), VERDICT_TOKENS)
             said = iter(zip(out.texts, out.mask.sum(1).tolist(), strict=True))
             for i in fit:
                 replies = {name: next(said) for name in CHECKS}
@@ -81,10 +83,10 @@ def layout(
     """Ids of what all checks share, and of each check up to where its reply begins."""
     shown = f"Problem:\n{question}\n\nProposed solution:\n{solution}"
     checks = [
-        torch.cat([lm.ids(f"\n\n{asked} Reply with Yes or No only."), lm.frame.tail])
+        torch.cat([lm.tokenize(f"\n\n{asked} Reply with Yes or No only."), lm.frame.suffix])
         for _, asked in CHECKS.values()
     ]
-    return torch.cat([lm.frame.head, lm.ids(shown)]), checks
+    return torch.cat([lm.frame.prefix, lm.tokenize(shown)]), checks
 
 
 def weigh(replies: dict[str, str]) -> tuple[float, dict[str, float]]:

@@ -28,7 +28,7 @@ def attention_losses(
     """attention: KL in nats between the true attention and that on decoded keys; outputs: squared
     error of what is read from decoded values, in units of the true outputs' mean square. Means over
     queries, heads and layers. keys are before rotation; g are KV heads."""
-    n, start = keys.shape[2], len(reader.frame.head)
+    n, start = keys.shape[2], len(reader.frame.prefix)
     of_slots = torch.arange(start, start + n, device=keys.device)
     of_queries = recorded["offsets"].long() + start + n
     kl, error = [], []

@@ -18,10 +18,10 @@ from latentwire.lm import Dtype, FrozenLM, KVPrefix
 from latentwire.lm.families import rotate
 from latentwire.wire.codes.decoder import Decoder
 from latentwire.wire.codes.message import HEADER_BYTES, CodeMessage
+from latentwire.wire.compressed_kv import CompressedKV, as_prefix, head_of
+from latentwire.wire.corrector import chosen
 from latentwire.wire.folder import WireError
-from latentwire.wire.latents import Latents, as_prefix, head_of
 from latentwire.wire.message import MessageError
-from latentwire.wire.slots import chosen
 from latentwire.wire.wire import RESERVE
 
 if TYPE_CHECKING:
@@ -115,12 +115,12 @@ class CodeReader(nn.Module):
 
     def latents(self, text: str) -> int:
         """Slots of a head, on average, that a text becomes."""
-        return -(-len(self.wire.ids(text)) // self.ratio)
+        return -(-len(self.wire.tokenize(text)) // self.ratio)
 
     def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
         """Slots of a head that a text becomes, and bytes of its message."""
         self.check_bits(bits)
-        numbers = len(self.wire.ids(text)) * self.wire.code.config.channels
+        numbers = len(self.wire.tokenize(text)) * self.wire.code.config.channels
         return self.latents(text), HEADER_BYTES + -(-numbers * self.bits // 8)
 
     def send(self, texts: Sequence[str], bits: int | None = None) -> list[CodeMessage]:
@@ -133,7 +133,7 @@ class CodeReader(nn.Module):
         and for one whose text does not fit the reader's context."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
-        code, room = self.wire.code, self.lm.window - len(self.lm.frame.head) - RESERVE
+        code, room = self.wire.code, self.lm.context_length - len(self.lm.frame.prefix) - RESERVE
         for message in messages:
             if message.code_id != self.wire.id:
                 raise MessageError(
@@ -158,7 +158,7 @@ class CodeReader(nn.Module):
         """Contents as a cache that the reader continues from, with gradients."""
         return as_prefix(self.head, self.compress(contents))
 
-    def compress(self, contents: Sequence[Codes]) -> list[Latents]:
+    def compress(self, contents: Sequence[Codes]) -> list[CompressedKV]:
         """Contents as the slots that the reader's heads need most: all heads of all layers compete,
         as in slots.py, by scores that are read from the codes."""
         lm, sizes = self.lm, [len(content.values) for content in contents]
@@ -170,18 +170,18 @@ class CodeReader(nn.Module):
             where = blank.repeat_interleave(torch.tensor(sizes, device=lm.device))[:, None]
             k, v = (torch.where(where, mean, x) for mean, x in zip(means, (k, v), strict=True))
         places = torch.cat([torch.arange(n, device=lm.device) for n in sizes])
-        positions = (places + len(lm.frame.head)).expand(1, k.shape[1], -1)
+        positions = (places + len(lm.frame.prefix)).expand(1, k.shape[1], -1)
         k = torch.stack([rotate(lm.model, i, x[None], positions)[0] for i, x in enumerate(k)])
         rows = (x.split(sizes, 2) for x in (k, v, self.decoder.scores(values)))
         return [self._latents(*row) for row in zip(*rows, strict=True)]
 
-    def _latents(self, keys: Tensor, values: Tensor, scores: Tensor) -> Latents:
+    def _latents(self, keys: Tensor, values: Tensor, scores: Tensor) -> CompressedKV:
         """The slots to keep of one row: keys and values [l, h, n, e], scores [l, h, n]."""
         n = scores.shape[-1]
         count = torch.tensor([-(-n // self.ratio)], device=scores.device)
         mask = torch.ones(1, n, dtype=torch.bool, device=scores.device)
         kept = chosen(scores[:, None].detach(), mask, count)[:, 0]
-        return Latents(keys[kept], values[kept], kept.nonzero()[:, 2], kept.sum(-1), n)
+        return CompressedKV(keys[kept], values[kept], kept.nonzero()[:, 2], kept.sum(-1), n)
 
 
 def weights(module: nn.Module) -> bytes:

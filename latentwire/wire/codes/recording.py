@@ -25,7 +25,7 @@ from latentwire.lm.families import rotate
 from latentwire.tasks.qa import Passage, answer_targets, passages_prompt
 from latentwire.wire.codes.code import CodeConfig, read
 from latentwire.wire.codes.fitting import pairs
-from latentwire.wire.latents import head_of
+from latentwire.wire.compressed_kv import head_of
 
 
 class Recorder:
@@ -48,7 +48,7 @@ class Recorder:
 
 def source_features(source: FrozenLM, config: CodeConfig, text: str) -> dict[str, Tensor]:
     """features [n, f] of the tokens of a text's first chunk."""
-    ids = source.ids(text)[: config.chunk_size]
+    ids = source.tokenize(text)[: config.chunk_size]
     return {"features": read(source, head_of(source), config, ids).bfloat16()}
 
 
@@ -69,12 +69,12 @@ def reader_attention(
     [q, a, h, e], what attention reads from the text; others [q, a, h], the log of the sum over all
     else; teacher [k, d], the states that predict the answers.
     """
-    start, text = len(reader.frame.head), passage.context
+    start, text = len(reader.frame.prefix), passage.context
     ends = source.offsets(text)[:tokens, 1]
     reader_ends = reader.offsets(text)[:, 1]
-    ids = reader.ids(text)[reader_ends <= ends[-1]]
+    ids = reader.tokenize(text)[reader_ends <= ends[-1]]
     owner = pairs(ends, reader_ends[: len(ids)])
-    context = reader.prefill(Prompt.from_ids(reader, [torch.cat([reader.frame.head, ids])]))
+    context = reader.prefill(Prompt.from_ids(reader, [torch.cat([reader.frame.prefix, ids])]))
     targets, mask = answer_targets(reader, [passage])
     prompt = passages_prompt(reader, format_tokens, [passage], context)
     asked = prompt.append(reader.embed(targets[:, :-1]), mask[:, :-1])

@@ -58,7 +58,7 @@ def attention_received(
 ) -> Float[Tensor, "l h m"]:
     """The most attention that each token gets from any token of its repetition, plus the most from
     any of each question's, averaged over questions."""
-    start = len(lm.frame.head)
+    start = len(lm.frame.prefix)
 
     def most(maps: Sequence[Tensor], real: Tensor | None = None) -> Tensor:
         seen = torch.stack([m[..., start : start + len(ids)] for m in maps], 1).float()
@@ -67,7 +67,9 @@ def attention_received(
         heads = lm.kv_shape[0]
         return seen.unflatten(2, (heads, seen.shape[2] // heads)).amax((3, 4))
 
-    again = torch.cat([lm.ids("\n\nRepeat the text above word for word."), lm.frame.tail, ids])
+    again = torch.cat(
+        [lm.tokenize("\n\nRepeat the text above word for word."), lm.frame.suffix, ids]
+    )
     repeated = most(lm.attentions(Prompt.from_ids(lm, [again], text)))
     targets, mask = answer_targets(lm, [passage])
     asked = passages_prompt(lm, format_tokens, [passage], text).append(lm.embed(targets), mask)

@@ -115,7 +115,7 @@ def fit(bench: Bench, readers: Sequence[CodeReader], with_code: bool) -> None:
         features = bench.features(passage)
         for reader, one, sensitivity in zip(readers, sums, sensitivities, strict=True):
             ids, owner, text = own_reading(wire.source, len(features), reader.lm, passage.context)
-            start = len(reader.lm.frame.head)
+            start = len(reader.lm.frame.prefix)
             one.add(features[owner], reader_cache(reader.lm, text, start))
             if i < recipe.sensitive:
                 sensitivity.add(reader.lm, reader.format, passage, text, start)
@@ -140,8 +140,8 @@ def own_reading(
     """A reader's ids of the part of a text that `tokens` of the source cover, the source token that
     each belongs to, and its cache of them behind its head."""
     ends, reader_ends = source.offsets(text)[:tokens, 1], lm.offsets(text)[:, 1]
-    ids = lm.ids(text)[reader_ends <= ends[-1]]
-    cache = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.head, ids])]))
+    ids = lm.tokenize(text)[reader_ends <= ends[-1]]
+    cache = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.prefix, ids])]))
     return ids, pairs(ends, reader_ends[: len(ids)]), cache
 
 

@@ -37,8 +37,8 @@ from latentwire.texts import check_texts
 from latentwire.wire.codes.code import Code, CodeConfig, read
 from latentwire.wire.codes.message import TEXT_BYTES, CodeMessage
 from latentwire.wire.codes.reader import CodeReader, weights
+from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.folder import WireError, folder_of, read_record
-from latentwire.wire.latents import head_of
 from latentwire.wire.wire import check_kept
 
 KIND, FORMAT_VERSION = "code wire", 1
@@ -195,14 +195,14 @@ class CodeWire:
             check_copy(saved.source_weights, lm)
         return cls(code.eval(), Source(saved.code.source, saved.source_weights, lm), readers)
 
-    def ids(self, text: str) -> Tensor:
+    def tokenize(self, text: str) -> Tensor:
         """Token ids of a text as the source reads it."""
-        return self.source.ids(text)
+        return self.source.tokenize(text)
 
     def features(self, text: str) -> Float[Tensor, "n f"]:
         """What the code is made of: states of the source's pass over a text."""
         head = head_of(self.source)
-        return read(self.source, head, self.code.config, self.ids(text))
+        return read(self.source, head, self.code.config, self.tokenize(text))
 
     @torch.no_grad()
     def send(self, texts: Sequence[str], with_text: bool = False) -> list[CodeMessage]:
@@ -212,7 +212,10 @@ class CodeWire:
         check_texts(texts, "texts")
         messages = []
         for row, text in enumerate(texts):
-            ids, room = self.ids(text), self.source.window - len(self.source.frame.head)
+            ids, room = (
+                self.tokenize(text),
+                self.source.context_length - len(self.source.frame.prefix),
+            )
             if not 1 <= len(ids) <= room:
                 raise WireError(
                     f"context {row} has {len(ids)} tokens; {self.source.name} reads 1 to {room}"

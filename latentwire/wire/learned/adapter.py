@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix
-from latentwire.lm.soft_tokens import initial_format
-from latentwire.wire.latents import head_of
+from latentwire.lm.soft_prompt import initial_soft_prompt
+from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.learned.encoders.base import in_blocks, padded, transformer
-from latentwire.wire.learned.ways_in import WAYS_IN, Calibration, Slots
+from latentwire.wire.learned.injectors import INJECTORS, Calibration, LatentBatch
 from latentwire.wire.wire import RESERVE
 
 
 class Adapter(nn.Module):
-    """One bidirectional layer of the reader's own, its ways in, and its format tokens."""
+    """One bidirectional layer of the reader's own, its injectors, and its soft prompt."""
 
     def __init__(
         self,
@@ -35,9 +35,9 @@ class Adapter(nn.Module):
         self.lm, self.block = lm, block
         self.layer = transformer(width, 1)
         self.ways = nn.ModuleList(
-            WAYS_IN[way](lm, channels, width, not i, calibration) for i, way in enumerate(ways)
+            INJECTORS[way](lm, channels, width, not i, calibration) for i, way in enumerate(ways)
         )
-        self.format = nn.Parameter(initial_format(lm, format_tokens).float())
+        self.format = nn.Parameter(initial_soft_prompt(lm, format_tokens).float())
         self.to(lm.device)
 
     @cached_property
@@ -48,7 +48,7 @@ class Adapter(nn.Module):
     @property
     def room(self) -> int:
         """Positions that a context may take up."""
-        return self.lm.window - len(self.head) - RESERVE
+        return self.lm.context_length - len(self.head) - RESERVE
 
     def forward(
         self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
@@ -63,10 +63,10 @@ class Adapter(nn.Module):
 
     def slots(
         self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
-    ) -> Slots:
-        """What the ways in are given."""
+    ) -> LatentBatch:
+        """What the injectors are given."""
         states = [row.to(self.format.device) for row in states]
         batch, mask = padded(in_blocks(self.layer, states, self.block))
         codes = padded([row.to(batch.device) for row in values])[0]
         fitting = torch.tensor([min(span, self.room) for span in spans], device=mask.device)
-        return Slots(codes, batch, mask, fitting, self.block)
+        return LatentBatch(codes, batch, mask, fitting, self.block)

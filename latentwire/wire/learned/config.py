@@ -29,7 +29,7 @@ class SharedRecipe:
     )
     """Stage 1; the rate is in multiples of the size of each reader's embeddings."""
     init_from: str | None = None
-    """A wire of the same readers, a folder or a shipped one's name, whose format tokens are taken
+    """A wire of the same readers, a folder or a shipped one's name, whose soft prompts are taken
     over in place of stage 1."""
     train: LoopConfig = field(default_factory=lambda: LoopConfig(steps=4000, lr=1e-3))
     """Stage 2."""

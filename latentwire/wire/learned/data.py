@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire.lm import FrozenLM
-from latentwire.lm.picks import seed_of
+from latentwire.lm.samplers import seed_of
 from latentwire.tasks.base import DataError, read_text
 from latentwire.tasks.qa import Passage, by_context, load_questions, tokenise
 from latentwire.terminal import terminal
@@ -25,7 +25,7 @@ SHORTEST_TEXT = 100
 
 
 @dataclass(frozen=True)
-class Stock:
+class TrainingData:
     """What a training draws from."""
 
     passages: list[Passage]
@@ -33,7 +33,7 @@ class Stock:
     held: list[Passage]
 
 
-def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
+def load_data(recipe: SharedRecipe, source: FrozenLM) -> TrainingData:
     """Passages of all files, those at the end of the first held out, and texts. Questions with long
     answers are left out, and so are passages that are too long or too short, with one line on
     stderr; with FSDP2 passages that then have no question are too, since all processes have to run
@@ -48,7 +48,7 @@ def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
     passages += [Passage(text, ()) for text in paragraphs if len(text) > SHORTEST_TEXT]
     seen = {p.context for p in held}
     unseen = [p for p in passages if p.context not in seen]
-    fitting = [p for p in unseen if CUE < len(source.ids(p.context)) <= recipe.longest]
+    fitting = [p for p in unseen if CUE < len(source.tokenize(p.context)) <= recipe.longest]
     kept = [_briefly_answered(p, source) for p in fitting]
     asked, left = (sum(len(p.questions) for p in row) for row in (fitting, kept))
     short = sum(len(text) <= SHORTEST_TEXT for text in paragraphs)
@@ -71,29 +71,31 @@ def load_stock(recipe: SharedRecipe, source: FrozenLM) -> Stock:
             f"{LONGEST_ANSWER} tokens"
         )
     random.Random(recipe.seed).shuffle(kept)
-    return Stock(kept, [p for p in held if len(source.ids(p.context)) <= recipe.longest])
+    return TrainingData(
+        kept, [p for p in held if len(source.tokenize(p.context)) <= recipe.longest]
+    )
 
 
-def batch_of(stock: Stock, recipe: SharedRecipe, step: int) -> list[Passage]:
+def batch_of(training_data: TrainingData, recipe: SharedRecipe, step: int) -> list[Passage]:
     """A step's passages, those of all processes, each with some of its questions, of which the
     step's number draws."""
-    lengths = [len(p.context) for p in stock.passages]
+    lengths = [len(p.context) for p in training_data.passages]
     made = []
     for i in bucketed(lengths, recipe.seed, step, recipe.batch_size):
-        passage, draw = stock.passages[i], random.Random(seed_of(recipe.seed, step, i))
+        passage, draw = training_data.passages[i], random.Random(seed_of(recipe.seed, step, i))
         drawn = draw.sample(passage.questions, min(len(passage.questions), recipe.questions))
         made.append(Passage(passage.context, tuple(drawn)))
     return made
 
 
 def ready(
-    stock: Stock, recipe: SharedRecipe, source: FrozenLM, readers: Sequence[Reader]
+    training_data: TrainingData, recipe: SharedRecipe, source: FrozenLM, readers: Sequence[Reader]
 ) -> Coming:
     """To be asked for each step; its texts are tokenised, for all models, while the one before
     runs."""
 
     def prepare(step: int) -> None:
-        batch = parallel.share(batch_of(stock, recipe, step))
+        batch = parallel.share(batch_of(training_data, recipe, step))
         for lm in (source, *(reader.lm for reader in readers)):
             tokenise(lm, batch)
 
@@ -124,5 +126,5 @@ def _tell(counts: Mapping[str, int]) -> None:
 def _briefly_answered(passage: Passage, source: FrozenLM) -> Passage:
     """With those of its questions whose answers are not too long to be trained on."""
     asked = passage.questions
-    brief = tuple(q for q in asked if len(source.ids(q.answers[0])) <= LONGEST_ANSWER)
+    brief = tuple(q for q in asked if len(source.tokenize(q.answers[0])) <= LONGEST_ANSWER)
     return Passage(passage.context, brief)

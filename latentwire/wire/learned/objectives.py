@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
-from latentwire.lm.picks import seed_of
+from latentwire.lm.samplers import seed_of
 from latentwire.tasks.qa import Passage, answer_ids, answer_targets, passages_prompt
 from latentwire.train import parallel
 from latentwire.train.losses import (
@@ -33,9 +33,9 @@ from latentwire.train.losses import (
 )
 from latentwire.train.noise import dropped, halves, scheduled_sampling
 from latentwire.train.schedules import Schedule
+from latentwire.wire.learned.injectors.embeddings import Embeddings, share_means
 from latentwire.wire.learned.reader import Reader, Values
 from latentwire.wire.learned.shared_wire import SharedWire
-from latentwire.wire.learned.ways_in.embeddings import Embeddings, share_means
 
 OFF, FULL, FALLING = Schedule(0.0), Schedule(1.0), Schedule(1.0, 0.3, over=2000.0)
 SHARES = ("text", "dropout", "sampled")
@@ -74,7 +74,7 @@ class Objectives:
     """Cross-entropy of how a text goes on after a cut, given latents of what is before it."""
     embeds: Schedule = OFF
     """Cosine distance and error of statistics of the reader's input embeddings, beside the means of
-    its own over each latent's share of the text; for the way in "embeddings"."""
+    its own over each latent's share of the text; for the injector "embeddings"."""
     gist: Schedule = OFF
     """Cosine distance and error of the text's embeddings, rebuilt from the trunk's states."""
     contrast: Schedule = OFF
@@ -156,7 +156,7 @@ class Step:
 
     def piece(self, lm: FrozenLM, passage: Passage) -> Int[Tensor, " n"]:
         """The tokens of a text that are rebuilt, the cue among them."""
-        ids, most = lm.ids(passage.context), self.objectives.piece
+        ids, most = lm.tokenize(passage.context), self.objectives.piece
         start = random.Random(self.draw(passage.context)).randint(0, max(0, len(ids) - most))
         return ids[start : start + most]
 
@@ -226,7 +226,7 @@ def shared_parts(wire: SharedWire, step: Step, sent: Sent, gist: Gist | None) ->
         lm, states = wire.encoder.lm, wire.states(codes, replace(wire.layout, owners=0))
 
         def ids(passage: Passage) -> Tensor:
-            return lm.ids(step.shown(passage)[0])
+            return lm.tokenize(step.shown(passage)[0])
 
         true = [lm.embed(ids(p)) for p in step.batch]
         every = torch.cat([lm.embed(ids(p)) for p in step.whole])
@@ -261,7 +261,7 @@ def reader_parts(
     if asked or step.on("reconstruction"):
         prefix = reader.prefix(sent.contents)
         if any(sent.rests):
-            rests = [reader.lm.ids(rest) for rest in sent.rests]
+            rests = [reader.lm.tokenize(rest) for rest in sent.rests]
             prefix = reader.lm.prefill(Prompt.from_ids(reader.lm, rests, prefix))
         if step.on("reconstruction"):
             parts["reconstruction"] = _reconstruction(reader.lm, step, prefix)
@@ -276,17 +276,17 @@ def reader_parts(
 
 def full_texts(lm: FrozenLM, batch: Sequence[Passage]) -> KVPrefix:
     """The full texts as one cache."""
-    rows = [torch.cat([lm.frame.head, lm.ids(p.context)]) for p in batch]
+    rows = [torch.cat([lm.frame.prefix, lm.tokenize(p.context)]) for p in batch]
     return lm.prefill(Prompt.from_ids(lm, rows))
 
 
 def asked_prompt(
-    lm: FrozenLM, format_tokens: Tensor, batch: Sequence[Passage], context: KVPrefix
+    lm: FrozenLM, soft_prompt: Tensor, batch: Sequence[Passage], context: KVPrefix
 ) -> Prompt:
     """All questions of the batch; texts without any take no part."""
     rows = [row for row, p in enumerate(batch) if p.questions]
     index = torch.tensor(rows).to(lm.device)
-    return passages_prompt(lm, format_tokens, [batch[row] for row in rows], context.rows(index))
+    return passages_prompt(lm, soft_prompt, [batch[row] for row in rows], context.rows(index))
 
 
 def answer_tokens(lm: FrozenLM, passage: Passage, most: int | None = None) -> int:
@@ -305,7 +305,7 @@ def _answer_parts(reader: Reader, step: Step, prefix: KVPrefix) -> dict[str, Ten
         asked = [q for p in step.batch for q in p.questions]
         seeds = [step.draw(reader.reader, q.id, "sampled") for q in asked]
         fed = scheduled_sampling(targets, mask, picks, step.now["sampled"], seeds)
-    states, true = lm.predicting(prompt, fed, mask)[mask], targets[mask]
+    states, true = lm.shifted_hidden(prompt, fed, mask)[mask], targets[mask]
     student, parts = lm.head(states), {}
     most = {"first": 1, "leading": of.leading_tokens, "entropy": 1}
     for name in ("ce", "first", "leading"):
@@ -329,13 +329,13 @@ def _told(reader: Reader, batch: Sequence[Passage], fed: Tensor, mask: Tensor) -
     """The states [k, d] that predict the answers after the full text, every adapter off."""
     lm = reader.lm.with_adapter(None)
     prompt = asked_prompt(lm, reader.format, batch, full_texts(lm, batch))
-    return lm.predicting(prompt, fed, mask)[mask]
+    return lm.shifted_hidden(prompt, fed, mask)[mask]
 
 
 def _reconstruction(lm: FrozenLM, step: Step, prefix: KVPrefix) -> Tensor:
     """Cross-entropy of a piece of each text, given its first CUE tokens."""
     pieces = [step.piece(lm, p) for p in step.batch]
-    request = torch.cat([lm.ids("\n\nRepeat the text above from here on."), lm.frame.tail])
+    request = torch.cat([lm.tokenize("\n\nRepeat the text above from here on."), lm.frame.suffix])
     prompt = Prompt.from_ids(lm, [torch.cat([request, p[:CUE]]) for p in pieces], prefix)
     targets, mask = pad_right([p[CUE:] for p in pieces])
     loss = token_loss(lm.packed_logits(prompt, targets, mask), targets[mask])
@@ -346,11 +346,11 @@ def _continuation(reader: Reader, step: Step, sent: Sent) -> Tensor:
     """Cross-entropy of what follows the cut, its first token given: the prompt has to end with
     something."""
     lm, most = reader.lm, step.objectives.piece
-    pieces = [lm.ids(rest)[: most + 1] for rest in sent.rests]
+    pieces = [lm.tokenize(rest)[: most + 1] for rest in sent.rests]
     prompt = Prompt.from_ids(lm, [p[:1] for p in pieces], reader.prefix(sent.contents))
     targets, mask = pad_right([p[1:] for p in pieces])
     loss = token_loss(lm.packed_logits(prompt, targets, mask), targets[mask])
-    return loss * step.weight(lambda p: len(lm.ids(step.cut(p)[1])[1 : most + 1]))
+    return loss * step.weight(lambda p: len(lm.tokenize(step.cut(p)[1])[1 : most + 1]))
 
 
 def _embeds(reader: Reader, sent: Sent) -> Tensor:
@@ -360,7 +360,7 @@ def _embeds(reader: Reader, sent: Sent) -> Tensor:
     slots = reader.adapter.slots(*reader.heard(sent.contents))
     made, true = [], []
     for text, row, mask in zip(sent.texts, way.embeds(slots), slots.mask, strict=True):
-        embeds = lm.embed(lm.ids(text)).float()
+        embeds = lm.embed(lm.tokenize(text)).float()
         shared = reader.layout.shared(row[mask])
         means, full = share_means(embeds, len(shared), _length(wire, text))
         made.append(shared[full])

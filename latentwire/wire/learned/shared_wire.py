@@ -46,11 +46,11 @@ from latentwire.wire.learned.adapter import Adapter
 from latentwire.wire.learned.encoders import ENCODERS, WritingEncoder
 from latentwire.wire.learned.encoders.base import EncoderConfig, in_blocks, transformer
 from latentwire.wire.learned.encoders.lm_states import LMStates
+from latentwire.wire.learned.injectors import INJECTORS, Calibration
 from latentwire.wire.learned.pooling import POOLINGS
 from latentwire.wire.learned.private import Layout, Private
 from latentwire.wire.learned.reader import Reader
 from latentwire.wire.learned.shared_message import SharedMessage, message_size
-from latentwire.wire.learned.ways_in import WAYS_IN, Calibration
 from latentwire.wire.wire import check_kept
 
 KIND, FORMAT_VERSION = "shared wire", 1
@@ -82,7 +82,7 @@ class SharedConfig:
     format_tokens: int = 16
     """Soft tokens between context and question that set the form of the answer."""
     calibration: Calibration = "regression"
-    """How slots begin that are input embeddings; ways_in/embeddings.py says what each is."""
+    """How slots begin that are input embeddings; injectors/embeddings.py says what each is."""
     private: int = 0
     """Latents of a window beside the shared ones, for each reader that the wire was trained with
     and read by it alone."""
@@ -98,7 +98,7 @@ class SharedConfig:
             )
         for name, known, given in (
             ("encoder", ENCODERS, (self.encoder,)),
-            ("ways_in", WAYS_IN, self.ways_in or ("none",)),
+            ("ways_in", INJECTORS, self.ways_in or ("none",)),
             ("pooling", POOLINGS, (self.sizes.pooling,)),
             ("calibration", get_args(Calibration), (self.calibration,)),
         ):
@@ -126,12 +126,12 @@ class SharedConfig:
             )
         listed, last = ", ".join(self.ways_in), len(self.ways_in) - 1
         for i, way in enumerate(self.ways_in):
-            place = WAYS_IN[way].place
+            place = INJECTORS[way].place
             if (place == "first" and i > 0) or (place == "last" and i < last):
                 raise WireError(f"ways_in is {listed}; {way} can only be the {place}")
             if place == "later" and i == 0:
                 raise WireError(f"ways_in is {listed}; {way} must come after another")
-        if self.calibration != "regression" and WAYS_IN[self.ways_in[0]].place != "first":
+        if self.calibration != "regression" and INJECTORS[self.ways_in[0]].place != "first":
             raise WireError(
                 f"calibration is {self.calibration}, of input embeddings; ways_in is {listed}, "
                 "which makes none"

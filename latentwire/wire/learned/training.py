@@ -2,14 +2,14 @@
 
 Two stages, each resumable:
 
-1. format: each reader's format tokens, on full text, so that the text reference is as strong as it
+1. format: each reader's soft prompt, on full text, so that the text reference is as strong as it
    can be and the wire never gets credit for form;
 2. wire: everything else at once, every reader at each step. Each reader answers from latents as it
    answers from the text (KL over the answer's positions, answer cross-entropy) and says pieces of
    the text, given their first tokens; objectives.py has these and others.
 
-With `init_from`, a trained wire, that one's format tokens stand in for stage 1, so that
-members of a sweep share it and differ in nothing else.
+With `init_from`, a trained wire, that one's soft prompts stand in for stage 1, so that
+members of a sweep share them and differ in nothing else.
 
 `add_reader` trains both for one more reader, with all that the others share frozen.
 
@@ -35,7 +35,7 @@ from latentwire.evals.metrics import bootstrap, mean_ratio
 from latentwire.files import digest
 from latentwire.lm import Dtype, FrozenLM, KVPrefix
 from latentwire.lm.identity import identity
-from latentwire.lm.soft_tokens import soft_token_rate
+from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.folder import (
     begin_training,
     check_training,
@@ -44,13 +44,13 @@ from latentwire.runs.folder import (
 )
 from latentwire.tasks.qa import Passage, answer_targets
 from latentwire.train import parallel
-from latentwire.train.guards import pairwise_cosine
+from latentwire.train.alarms import pairwise_cosine
 from latentwire.train.loop import Session, train
 from latentwire.train.losses import token_loss
 from latentwire.wire.evaluation import conditions
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.learned.config import SharedRecipe
-from latentwire.wire.learned.data import Stock, batch_of, load_stock, ready
+from latentwire.wire.learned.data import TrainingData, batch_of, load_data, ready
 from latentwire.wire.learned.encoders import ENCODERS
 from latentwire.wire.learned.objectives import (
     Gist,
@@ -121,12 +121,12 @@ def _train(
     models |= {name: identity(other) for name, other in wire.encoder.others.items()}
     config = config_of(recipe, models)
     check_training(out, config)
-    stock = load_stock(recipe, lms[recipe.wire.source])
+    training_data = load_data(recipe, lms[recipe.wire.source])
     if parallel.rank() == 0:
         begin_training(out, config)
-    wire.fit([p.context for p in stock.passages[: recipe.fitted]])
-    train_formats(wire.readers, known, stock, recipe, out, session)
-    train_latents(wire, wire.readers, wire, stock, recipe, out, session)
+    wire.fit([p.context for p in training_data.passages[: recipe.fitted]])
+    train_soft_prompts(wire.readers, known, training_data, recipe, out, session)
+    train_latents(wire, wire.readers, wire, training_data, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")
     return out
@@ -160,16 +160,16 @@ def _add(wire: SharedWire, name: str, recipe: SharedRecipe, session: Session, ou
     config = config_of(recipe, models, added=name, to=to)
     check_training(out, config)
     wire = wire.with_reader(name, parallel.sharded(lm))
-    stock = load_stock(recipe, wire.encoder.lm)
+    training_data = load_data(recipe, wire.encoder.lm)
     if parallel.rank() == 0:
         begin_training(out, config)
     new = wire.reader(name)
-    wire.calibrate(new.adapter, [p.context for p in stock.passages[: recipe.fitted]])
+    wire.calibrate(new.adapter, [p.context for p in training_data.passages[: recipe.fitted]])
     wire.requires_grad_(False)
     new.adapter.requires_grad_(True)
     recipe = replace(recipe, objectives=recipe.objectives.of_readers())
-    train_formats([new], known, stock, recipe, out, session)
-    train_latents(wire, [new], new.adapter, stock, recipe, out, session)
+    train_soft_prompts([new], known, training_data, recipe, out, session)
+    train_latents(wire, [new], new.adapter, training_data, recipe, out, session)
     if parallel.rank() == 0:
         wire.save(out / "wire")
     return out
@@ -207,7 +207,7 @@ def check_parts(recipe: SharedRecipe, session: Session) -> None:
 def known_formats(
     recipe: SharedRecipe, names: Sequence[str], lms: Mapping[str, FrozenLM] | None
 ) -> dict[str, Tensor]:
-    """The format tokens that the recipe is begun with, by reader; nothing where it trains its own.
+    """The soft prompts that the recipe is begun with, by reader; none where it trains its own.
 
     Raises WireError for a wire that has none of one of the readers, or another number of them.
     """
@@ -218,31 +218,31 @@ def known_formats(
         if name not in known:
             raise WireError(
                 f"init_from is {recipe.init_from}, a wire of {', '.join(known)}; expected one "
-                f"that has format tokens of {name} too"
+                f"that has a soft prompt of {name} too"
             )
         if len(known[name]) != recipe.wire.format_tokens:
             raise WireError(
-                f"init_from is {recipe.init_from}, with {len(known[name])} format tokens; expected "
+                f"init_from is {recipe.init_from}, with {len(known[name])} soft tokens; expected "
                 f"{recipe.wire.format_tokens}, as the recipe says"
             )
     return known
 
 
-def train_formats(
+def train_soft_prompts(
     readers: Sequence[Reader],
     known: Mapping[str, Tensor],
-    stock: Stock,
+    training_data: TrainingData,
     recipe: SharedRecipe,
     out: Path,
     session: Session,
 ) -> None:
-    """Stage 1: the format tokens of each reader, with the full text as context, where they are not
+    """Stage 1: the soft prompt of each reader, with the full text as context, where it is not
     known."""
     if known:
         for reader in readers:
             reader.format.requires_grad_(False).copy_(known[reader.reader])
         return
-    asking = Stock([p for p in stock.passages if p.questions], stock.held)
+    asking = TrainingData([p for p in training_data.passages if p.questions], training_data.held)
     source = readers[0].wire.encoder.lm
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -263,7 +263,7 @@ def train_formats(
         return total, {**parts, "tokens": tokens, "waited": waited, "count": 1.0}
 
     formats = {f"format.{r.number}": r.format.requires_grad_(True) for r in readers}
-    units = {f"format.{r.number}": soft_token_rate(r.lm) for r in readers}
+    units = {f"format.{r.number}": soft_prompt_rate(r.lm) for r in readers}
 
     def rate(part: str, _: int) -> float:
         return units[part]
@@ -278,7 +278,7 @@ def train_latents(
     wire: SharedWire,
     readers: Sequence[Reader],
     part: nn.Module,
-    stock: Stock,
+    training_data: TrainingData,
     recipe: SharedRecipe,
     out: Path,
     session: Session,
@@ -290,10 +290,10 @@ def train_latents(
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         waited = coming(step)
-        total, figures = wire_loss(wire, readers, stock, recipe, step, gist, checks)
+        total, figures = wire_loss(wire, readers, training_data, recipe, step, gist, checks)
         return total, {**figures, "waited": waited + figures["waited"]}
 
-    held = [Passage(p.context, p.questions[: recipe.questions]) for p in stock.held]
+    held = [Passage(p.context, p.questions[: recipe.questions]) for p in training_data.held]
     rest = ["text", "closed_book", "truncated_tokens"]  # these do not change
 
     def probe() -> dict[str, float]:
@@ -307,7 +307,7 @@ def train_latents(
     kept: dict[str, Tensor] = part.state_dict(keep_vars=True)
     kept |= {f"gist.{n}": p for n, p in gist.named_parameters()} if gist else {}
     wire.train()
-    with ready(stock, recipe, wire.encoder.lm, readers) as coming:
+    with ready(training_data, recipe, wire.encoder.lm, readers) as coming:
         train("wire", kept, loss, recipe.train, out, probe=probe, session=session, measured=checks)
     wire.eval()
 
@@ -315,7 +315,7 @@ def train_latents(
 def wire_loss(
     wire: SharedWire,
     readers: Sequence[Reader],
-    stock: Stock,
+    training_data: TrainingData,
     recipe: SharedRecipe,
     step: int,
     gist: Gist | None = None,
@@ -325,9 +325,9 @@ def wire_loss(
     readers, who all read what was encoded once, and what the latents alone are trained for. gist:
     where that objective is on; checks: what those so far found, for weights that wait for it."""
     began = time.perf_counter()
-    whole = batch_of(stock, recipe, step)
+    whole = batch_of(training_data, recipe, step)
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
-    epoch = math.ceil(len(stock.passages) / recipe.batch_size)
+    epoch = math.ceil(len(training_data.passages) / recipe.batch_size)
     of = recipe.objectives
     now = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
     this = Step(parallel.share(whole), whole, of, now, recipe.seed, step)
@@ -352,7 +352,7 @@ def check_readers(
 ) -> dict[str, float]:
     """Of each reader on held-out passages: F1 and NLL with its own latents, with another passage's,
     and under the rest of an evaluation's conditions that are named; over all readers, what
-    guards.py reads."""
+    alarms.py reads."""
     if len(passages) < 2:
         return {}
     figures: dict[str, float] = {}
@@ -364,13 +364,13 @@ def check_readers(
     contents = values_of(wire, texts, codes)
     for reader in readers:
         rows = conditions(reader, passages)
-        some = {name: rows[name] for name in ("wire", "foreign_latents", *rest)}
+        some = {name: rows[name] for name in ("wire", "mismatched_latents", *rest)}
         done = [a for b in evaluate(reader.lm, reader.format, passages, some) for a in b]
         of: dict[str, list[Answer]] = {n: [a for a in done if a.condition == n] for n in some}
         for name, answers in of.items():
             row = summarise(answers)
             figures |= {f"{reader.reader}.{name}.{k}": row[k] for k in ("f1", "nll")}
-        pairs = zip(of["foreign_latents"], of["wire"], strict=True)
+        pairs = zip(of["mismatched_latents"], of["wire"], strict=True)
         gaps += [(other.nll - own.nll) / own.tokens for other, own in pairs]
         prefix, forced = taught(reader, passages, contents)
         answered.append((reader.lm, of["wire"], forced_rows(*forced)))
@@ -382,7 +382,7 @@ def check_readers(
     nll, tokens = ([rows[:, i].tolist() for *_, rows in answered] for i in (0, 1))
     held, low, high = mean_ratio(nll, tokens, owners)
     source = wire.encoder.lm
-    means = [source.embed(source.ids(text)).float().mean(0) for text in texts]
+    means = [source.embed(source.tokenize(text)).float().mean(0) for text in texts]
     return {
         **figures,
         **compared(answered),

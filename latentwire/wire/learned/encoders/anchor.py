@@ -32,6 +32,6 @@ class Anchor(StatesEncoder):
         return {self.config.sentence_encoder: self.sentences}
 
     def pooled(self, windows: Sequence[Tensor], rows: Sequence[Tensor]) -> list[Tensor]:
-        vectors = self.sentences.vectors([self.lm.text(ids) for ids in windows])
+        vectors = self.sentences.vectors([self.lm.detokenize(ids) for ids in windows])
         anchors = self.anchor(vectors * self.sentences.width**0.5)  # at a root mean square of 1
         return [self.pool(row, anchor) for row, anchor in zip(rows, anchors, strict=True)]

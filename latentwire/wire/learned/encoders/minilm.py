@@ -53,7 +53,7 @@ class MiniLM(WritingEncoder):
         return min(self.config.window, room - room % self.config.ratio)
 
     def units(self, text: str) -> Tensor:
-        return self.sentences.ids(text)
+        return self.sentences.tokenize(text)
 
     def states(self, windows: Sequence[Tensor]) -> list[Tensor]:
         batch, mask = padded([states[1:-1] for states in self.sentences.states(windows)])

@@ -27,7 +27,7 @@ class PCA(Encoder):
         self.register_buffer("components", torch.zeros(lm.width, config.channels))
 
     def units(self, text: str) -> Tensor:
-        return self.lm.ids(text)
+        return self.lm.tokenize(text)
 
     @torch.no_grad()
     def compress(self, windows: Sequence[Tensor], private: Iterable[nn.Module]) -> list[Tensor]:

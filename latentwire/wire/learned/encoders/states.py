@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.positions import sinusoids
-from latentwire.wire.latents import head_of
+from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.learned.encoders.base import EncoderConfig, WritingEncoder, transformer, writer
 from latentwire.wire.scorer import normed
 
@@ -48,7 +48,7 @@ class StatesEncoder(WritingEncoder):
         return head_of(self.lm)
 
     def units(self, text: str) -> Tensor:
-        return self.lm.ids(text)
+        return self.lm.tokenize(text)
 
     def states(self, windows: Sequence[Tensor]) -> list[Tensor]:
         head = self.head.rows(torch.zeros(len(windows), dtype=torch.long).to(self.lm.device))

@@ -1,4 +1,4 @@
-"""Ways in of a shared wire, each against what it changes; test_shared.py runs all of them."""
+"""Injectors of a shared wire, each against what it changes; test_shared.py runs all of them."""
 
 import json
 from copy import deepcopy
@@ -15,18 +15,18 @@ from transformers.pytorch_utils import Conv1D
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.train.loop import Session
+from latentwire.wire.learned.injectors import INJECTORS, LatentBatch
+from latentwire.wire.learned.injectors.caches import turned
+from latentwire.wire.learned.injectors.embeddings import Embeddings
+from latentwire.wire.learned.injectors.lora import Lora
 from latentwire.wire.learned.reader import Reader, Values
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.learned.training import train_shared
-from latentwire.wire.learned.ways_in import WAYS_IN, Slots
-from latentwire.wire.learned.ways_in.caches import turned
-from latentwire.wire.learned.ways_in.embeddings import Embeddings
-from latentwire.wire.learned.ways_in.lora import Lora
 from latentwire.wire.wire import WireError
 
 
 def test_every_way_in_is_tested():
-    assert {way for ways in WAYS for way in ways} == set(WAYS_IN)
+    assert {way for ways in WAYS for way in ways} == set(INJECTORS)
 
 
 def contents(wire: SharedWire) -> list[Values]:
@@ -92,14 +92,14 @@ def test_lora_is_in_the_first_blocks_alone(family):
 
 def test_lora_is_off_for_all_but_the_slots(lms):  # noqa: F811
     prompt = {name: Prompt.from_text(lms[name], TEXTS) for name in BOTH}
-    before = {name: lms[name].head(lms[name].final(prompt[name])) for name in BOTH}
+    before = {name: lms[name].head(lms[name].last_hidden(prompt[name])) for name in BOTH}
     one, two = make_wire(lms, ways=("lora",)), make_wire(lms, ways=("lora",))
     given = contents(one)
     expected = [reader.prefix(given) for reader in two.readers]
     for reader in one.readers:
         noise(reader.adapter.ways)
     for name, ours, other, was in zip(BOTH, one.readers, two.readers, expected, strict=True):
-        assert torch.equal(lms[name].head(lms[name].final(prompt[name])), before[name])
+        assert torch.equal(lms[name].head(lms[name].last_hidden(prompt[name])), before[name])
         assert not differ(other.prefix(given), was) and differ(ours.prefix(given), was)
 
 
@@ -146,7 +146,7 @@ def test_a_coprocessor_does_the_same_wherever_a_slot_stands(lms):  # noqa: F811
     moved = []
     for span in (5, 300):
         mask = torch.ones(1, 5, dtype=torch.bool)
-        slots = Slots(values, states, mask, torch.tensor([span]), 8)
+        slots = LatentBatch(values, states, mask, torch.tensor([span]), 8)
         before = adapter.ways[0](lm, head, slots, None)
         after = adapter.ways[1](lm, head, slots, before)
         assert after.next_position.tolist() == [len(head) + span]
@@ -169,7 +169,7 @@ def test_a_refiner_reads_what_the_reader_made_of_all_slots(lms):  # noqa: F811
     mask, span = torch.ones(1, 6, dtype=torch.bool), torch.tensor([6])
 
     def first_key(values: Tensor, block: int) -> Tensor:
-        made = way(lm, adapter.head, Slots(values, states, mask, span, block), None)
+        made = way(lm, adapter.head, LatentBatch(values, states, mask, span, block), None)
         return made.keys[-1][:, :, -6]
 
     other = values.clone()
@@ -179,11 +179,11 @@ def test_a_refiner_reads_what_the_reader_made_of_all_slots(lms):  # noqa: F811
 
 
 def own_embeddings(lm: FrozenLM) -> Tensor:
-    return torch.cat([lm.model.get_input_embeddings()(lm.ids(text)) for text in TEXTS])
+    return torch.cat([lm.model.get_input_embeddings()(lm.tokenize(text)) for text in TEXTS])
 
 
 def calibrated(lms, calibration: str) -> tuple[Reader, Embeddings, Tensor]:  # noqa: F811
-    """Of the second reader: its way in, and latents of the texts."""
+    """Of the second reader: its injector, and latents of the texts."""
     wire = make_wire(lms, ways=("embeddings",), calibration=calibration)
     reader, values = wire.readers[1], torch.cat(wire.encode(TEXTS)).detach()
     way = reader.adapter.ways[0]
@@ -191,7 +191,7 @@ def calibrated(lms, calibration: str) -> tuple[Reader, Embeddings, Tensor]:  # n
     return reader, way, values
 
 
-def batch_of(values: Tensor) -> Slots:
+def batch_of(values: Tensor) -> LatentBatch:
     """Latents as two rows of unequal length, with states that are not zero."""
     n = len(values) // 2 + 1
     padding = torch.full((2 * n - len(values), values.shape[1]), 7.0)
@@ -199,7 +199,7 @@ def batch_of(values: Tensor) -> Slots:
     mask = torch.ones(2, n, dtype=torch.bool)
     mask[0, : len(padding)] = False
     states = torch.randn(2, n, 64, generator=torch.Generator().manual_seed(0))
-    return Slots(rows, states, mask, mask.sum(1), 8)
+    return LatentBatch(rows, states, mask, mask.sum(1), 8)
 
 
 @torch.no_grad()
@@ -241,14 +241,16 @@ def test_a_batch_has_the_statistics_of_embeddings_and_a_row_its_own(lms):  # noq
     expected = own.mean(0) + (raw - mean) * own.std(0) / variance.sqrt()
     read = way.embeds(slots)
     torch.testing.assert_close(read[slots.mask], expected, atol=1e-4, rtol=1e-3)
-    one = Slots(slots.values[1:], slots.states[1:], slots.mask[1:], slots.spans[1:], 8)
+    one = LatentBatch(slots.values[1:], slots.states[1:], slots.mask[1:], slots.spans[1:], 8)
     torch.testing.assert_close(way.embeds(one)[0], read[1], atol=1e-6, rtol=1e-5)
 
 
 def test_one_slot_has_the_running_statistics(lms):  # noqa: F811
     way, values = calibrated(lms, "batch")[1:]
     whole = batch_of(values)
-    one = Slots(whole.values[1:, :1], whole.states[1:, :1], whole.mask[1:, :1], whole.spans[1:], 8)
+    one = LatentBatch(
+        whole.values[1:, :1], whole.states[1:, :1], whole.mask[1:, :1], whole.spans[1:], 8
+    )
     expected = way.eval().embeds(one)
     torch.testing.assert_close(way.train().embeds(one), expected, atol=1e-6, rtol=1e-5)
 
@@ -297,7 +299,7 @@ def test_keys_are_turned_back_to_what_they_were_where_rope_is_scaled():
     made: list[Tensor] = []
     for block in lm.blocks:
         block.self_attn.k_proj.register_forward_hook(lambda _module, _args, out: made.append(out))
-    cache = lm.prefill(Prompt.from_ids(lm, [lm.ids("The Danube rises in the Black Forest")]))
+    cache = lm.prefill(Prompt.from_ids(lm, [lm.tokenize("The Danube rises in the Black Forest")]))
     keys = turned(lm, cache.keys, cache.positions, back=True)
     for ours, theirs in zip(keys, made, strict=True):
         heads = theirs.unflatten(2, (lm.kv_shape[0], -1)).transpose(1, 2)

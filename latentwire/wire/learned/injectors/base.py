@@ -1,4 +1,4 @@
-"""What every way in is, and what it is given."""
+"""The base of all injectors, and the batch of latents that they are given."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Calibration = Literal["regression", "none", "rms", "channel", "batch"]
 
 
 @dataclass(frozen=True)
-class Slots:
+class LatentBatch:
     """Latents as one reader gets them, rows padded on the left, and where they stand."""
 
     values: Float[Tensor, "b m c"]
@@ -38,25 +38,25 @@ class Slots:
         return ((place + 0.5) * (self.spans[:, None] / counts)).long() * self.mask
 
 
-class WayIn(nn.Module, ABC):
+class Injector(nn.Module, ABC):
     """Slots to a cache of one reader."""
 
     place: ClassVar[Literal["first", "later", "last", "any"]]
-    """Where it may stand among the ways in of a wire."""
+    """Where it may stand among the injectors of a wire."""
 
     def __init__(
         self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
     ):
-        """channels: of a code; width: of a state. first: whether no way in stands before this.
+        """channels: of a code; width: of a state. first: whether no injector stands before this.
         calibration: of input embeddings, where it makes them."""
         super().__init__()
 
     @abstractmethod
     def forward(
-        self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
+        self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch, before: KVPrefix | None
     ) -> KVPrefix:
         """The reader's cache: the head (one row), and the slots behind it or as memories. before:
-        what the way in before this one made of the same slots."""
+        what the injector before this one made of the same slots."""
 
     def calibrate(
         self,

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from latentwire.lm.prompt import Frame
+from latentwire.lm.prompt import ChatFrame
 from latentwire.reading import check_unicode
 
 REMEMBERED = 50_000
@@ -24,7 +24,7 @@ TOKENIZING = RLock()
 each text, which fails while another thread reads it."""
 
 
-class Words:
+class TokenizerMixin:
     """What of a model has to do with text alone."""
 
     def __init__(self, model: Any, tokenizer: Any, name: str):
@@ -35,7 +35,7 @@ class Words:
     def device(self) -> torch.device:
         return self.model.device
 
-    def ids(self, text: str, remember: bool = True) -> Int[Tensor, " n"]:
+    def tokenize(self, text: str, remember: bool = True) -> Int[Tensor, " n"]:
         """Token ids of a piece of text: no special token is added, and one that the text spells out
         ("<|im_end|>") is words like others. Raises ValueError for half of a surrogate pair, which
         JSON can spell and no encoding can write.
@@ -47,7 +47,7 @@ class Words:
             return known
         check_unicode(text)
         with TOKENIZING:
-            made = self._ids(text, split_special_tokens=True)
+            made = self._tokenize(text, split_special_tokens=True)
             if not remember:
                 return made
             if len(self._known) >= REMEMBERED:
@@ -69,7 +69,7 @@ class Words:
             ).offset_mapping
         return torch.tensor(offsets, dtype=torch.long, device=self.device).view(-1, 2)
 
-    def text(self, ids: Int[Tensor, " n"]) -> str:
+    def detokenize(self, ids: Int[Tensor, " n"]) -> str:
         """The text of token ids, special tokens left out."""
         with TOKENIZING:
             return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
@@ -89,7 +89,7 @@ class Words:
         return torch.tensor(with_special[:1] if begins else [], dtype=torch.long).to(self.device)
 
     @cached_property
-    def frame(self) -> Frame:
+    def frame(self) -> ChatFrame:
         """The ids around a user's words: of the chat template, or for a base model BOS before
         (whatever its tokenizer does, since a first token takes the attention that is left over)
         and an "Answer:" cue after."""
@@ -97,7 +97,7 @@ class Words:
         if tokenizer.chat_template is None:
             first = tokenizer.bos_token_id
             head = torch.tensor([tokenizer.eos_token_id if first is None else first])
-            return Frame(head.to(self.device), self.ids("\nAnswer:"), lead=" ")
+            return ChatFrame(head.to(self.device), self.tokenize("\nAnswer:"), answer_prefix=" ")
         marker = "\u241fuser\u241f"
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": marker}],
@@ -112,7 +112,7 @@ class Words:
                 "expected once"
             )
         head, tail = text.split(marker)
-        return Frame(self._ids(head), self._ids(tail))
+        return ChatFrame(self._tokenize(head), self._tokenize(tail))
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -123,7 +123,7 @@ class Words:
         ids = [self.tokenizer.eos_token_id, *listed]
         return tuple(dict.fromkeys(i for i in ids if i is not None))
 
-    def _ids(self, text: str, **options: bool) -> Int[Tensor, " n"]:
+    def _tokenize(self, text: str, **options: bool) -> Int[Tensor, " n"]:
         with TOKENIZING:
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False, **options).input_ids
         return torch.tensor(ids, dtype=torch.long, device=self.device)

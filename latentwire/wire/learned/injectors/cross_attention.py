@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from latentwire.lm import FrozenLM, KVPrefix, Memory, Prompt
-from latentwire.wire.learned.ways_in.base import Calibration, Slots, WayIn
+from latentwire.wire.learned.injectors.base import Calibration, Injector, LatentBatch
 
 
 class GatedAttention(nn.Module):
@@ -55,7 +55,7 @@ class GatedAttention(nn.Module):
         return states.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-class CrossAttention(WayIn):
+class CrossAttention(Injector):
     """Memories for a few blocks, each in the middle of its share of all blocks.
 
     Alone, the cache is the head, and the text is a gap in the positions behind it.
@@ -76,7 +76,7 @@ class CrossAttention(WayIn):
         self.places = nn.ModuleList(GatedAttention(lm.width, width) for _ in self.layers)
 
     def forward(
-        self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
+        self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch, before: KVPrefix | None
     ) -> KVPrefix:
         if before is None:
             rows = torch.zeros(len(slots.mask), dtype=torch.long, device=slots.mask.device)
@@ -96,8 +96,8 @@ class CrossAttention(WayIn):
         values: Sequence[Float[Tensor, "_ c"]],
         units: Sequence[float],
     ) -> None:
-        head = lm.frame.head
-        prompts = [Prompt.from_ids(lm, [torch.cat([head, lm.ids(text)])]) for text in texts]
+        head = lm.frame.prefix
+        prompts = [Prompt.from_ids(lm, [torch.cat([head, lm.tokenize(text)])]) for text in texts]
         for layer, place in zip(self.layers, self._attentions, strict=True):
             outputs = [lm.hidden(prompt, layer)[0, len(head) :].float() for prompt in prompts]
             place.deviation.copy_(torch.cat(outputs).std(0))

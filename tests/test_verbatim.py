@@ -8,7 +8,7 @@ import pytest
 
 from latentwire import patterns
 from latentwire.wire.folder import WireError
-from latentwire.wire.keep import finder
+from latentwire.wire.verbatim import finder
 
 TEXT = """Dr. Mary Smith met J. K. Rowling at 12:30. She had -3.5 or 1,759 in 1914-1918; 2024/05/01.
 "Then the Elbe rose," said Łódź's mayor; see some_name, parseFile or a@b.org.

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from latentwire.lm import FrozenLM, KVPrefix
-from latentwire.wire.learned.ways_in.base import Calibration, Slots
-from latentwire.wire.learned.ways_in.caches import CacheWay, moved, turned
+from latentwire.wire.learned.injectors.base import Calibration, LatentBatch
+from latentwire.wire.learned.injectors.caches import CacheInjector, moved, turned
 
 
-class DeepPrefix(CacheWay):
+class DeepPrefix(CacheInjector):
     """A linear map from a slot's state to the keys (before rotation) and values of all layers, in
     units of each channel's own mean and deviation.
 
-    Alone, slots begin near the reader's mean key and value. After another way in they begin as what
-    that one made, and the map, zero at first, moves them.
+    Alone, slots begin near the reader's mean key and value. After another injector they begin as
+    what that one made, and the map, zero at first, moves them.
     """
 
     place = "any"
@@ -31,7 +31,7 @@ class DeepPrefix(CacheWay):
         nn.init.normal_(self.map.weight, std=0.5 / width**0.5 if first else 0.0)
 
     def forward(
-        self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
+        self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch, before: KVPrefix | None
     ) -> KVPrefix:
         b, m = slots.mask.shape
         made = self.map(self.norm(slots.states)).view(b, m, *self.shape) * self.deviation

@@ -1,4 +1,4 @@
-"""What ways in share that make or move keys and values: turning them to their positions and back,
+"""What injectors share that make or move keys and values: turning them to their positions and back,
 moving those of a cache, and measuring the reader's own."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.lm.families import rotate
-from latentwire.wire.learned.ways_in.base import Calibration, WayIn
+from latentwire.wire.learned.injectors.base import Calibration, Injector
 
 
 def turned(
@@ -38,8 +38,8 @@ def moved(before: KVPrefix, keys: Sequence[Tensor], values: Sequence[Tensor]) ->
     )
 
 
-class CacheWay(WayIn):
-    """A way in that makes or moves keys and values, in units of the reader's own."""
+class CacheInjector(Injector):
+    """An injector that makes or moves keys and values, in units of the reader's own."""
 
     mean: Tensor
     deviation: Tensor
@@ -64,11 +64,11 @@ class CacheWay(WayIn):
         [l, 2, h, e]."""
         seen: list[Tensor] = []
         for text in texts:
-            ids = torch.cat([lm.frame.head, lm.ids(text)])
+            ids = torch.cat([lm.frame.prefix, lm.tokenize(text)])
             cache = lm.prefill(Prompt.from_ids(lm, [ids]))
             keys = turned(lm, cache.keys, cache.positions, back=True)
             both = torch.stack([torch.stack(keys), torch.stack(cache.values)], 1)[:, :, 0]
-            seen.append(both[..., len(lm.frame.head) :, :].float())  # l 2 h n e
+            seen.append(both[..., len(lm.frame.prefix) :, :].float())  # l 2 h n e
         every = torch.cat(seen, 3)
         self.mean.copy_(every.mean(3))
         self.deviation.copy_(every.std(3))

@@ -1,5 +1,5 @@
-"""Deltas of keys and values on a cache that another way in made. After the coprocessor that reads a
-frozen model's cache and augments it (Liu et al. 2024, Deliberation in Latent Space via
+"""Deltas of keys and values on a cache that another injector made. After the coprocessor that reads
+a frozen model's cache and augments it (Liu et al. 2024, Deliberation in Latent Space via
 Differentiable Cache Augmentation, arXiv 2412.17747)."""
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from latentwire.lm import FrozenLM, KVPrefix
-from latentwire.wire.learned.ways_in.base import Calibration, Slots
-from latentwire.wire.learned.ways_in.caches import CacheWay, moved, turned
+from latentwire.wire.learned.injectors.base import Calibration, LatentBatch
+from latentwire.wire.learned.injectors.caches import CacheInjector, moved, turned
 
 
-class Coprocessor(CacheWay):
+class Coprocessor(CacheInjector):
     """Reads a slot's keys and values of all layers beside its state, through a bottleneck, and adds
-    to all of them. Zero at first, so step 0 is the way in before this one.
+    to all of them. Zero at first, so step 0 is the injector before this one.
 
     Theirs is a language model that appends latents to the cache; this one is small and changes the
     slots that are there. Keys are read and moved as they are before rotation, in units of the
@@ -38,7 +38,7 @@ class Coprocessor(CacheWay):
         nn.init.zeros_(self.to_cache.weight)
 
     def forward(
-        self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
+        self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch, before: KVPrefix | None
     ) -> KVPrefix:
         assert before is not None
         b, m = slots.mask.shape

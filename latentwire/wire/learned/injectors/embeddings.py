@@ -12,10 +12,10 @@ from torch.nn.functional import batch_norm
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.lm.prompt import Span
 from latentwire.ridge import Ridge
-from latentwire.wire.learned.ways_in.base import Calibration, Slots, WayIn
+from latentwire.wire.learned.injectors.base import Calibration, Injector, LatentBatch
 
 
-class Embeddings(WayIn):
+class Embeddings(Injector):
     """A linear map from the code, and a learned residual from the state.
 
     The residual begins as zero, in units of each channel's deviation among the reader's own
@@ -54,7 +54,7 @@ class Embeddings(WayIn):
         self.register_buffer("mean", torch.zeros(lm.width), persistent=batch)
         self.register_buffer("deviation", torch.ones(lm.width))
 
-    def embeds(self, slots: Slots) -> Float[Tensor, "b m d"]:
+    def embeds(self, slots: LatentBatch) -> Float[Tensor, "b m d"]:
         """The slots as input embeddings of the reader, in float32."""
         made = self.start(slots.values) + self.deviation * self.residual(slots.states)
         if self.norm is None:
@@ -69,7 +69,7 @@ class Embeddings(WayIn):
         return self.mean + self.deviation * normal
 
     def forward(
-        self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
+        self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch, before: KVPrefix | None
     ) -> KVPrefix:
         return run_over(lm, head, slots, self.embeds(slots))
 
@@ -83,7 +83,7 @@ class Embeddings(WayIn):
     ) -> None:
         if self.calibration == "none":
             return
-        own = [lm.embed(lm.ids(text)).float() for text in texts]
+        own = [lm.embed(lm.tokenize(text)).float() for text in texts]
         every = torch.cat(own)
         self.mean.copy_(every.mean(0))
         self.deviation.copy_(every.std(0))
@@ -127,7 +127,7 @@ def share_means(
 
 
 def slots_prompt(
-    lm: FrozenLM, head: KVPrefix, slots: Slots, embeds: Float[Tensor, "b m d"]
+    lm: FrozenLM, head: KVPrefix, slots: LatentBatch, embeds: Float[Tensor, "b m d"]
 ) -> Prompt:
     """Input embeddings of the slots behind the head, spread over their spans."""
     counts, spans = slots.mask.sum(1).tolist(), slots.spans.tolist()
@@ -137,7 +137,7 @@ def slots_prompt(
 
 
 def run_over(
-    lm: FrozenLM, head: KVPrefix, slots: Slots, embeds: Float[Tensor, "b m d"]
+    lm: FrozenLM, head: KVPrefix, slots: LatentBatch, embeds: Float[Tensor, "b m d"]
 ) -> KVPrefix:
     """What the reader makes of input embeddings of the slots."""
     made = lm.prefill(slots_prompt(lm, head, slots, embeds))

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.adapters import as_module, fresh_lora
-from latentwire.wire.learned.ways_in.base import Calibration, Slots
-from latentwire.wire.learned.ways_in.embeddings import Embeddings
+from latentwire.wire.learned.injectors.base import Calibration, LatentBatch
+from latentwire.wire.learned.injectors.embeddings import Embeddings
 
 
 class Lora(Embeddings):
@@ -31,6 +31,6 @@ class Lora(Embeddings):
         self.lora = as_module(self.view)
 
     def forward(
-        self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
+        self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch, before: KVPrefix | None
     ) -> KVPrefix:
         return super().forward(self.view, head, slots, before)

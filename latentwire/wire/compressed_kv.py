@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, HeadSlots, KVPrefix, Prompt
+from latentwire.lm import FrozenLM, KVPrefix, Prompt, RaggedKV
 
 
 @dataclass(frozen=True)
-class Latents:
+class CompressedKV:
     """One compressed context: keys and values [n, e] of all layers' KV heads, one head after
     another, and of each slot the position in the context that it stands at, ascending in a head.
 
@@ -31,12 +31,14 @@ class Latents:
         """Slots of a head, on average, rounded up."""
         return -(-len(self.keys) // self.lengths.numel())
 
-    def zeros(self) -> Latents:
+    def zeros(self) -> CompressedKV:
         """The same slots with nothing in them: a control."""
         return replace(self, keys=torch.zeros_like(self.keys), values=torch.zeros_like(self.values))
 
     @classmethod
-    def joined(cls, windows: Sequence[Latents], starts: Sequence[int], span: int) -> Latents:
+    def joined(
+        cls, windows: Sequence[CompressedKV], starts: Sequence[int], span: int
+    ) -> CompressedKV:
         """Windows of one text, which begin at these positions of its span, as its latents."""
         lengths = torch.stack([z.lengths for z in windows])
         heads = torch.arange(lengths[0].numel(), device=lengths.device).repeat(len(windows))
@@ -52,7 +54,7 @@ class Latents:
         )
 
 
-def as_prefix(head: KVPrefix, latents: Sequence[Latents]) -> KVPrefix:
+def as_prefix(head: KVPrefix, latents: Sequence[CompressedKV]) -> KVPrefix:
     """The head's cache (one row), then each context's latents: one row of prefix per context."""
     rows = torch.arange(1, device=head.mask.device).expand(len(latents))
     start = int(head.next_position[0])
@@ -66,14 +68,14 @@ def as_prefix(head: KVPrefix, latents: Sequence[Latents]) -> KVPrefix:
     for like, *row in zip(head.keys, *by_layer, strict=True):
         keys, values, positions, lengths = zip(*row, strict=True)
         slots.append(
-            HeadSlots(
+            RaggedKV(
                 torch.cat(keys).to(like),
                 torch.cat(values).to(like),
                 torch.cat(positions).to(like.device) + start,
                 torch.stack(lengths).to(like.device),
             )
         )
-    return replace(head.rows(rows), next_position=start + span, head_slots=tuple(slots))
+    return replace(head.rows(rows), next_position=start + span, ragged=tuple(slots))
 
 
 def head_of(lm: FrozenLM) -> KVPrefix:
@@ -81,4 +83,4 @@ def head_of(lm: FrozenLM) -> KVPrefix:
     LM's own float type: a first use may be inside a training step's autocast, and what is kept of
     it is used outside too."""
     with torch.no_grad(), torch.autocast(lm.device.type, enabled=False):
-        return lm.prefill(Prompt.from_ids(lm, [lm.frame.head]))
+        return lm.prefill(Prompt.from_ids(lm, [lm.frame.prefix]))

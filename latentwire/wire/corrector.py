@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
 from latentwire.lm.families import rotate
-from latentwire.wire.latents import Latents
+from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.scorer import normed
 
 
-class Slots(nn.Module):
+class ResidualCorrector(nn.Module):
     """The residual: per layer a bottleneck of `rank` over [kept state, mean of its segment]."""
 
     def __init__(self, layers: int, width: int, heads: int, head_dim: int, rank: int):
@@ -43,19 +43,19 @@ class Slots(nn.Module):
         positions: Int[Tensor, "b t"],
         mask: Bool[Tensor, "b t"],
         counts: Int[Tensor, " b"],
-        raw: Bool[Tensor, "b t"] | None = None,
-    ) -> list[Latents]:
+        verbatim: Bool[Tensor, "b t"] | None = None,
+    ) -> list[CompressedKV]:
         """The tokens of each row (True in mask) to keep as slots: `counts` a head on average by
-        their scores, and beside them the raw ones in every head. Where a head would not have kept a
-        raw one by itself, it has the key and value that the reader itself has for it.
+        their scores, and beside them the verbatim ones in every head. Where a head would not have
+        kept a verbatim one by itself, it has the key and value that the reader itself has for it.
 
         Rows go through a layer together: on a GPU the number of operations is what a step costs.
         """
         kept, moved, sizes = chosen(scores, mask, counts), None, mask.sum(-1)
-        if raw is not None:
+        if verbatim is not None:
             own = kept
-            kept = chosen(scores, mask, torch.minimum(counts + raw.sum(-1), sizes), raw)
-            moved = own | ~raw[:, None]
+            kept = chosen(scores, mask, torch.minimum(counts + verbatim.sum(-1), sizes), verbatim)
+            moved = own | ~verbatim[:, None]
         lengths, rows = kept.sum(-1), [[] for _ in mask]
         of_heads, of_rows = lengths.sum(1).tolist(), lengths.sum(2).tolist()
         # Heads before rows, since each head has matrices of its own.
@@ -84,7 +84,7 @@ class Slots(nn.Module):
         latents = []
         for row, (made, span) in enumerate(zip(rows, sizes.tolist(), strict=True)):
             k, v, place = (torch.cat(part) for part in zip(*made, strict=True))
-            latents.append(Latents(k, v, place, lengths[:, row], span))
+            latents.append(CompressedKV(k, v, place, lengths[:, row], span))
         return latents
 
 
@@ -92,13 +92,13 @@ def chosen(
     scores: Float[Tensor, "l b h t"],
     mask: Bool[Tensor, "b t"],
     counts: Int[Tensor, " b"],
-    raw: Bool[Tensor, "b t"] | None = None,
+    verbatim: Bool[Tensor, "b t"] | None = None,
 ) -> Bool[Tensor, "l b h t"]:
-    """The raw tokens of every head, and of all heads' others those with the highest scores,
+    """The verbatim tokens of every head, and of all heads' others those with the highest scores,
     `counts` a head on average and at least one in each; of each row by itself."""
     scores = scores.masked_fill(~mask[:, None], -torch.inf)
-    if raw is not None:
-        scores = scores.masked_fill(raw[:, None], torch.inf)
+    if verbatim is not None:
+        scores = scores.masked_fill(verbatim[:, None], torch.inf)
     scores = scores.scatter(-1, scores.argmax(-1, keepdim=True), torch.inf)
     flat = scores.transpose(0, 1).flatten(1)
     total = counts[:, None] * scores[:, 0, :, 0].numel()

@@ -8,8 +8,8 @@ from torch import nn
 
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.wire.learned.encoders.base import in_blocks, padded, transformer
-from latentwire.wire.learned.ways_in.base import Calibration, Slots
-from latentwire.wire.learned.ways_in.embeddings import Embeddings, run_over, slots_prompt
+from latentwire.wire.learned.injectors.base import Calibration, LatentBatch
+from latentwire.wire.learned.injectors.embeddings import Embeddings, run_over, slots_prompt
 
 
 class Refiner(Embeddings):
@@ -34,10 +34,10 @@ class Refiner(Embeddings):
             nn.init.zeros_(parameter)
 
     def forward(
-        self, lm: FrozenLM, head: KVPrefix, slots: Slots, before: KVPrefix | None
+        self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch, before: KVPrefix | None
     ) -> KVPrefix:
         embeds = self.embeds(slots)
-        looked = lm.final(slots_prompt(lm, head, slots, embeds)).float()
+        looked = lm.last_hidden(slots_prompt(lm, head, slots, embeds)).float()
         both = slots.states + self.seen(looked)
         rows = [row[mask] for row, mask in zip(both, slots.mask, strict=True)]
         refined = padded(in_blocks(self.layers, rows, slots.block))[0]

@@ -1,7 +1,7 @@
 """How the next token is chosen from logits.
 
-A pick is called once per step as pick(logits [b, v], step) and returns a Choice. It holds all its
-randomness as explicit noise, so that the same noise gives the same tokens through every path
+A sampler is called once per step as sampler(logits [b, v], step) and returns a Choice. It holds all
+its randomness as explicit noise, so that the same noise gives the same tokens through every path
 (cached, uncached, checkpointed, one row or a batch).
 """
 
@@ -22,15 +22,16 @@ Noise = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Choice:
-    """ids [b]; of a differentiable pick also weights [b, v]: one-hot in value, soft in gradient."""
+    """Token ids [b]; of a differentiable sampler also weights [b, v], one-hot in value and soft in
+    gradient."""
 
     ids: Int[Tensor, " b"]
     weights: Float[Tensor, "b v"] | None = None
 
 
 @runtime_checkable
-class Pick(Protocol):
-    """What `decode` needs of a pick: a call, and the temperature of its log-probabilities."""
+class Sampler(Protocol):
+    """What `generate` needs of a sampler: a call, and the temperature of its log-probabilities."""
 
     @property
     def temperature(self) -> float: ...

@@ -10,7 +10,7 @@ import torch
 from test_recipes import lm, recipe  # noqa: F401 (lm: a fixture)
 
 from latentwire.__main__ import main
-from latentwire.train.guards import CollapseError, alarms, collapsed, pairwise_cosine, standing
+from latentwire.train.alarms import CollapseError, alarms, collapsed, pairwise_cosine, standing
 from latentwire.train.loop import LoopConfig, Session, train
 from latentwire.wire import training as recipes
 from latentwire.wire.training import WireRecipe, train_wire
@@ -73,7 +73,7 @@ def one_space_more(right):
 
     def spaced(reader, *arguments):
         prompt = right(reader, *arguments)
-        space = reader.embed(reader.ids(" ")).expand(len(prompt.mask), -1, -1)
+        space = reader.embed(reader.tokenize(" ")).expand(len(prompt.mask), -1, -1)
         return prompt.append(space, torch.ones(space.shape[:2], dtype=torch.bool))
 
     return spaced
