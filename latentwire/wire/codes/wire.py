@@ -156,7 +156,7 @@ class CodeReader(nn.Module):
 
     def compress(self, contents: Sequence[Codes]) -> list[CompressedKV]:
         """Contents as the slots that the reader's heads need most: all heads of all layers compete,
-        as in slots.py, by scores that are read from the codes."""
+        as in corrector.py, by scores that are read from the codes."""
         lm, sizes = self.lm, [len(content.values) for content in contents]
         values = torch.cat([content.values for content in contents]).to(lm.device)
         k, v = self.decoder(values)
