@@ -137,15 +137,19 @@ def evaluate(
 def train(arguments: list[str]) -> int:
     """Train a recipe; every field of it can be overridden on the command line. Exit status 3 where
     alarms stand at the end, or where --stop-on collapse ended it."""
+    from latentwire.wire.codes import config as codes_config
+    from latentwire.wire.codes.training import train_codes
     from latentwire.wire.learned import config as shared_config
     from latentwire.wire.learned.training import train_shared
     from latentwire.wire.training import RECIPES, train_wire
 
     def run(recipe, session) -> Path:
+        if isinstance(recipe, codes_config.CodeRecipe):
+            return train_codes(recipe, session)
         several = isinstance(recipe, shared_config.SharedRecipe)
         return (train_shared if several else train_wire)(recipe, session)
 
-    recipes = {**RECIPES, **shared_config.RECIPES}
+    recipes = {**RECIPES, **codes_config.RECIPES, **shared_config.RECIPES}
     return run_training(recipes, run, arguments, "latentwire train", "wire")
 
 
@@ -156,13 +160,18 @@ def add_reader(arguments: list[str]) -> int:
     from dataclasses import replace
 
     from latentwire.train.settings import Session
+    from latentwire.wire.codes.config import HIDDEN, CodeRecipe
+    from latentwire.wire.codes.training import add_code_reader
+    from latentwire.wire.codes.wire import CodeWire
     from latentwire.wire.folder import WireError
     from latentwire.wire.joint import held_out, lost
     from latentwire.wire.learned.config import SharedRecipe
     from latentwire.wire.learned.shared_wire import SharedWire
     from latentwire.wire.learned.training import add_reader as add_shared_reader
     from latentwire.wire.load import load_wire
+    from latentwire.wire.text_wire import TextWire
     from latentwire.wire.training import WireRecipe, add_text_reader
+    from latentwire.wire.wire import Wire
 
     def command(
         wire: WIRE,
@@ -180,15 +189,16 @@ def add_reader(arguments: list[str]) -> int:
         loses by latents in place of the text, on passages held out.
 
         Args:
-            wire: A wire's folder or hub id, or a shipped one, default or shared. A wire of one
-                reader becomes one whose messages are text in the code of that reader; it alone
-                reads those sent before.
+            wire: A wire's folder or hub id, or a shipped one: default, shared, interlingua. A wire
+                of one reader becomes one whose messages are text in the code of that reader; it
+                alone reads those sent before.
             model: Zoo name, Hugging Face id or local folder of the new reader.
             session: How the training is computed, watched and kept.
             data: JSONL with rows {"id", "context", "question", "answers"}, or hub:NAME.
             run: Run folder; runs/added-MODEL if not given. The wire with all readers is in a folder
                 in it.
-            steps: Steps of the adapter; as many as in training a wire of this kind if not given.
+            steps: Steps of the adapter; as many as in training a wire of this kind if not given. 0
+                leaves a decoder of latent codes at its closed form, which takes minutes.
             format_steps: Steps of the soft prompt before it, likewise.
             batch_size: Passages per step, likewise.
             dtype: Number type of the new reader's weights; that of the first reader if not given.
@@ -214,6 +224,20 @@ def add_reader(arguments: list[str]) -> int:
                 several = SharedRecipe(name, loaded.config, data=(data,), out=run)
                 several = adjusted(several, train=steps, format=format_steps)
                 return add_shared_reader(loaded, model, several, session)
+            if isinstance(loaded, CodeWire):
+                recipe = CodeRecipe(
+                    name,
+                    loaded.code.config,
+                    (model,),
+                    (HIDDEN,),
+                    data,
+                    run,
+                    dtype=dtype or "bfloat16",
+                )
+                if steps == 0:  # the closed form alone
+                    recipe = adjusted(recipe, attention=0)
+                recipe = adjusted(recipe, answers=steps, format=format_steps)
+                return add_code_reader(loaded, recipe, session)
             own = loaded.readers[0].config
             config = replace(own, reader=model, dtype=dtype or own.dtype)
             ratios = (config.ratio, 2 * config.ratio, 4 * config.ratio)  # as the shipped wires have
@@ -222,7 +246,7 @@ def add_reader(arguments: list[str]) -> int:
             return add_text_reader(loaded, recipe, session)
 
         def compare(folder: Path) -> None:
-            made = folder / ("wire" if isinstance(loaded, SharedWire) else "text-wire")
+            made = folder / ("text-wire" if isinstance(loaded, Wire | TextWire) else "wire")
             print(f"added: {made}")
             readers = load_wire(made).readers
             for line in lost(readers, model, held_out(data, readers), beside):

@@ -24,6 +24,7 @@ NAMES = {
     "truncated_zstd": "truncated to equal bytes after zstd -19",
     "closed_book": "closed book (no text)",
     "zero_latents": "zero latents (control)",
+    "mean_slots": "the mean key and value in every slot (control)",
     "mismatched_latents": "another example's latents (control)",
 }
 """Conditions as people call them, in the order in which they are shown."""
@@ -35,6 +36,7 @@ SHORT = {
     "truncated_zstd": "equal zstd",
     "closed_book": "closed book",
     "zero_latents": "zero latents",
+    "mean_slots": "mean slots",
     "mismatched_latents": "mismatched latents",
 }
 """Those that take too much of a terminal's 80 columns."""

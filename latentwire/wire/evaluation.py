@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from rich.progress import track
@@ -93,6 +93,9 @@ class Reader(Protocol):
     def keep(self) -> str | None: ...
     @property
     def bits(self) -> int | None: ...
+
+    blanks: ClassVar[Mapping[str, str]]
+
     def check_bits(self, bits: Any) -> None: ...
     def latents(self, text: str) -> int: ...
     def cost(self, text: str, bits: Any = ..., /) -> tuple[int, int]: ...
@@ -119,10 +122,10 @@ def conditions(
         message = reader.send([text], *options)[0]
         return type(message).from_bytes(message.to_bytes())
 
-    def latents(of: Callable[[str], str], zeroed: bool = False) -> Condition:
+    def latents(of: Callable[[str], str], blank: str | None = None) -> Condition:
         def condition(wanted: Sequence[str]) -> KVPrefix:
             contents = [opened(tuple(wanted))[of(text)] for text in wanted]
-            return reader.prefix([c.zeros() for c in contents] if zeroed else contents)
+            return reader.prefix([getattr(c, blank)() for c in contents] if blank else contents)
 
         return condition
 
@@ -137,7 +140,7 @@ def conditions(
         "truncated_bytes": truncated_bytes(reader.lm, cost),
         "truncated_zstd": truncated_zstd(reader.lm, cost),
         "closed_book": closed_book(reader.lm),
-        "zero_latents": latents(lambda text: text, zeroed=True),
+        **{name: latents(lambda text: text, blank) for name, blank in reader.blanks.items()},
         "mismatched_latents": latents(following.__getitem__),
     }
 

@@ -10,7 +10,8 @@ from latentwire.lm.zoo import locate_saved
 from latentwire.reading import CONFIG_BYTES, parse_json, read_regular, shortened
 
 _DATA = Path(str(files("latentwire") / "data" / "wires"))
-_SHIPPED = {"default": _DATA / "reader-0", "shared": _DATA}
+_CODES = Path(str(files("latentwire") / "data" / "interlingua"))
+_SHIPPED = {"default": _DATA / "reader-0", "shared": _DATA, "interlingua": _CODES}
 
 
 class WireError(ValueError):
@@ -56,7 +57,7 @@ def _record(folder: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or error
         raise WireError(
             f"{folder} is no wire; expected a folder with config.json ({reason}), or a shipped "
-            "wire's name: default, shared"
+            "wire's name: default, shared, interlingua"
         ) from None
     if not isinstance(record, dict):
         raise WireError(f"{folder}/config.json is not a wire's; expected the one that save wrote")

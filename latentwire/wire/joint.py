@@ -22,6 +22,7 @@ from latentwire.runs.folder import open_run
 from latentwire.runs.workers import Executor
 from latentwire.tasks.qa import Passage, answer_ids, by_context, load_questions, passages_prompt
 from latentwire.terminal import terminal
+from latentwire.wire.codes.wire import CodeWire
 from latentwire.wire.evaluation import (
     ALMANAC,
     Reader,
@@ -40,7 +41,7 @@ LONGEST = 512
 
 
 def evaluate_readers(
-    wire: SharedWire | TextWire,
+    wire: SharedWire | TextWire | CodeWire,
     data: str = ALMANAC,
     limit: int | None = None,
     out: Path | None = None,

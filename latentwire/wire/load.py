@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from latentwire.lm import FrozenLM
+from latentwire.wire.codes.reader import CodeReader
+from latentwire.wire.codes.wire import KIND as CODE_KIND
+from latentwire.wire.codes.wire import CodeWire
 from latentwire.wire.folder import WireError, folder_of, kind_of
 from latentwire.wire.learned.reader import Reader as SharedReader
 from latentwire.wire.learned.shared_wire import KIND as SHARED_KIND
@@ -15,13 +18,16 @@ from latentwire.wire.text_wire import TextReader, TextWire
 from latentwire.wire.verbatim import finder
 from latentwire.wire.wire import Wire, read_config
 
-AnyWire = Wire | SharedWire | TextWire
-Reader = Wire | SharedReader | TextReader
-KINDS = {SHARED_KIND: SharedWire, TEXT_KIND: TextWire}
+AnyWire = Wire | SharedWire | TextWire | CodeWire
+Reader = Wire | SharedReader | TextReader | CodeReader
+KINDS = {SHARED_KIND: SharedWire, TEXT_KIND: TextWire, CODE_KIND: CodeWire}
+APART = {TEXT_KIND: TextWire, CODE_KIND: CodeWire}
+"""Those of which one reader can be loaded alone."""
 
 
 def load_wire(name: str | Path, lms: Mapping[str, FrozenLM] | None = None) -> AnyWire:
-    """The wire in a folder, whatever its kind, or a shipped one: "default" or "shared".
+    """The wire in a folder, whatever its kind, or a shipped one: "default", "shared" or
+    "interlingua".
 
     lms: those of its models that are loaded already, by name. Raises WireError as the kinds'
     from_pretrained do.
@@ -36,14 +42,19 @@ def load_with(
     name: str | Path, ratio: int | None = None, keep: str | None = None, only: int | None = None
 ) -> AnyWire:
     """A wire, at another ratio than its own unless that is None, with what a rule finds
-    kept as text unless that is None. only: of a text wire this reader alone, by its place. Raises
-    WireError for a wire of learned codes, which has one ratio and no slots that could be kept."""
+    kept as text unless that is None. only: of a wire of text or of codes this reader alone, by its
+    place. Raises WireError for a rule where nothing travels that it could look into, and for a
+    ratio of learned codes that have one alone."""
     if keep is not None:  # a mistake in it is told before models are loaded
         finder(keep)
-    if only is not None and kind_of(name) == TEXT_KIND:
-        wire = TextWire.from_pretrained(name, only=only)
+    if only is not None and (kind := kind_of(name)) in APART:
+        wire = APART[kind].from_pretrained(name, only=only)
     else:
         wire = load_wire(name)
+    if isinstance(wire, CodeWire):
+        if keep is not None:
+            raise WireError(f"{name} has codes alone; its readers have no text to keep spans of")
+        return wire if ratio is None else wire.at(ratio)
     if not isinstance(wire, SharedWire):
         return (wire if ratio is None else wire.at(ratio)).keeping(keep)
     if ratio is not None:
@@ -56,4 +67,4 @@ def load_with(
 def load_reader(name: str | Path, ratio: int | None, keep: str | None, number: int) -> Reader:
     """One of the readers of `load_with`, for a worker, which may have no room for them all."""
     wire = load_with(name, ratio, keep, only=number)
-    return wire.readers[0 if isinstance(wire, TextWire) else number]
+    return wire.readers[0 if isinstance(wire, TextWire | CodeWire) else number]

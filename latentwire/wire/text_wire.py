@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -170,6 +171,8 @@ class TextWire:
 @dataclass(frozen=True)
 class TextReader:
     """One reader of a text wire, with what an evaluation asks of any wire."""
+
+    blanks: ClassVar[Mapping[str, str]] = Wire.blanks
 
     shared: TextWire
     wire: Wire

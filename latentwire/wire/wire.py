@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool
@@ -89,6 +90,10 @@ class Origin:
 
 class Wire(nn.Module):
     """Compressor and soft prompt of one frozen reader."""
+
+    blanks: ClassVar[Mapping[str, str]] = {"zero_latents": "zeros"}
+    """Controls that hold nothing: rows of an evaluation, each with the method of a message's
+    contents that makes it."""
 
     def __init__(self, lm: FrozenLM, config: WireConfig):
         super().__init__()

@@ -9,6 +9,9 @@ from latentwire.lm import Dtype
 from latentwire.train.settings import LoopConfig
 from latentwire.wire.codes.code import CodeConfig
 
+HIDDEN = 640
+"""Width of a reader's perceptron where nothing else is said."""
+
 
 @dataclass(frozen=True)
 class CodeRecipe:
@@ -34,6 +37,10 @@ class CodeRecipe:
     """Passages of the closed form."""
     sensitive: int = 48
     """Passages whose answers weight it; the scorer is fitted to the attention of twice as many."""
+    format: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=450, lr=0.025, save_every=20)
+    )
+    """The soft prompt of a reader that is added; the rate is in units of its embeddings."""
     attention: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=5000, lr=3e-4, save_every=250)
     )
@@ -69,7 +76,7 @@ class CodeRecipe:
 def interlingua() -> CodeRecipe:
     """gemma3-270m and smollm2-135m answer from what smollm2-135m read: the shipped code."""
     code = CodeConfig("smollm2-135m", layers=(0, 4, 8, 12, 16, 20, 24, 28))
-    return CodeRecipe("interlingua", code, ("gemma3-270m", "smollm2-135m"), hidden=(2048, 0))
+    return CodeRecipe("interlingua", code, ("gemma3-270m", "smollm2-135m"), hidden=(HIDDEN, 0))
 
 
 RECIPES = {"interlingua": interlingua}

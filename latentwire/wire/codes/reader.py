@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -50,6 +50,7 @@ class CodeReader(nn.Module):
 
     keep = None
     """No span is kept as text: a message has codes alone."""
+    blanks: ClassVar[Mapping[str, str]] = {"zero_latents": "zeros", "mean_slots": "means"}
 
     def __init__(self, lm: FrozenLM, channels: int, hidden: int, format_tokens: int):
         super().__init__()

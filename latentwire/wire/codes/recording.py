@@ -102,7 +102,7 @@ def reader_attention(
         for name, tensor in made.items():
             rows[name].append(tensor.transpose(1, 2)[asked.mask])
     return {
-        **{name: torch.stack(of, 1) for name, of in rows.items()},
+        **{name: torch.stack(of, 1) for name, of in rows.items() if of},
         "offsets": (asked.positions[asked.mask] - (start + len(ids))).int(),
         "teacher": final[:, first : first + targets.shape[1]][mask].bfloat16(),
     }

@@ -7,7 +7,6 @@ latentwire add-reader runs/interlingua/wire Qwen/Qwen3-8B --data squad_train.jso
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,8 @@ from latentwire.wire.codes.stages import Bench, fit, train_answers, train_attent
 from latentwire.wire.codes.wire import CodeWire, Source
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.load import load_wire
+from latentwire.wire.training import WireRecipe, train_format
+from latentwire.wire.wire import Wire, WireConfig
 
 
 def train_codes(recipe: CodeRecipe, session: Session | None = None) -> Path:
@@ -68,21 +69,27 @@ def train_codes(recipe: CodeRecipe, session: Session | None = None) -> Path:
     return out
 
 
-def add_code_reader(
-    wire: CodeWire, lm: FrozenLM, soft_prompt: Tensor, recipe: CodeRecipe, session: Session
-) -> Path:
-    """Fit and train a decoder for one more reader; code, other readers and messages already sent
-    stay as they are. The run folder, whose wire/ has the reader too. With `attention` and `answers`
-    of 0 steps the decoder is the closed form alone."""
+def add_code_reader(wire: CodeWire, recipe: CodeRecipe, session: Session | None = None) -> Path:
+    """Fit and train a decoder for the recipe's reader; code, other readers and messages already
+    sent stay as they are. The run folder, whose wire/ has the reader too. With `attention` and
+    `answers` of 0 steps the decoder is the closed form alone."""
+    session, (name,) = session or Session(), recipe.readers
+    if name in [reader.reader for reader in wire.readers]:
+        raise WireError(f"{name} reads this wire already")
     parallel.join()
-    recipe = replace(recipe, code=wire.code.config)
+    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
     out = recipe.out or Path("runs") / recipe.name
     with owned_by_all(out):
-        lms = {wire.source.name: wire.source, lm.name: lm}
-        begin_training(out, _checked(out, recipe, lms, added=lm.name, to=wire.id.hex()))
-        reader = _new_reader(lm, recipe.code.channels, recipe.hidden[0], soft_prompt)
+        lm = FrozenLM.from_pretrained(name, recipe.dtype)
+        lms = {wire.source.name: wire.source, name: lm}
+        begin_training(out, _checked(out, recipe, lms, added=name, to=wire.id.hex()))
+        prompt = Wire(lm, WireConfig(name, dtype=recipe.dtype))
+        reader = _new_reader(lm, recipe.code.channels, recipe.hidden[0], prompt.format)
         more = CodeWire(wire.code.requires_grad_(False), Source.of(wire.source), [reader])
         bench = _bench(more, recipe, out, session)
+        _train_prompt(bench, prompt)
+        with torch.no_grad():
+            reader.format.copy_(prompt.format)
         fit(bench, [reader], with_code=False)
         if not bench.is_source(reader):
             train_attention(bench, reader, with_code=False)
@@ -97,6 +104,15 @@ def _bench(wire: CodeWire, recipe: CodeRecipe, out: Path, session: Session) -> B
     kept = len(passages) - recipe.held_out
     taught, held = (in_parts(p, recipe.questions) for p in (passages[:kept], passages[kept:]))
     return Bench(wire, recipe, out, session, taught, held)
+
+
+def _train_prompt(bench: Bench, wire: Wire) -> None:
+    """Train a reader's soft prompt with the full text as context, as every wire's is."""
+    recipe = bench.recipe
+    same = ("name", "data", "format", "batch_size", "questions", "held_out", "seed")
+    of_wire = WireRecipe(wire=wire.config, **{field: getattr(recipe, field) for field in same})
+    checked = bench.held[: bench.session.check_size]
+    train_format(wire, bench.taught, of_wire, bench.out, checked, bench.session)
 
 
 def _new_reader(lm: FrozenLM, channels: int, hidden: int, soft_prompt: Tensor) -> CodeReader:

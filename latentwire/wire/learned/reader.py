@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,8 @@ class Values:
 @dataclass(frozen=True)
 class Reader:
     """One reader of a shared wire, with what an evaluation asks of any wire."""
+
+    blanks: ClassVar[Mapping[str, str]] = {"zero_latents": "zeros"}
 
     wire: SharedWire
     reader: str
