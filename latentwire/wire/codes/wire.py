@@ -86,7 +86,6 @@ class Source:
         return cls(lm.name, lm.fingerprint, lm)
 
     @property
-<<<<<<< HEAD
     def lm(self) -> FrozenLM:
         """The LM. Raises WireError where its weights are not those of the fingerprint."""
         if self._lm is None:
@@ -94,115 +93,6 @@ class Source:
             check_copy(self.fingerprint, lm)
             self._lm = lm
         return self._lm
-=======
-    def reader(self) -> str:
-        """Name of the LM."""
-        return self.lm.name
-
-    @property
-    def wire(self) -> CodeWire:
-        """The wire that it is a reader of."""
-        assert self._wire is not None
-        return self._wire
-
-    @property
-    def id(self) -> bytes:
-        """First 8 bytes of the sha256 of its weights and of the code that it decodes."""
-        return hashlib.sha256(self.wire.id + weights(self)).digest()[:8]
-
-    @property
-    def bits(self) -> int:
-        """Bits of one number of a message."""
-        return self.wire.code.config.bits
-
-    @cached_property
-    def head(self) -> KVPrefix:
-        """Cache of what every prompt begins with, one row."""
-        return head_of(self.lm)
-
-    def at(self, ratio: int) -> CodeReader:
-        """The same weights at another ratio of tokens to slots; messages are the same."""
-        if ratio < 1:
-            raise WireError(f"ratio is {ratio}; expected a whole number >= 1")
-        reader = copy(self)
-        reader.ratio = ratio
-        return reader
-
-    def check_bits(self, bits: int | None) -> None:
-        """Raises MessageError for other bits than the code was trained with."""
-        if bits not in (None, self.bits):
-            raise MessageError(f"this wire's codes have {self.bits} bits; got {bits}")
-
-    def latents(self, text: str) -> int:
-        """Slots of a head, on average, that a text becomes."""
-        return -(-len(self.wire.tokenize(text)) // self.ratio)
-
-    def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
-        """Slots of a head that a text becomes, and bytes of its message."""
-        self.check_bits(bits)
-        numbers = len(self.wire.tokenize(text)) * self.wire.code.config.channels
-        return self.latents(text), HEADER_BYTES + -(-numbers * self.bits // 8)
-
-    def send(self, texts: Sequence[str], bits: int | None = None) -> list[CodeMessage]:
-        """Texts as messages, the same for every reader."""
-        self.check_bits(bits)
-        return self.wire.send(texts)
-
-    def open(self, messages: Sequence[CodeMessage]) -> list[Codes]:
-        """The contents of messages. Raises MessageError for no messages, for one of another code,
-        and for one whose text does not fit the reader's context."""
-        if not messages:
-            raise MessageError("got no messages; expected at least one")
-        code, room = self.wire.code, self.lm.context_length - len(self.lm.frame.prefix) - RESERVE
-        for message in messages:
-            if message.code_id != self.wire.id:
-                raise MessageError(
-                    f"message in the code {message.code_id.hex()}; this wire reads "
-                    f"{self.wire.id.hex()} of {code.config.source}: another copy of the source, or "
-                    "another training, wrote it"
-                )
-            if (message.levels.shape[1], message.bits) != (code.config.channels, code.config.bits):
-                raise MessageError("the message was altered: its shape is not this wire's")
-            if len(message) > room:
-                raise MessageError(
-                    f"message spans {len(message)} positions; {self.reader} has room for {room}"
-                )
-        device = self.lm.device
-        return [Codes(code.values(message.levels.to(device))) for message in messages]
-
-    def receive(self, messages: Sequence[CodeMessage]) -> KVPrefix:
-        """Messages as a cache that the reader continues from. Raises what `open` raises."""
-        return self.prefix(self.open(messages))
-
-    def prefix(self, contents: Sequence[Codes]) -> KVPrefix:
-        """Contents as a cache that the reader continues from, with gradients."""
-        return as_prefix(self.head, self.compress(contents))
-
-    def compress(self, contents: Sequence[Codes]) -> list[CompressedKV]:
-        """Contents as the slots that the reader's heads need most: all heads of all layers compete,
-        as in corrector.py, by scores that are read from the codes."""
-        lm, sizes = self.lm, [len(content.values) for content in contents]
-        values = torch.cat([content.values for content in contents]).to(lm.device)
-        k, v = self.decoder(values)
-        blank = torch.tensor([content.blank for content in contents], device=lm.device)
-        if blank.any():
-            means = self.decoder.mean_slots(len(values))
-            where = blank.repeat_interleave(torch.tensor(sizes, device=lm.device))[:, None]
-            k, v = (torch.where(where, mean, x) for mean, x in zip(means, (k, v), strict=True))
-        places = torch.cat([torch.arange(n, device=lm.device) for n in sizes])
-        positions = (places + len(lm.frame.prefix)).expand(1, k.shape[1], -1)
-        k = torch.stack([rotate(lm.model, i, x[None], positions)[0] for i, x in enumerate(k)])
-        rows = (x.split(sizes, 2) for x in (k, v, self.decoder.scores(values)))
-        return [self._latents(*row) for row in zip(*rows, strict=True)]
-
-    def _latents(self, keys: Tensor, values: Tensor, scores: Tensor) -> CompressedKV:
-        """The slots to keep of one row: keys and values [l, h, n, e], scores [l, h, n]."""
-        n = scores.shape[-1]
-        count = torch.tensor([-(-n // self.ratio)], device=scores.device)
-        mask = torch.ones(1, n, dtype=torch.bool, device=scores.device)
-        kept = chosen(scores[:, None].detach(), mask, count)[:, 0]
-        return CompressedKV(keys[kept], values[kept], kept.nonzero()[:, 2], kept.sum(-1), n)
->>>>>>> rooms
 
 
 class CodeWire:
