@@ -49,7 +49,8 @@ def place(tmp_path_factory) -> Path:
 def recipe(place: Path, name: str, readers: tuple[str, ...], **fields) -> CodeRecipe:
     names = tuple(str(place / reader) for reader in readers)
     code = CodeConfig(str(place / "llama"), (0, 1, 2), channels=12)
-    small = dict(fitted=6, sensitive=2, batch_size=2, held_out=4, ratios=(1, 2))
+    small = dict(fitted=6, sensitive=2, batch_size=2, held_out=4, ratios=(1, 2), format=SHORT)
+    small |= dict(attention=SHORT, answers=SHORT)
     return CodeRecipe(
         name,
         code,
@@ -59,9 +60,6 @@ def recipe(place: Path, name: str, readers: tuple[str, ...], **fields) -> CodeRe
         out=place / name,
         soft_prompts=str(place / "prompts"),
         dtype="float32",
-        format=SHORT,
-        attention=SHORT,
-        answers=SHORT,
         **{**small, **fields},
     )
 

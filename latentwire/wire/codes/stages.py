@@ -86,7 +86,7 @@ class Bench:
 
     def is_source(self, reader: CodeReader) -> bool:
         """A reader that wrote the code itself: its cache is nearly linear in its states."""
-        return reader.lm.fingerprint == self.wire.fingerprint
+        return reader.reader == self.wire.code.config.source
 
     def batch(self, step: int) -> list[Passage]:
         """The passages of one step of this process."""
