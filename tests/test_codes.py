@@ -9,6 +9,7 @@ from tiny import tiny_lm
 from latentwire.lm import KVPrefix, Prompt
 from latentwire.lm.families import rotate
 from latentwire.tasks.qa import Passage, Question, ask
+from latentwire.wire.codes.attention import attention_losses
 from latentwire.wire.codes.code import REACH, Code, CodeConfig, read
 from latentwire.wire.codes.decoder import normed
 from latentwire.wire.codes.fitting import (
@@ -22,6 +23,7 @@ from latentwire.wire.codes.fitting import (
 )
 from latentwire.wire.codes.message import HEADER_BYTES, CodeMessage
 from latentwire.wire.codes.reader import CodeReader, Codes
+from latentwire.wire.codes.recording import reader_attention
 from latentwire.wire.codes.wire import CodeWire, Source
 from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.folder import WireError
@@ -58,7 +60,7 @@ def fitted(source, reader, channels: int, bits: int = 8, count: int = 40) -> Cod
             sensitivity.add(reader, part.format, passage, prefix, start)
     saved = fit_code(code, [Fit(sums, sensitivity)])
     assert (saved[:-1] >= saved[1:] - 1e-6).all()
-    fit_decoder(code, part, sums)
+    fit_decoder(code, part, sums, sensitivity)
     return CodeWire(code, Source.of(source), [part])
 
 
@@ -79,6 +81,22 @@ def test_a_code_of_its_own_states_is_the_text_to_its_reader(family):
         blank = lm.head(lm.last_hidden(Prompt.from_ids(lm, [question], mean)))
     error, nothing = (got - want).square().mean(), (blank - want).square().mean()
     assert error < 0.01 * nothing, (error, nothing)
+
+
+def test_attention_to_the_readers_own_cache_costs_nothing():
+    """Recorded queries against the keys they were recorded with, each token's at its own place."""
+    lm = tiny_lm("gemma3")
+    wire = fitted(lm, lm, channels=8)
+    (reader,), ids = wire.readers, lm.tokenize(TEXT)
+    passage = Passage(TEXT, (Question("1", TEXT, "Who?", ("John",)),))
+    recorded = reader_attention(lm, reader.format, lm, len(ids), passage)
+    own = lm.prefill(Prompt.from_ids(lm, [ids], head_of(lm)))
+    flat = reader_cache(lm, own, len(lm.frame.prefix))
+    keys, values = flat.view(len(ids), *reader.decoder.shape).permute(2, 1, 3, 0, 4)
+    losses = attention_losses(reader, keys, values, recorded)
+    assert all(loss < 2e-3 for loss in losses.values()), losses  # recorded in bfloat16
+    blank = attention_losses(reader, *reader.decoder.mean_slots(len(ids)), recorded)
+    assert all(blank[name] > 20 * loss for name, loss in losses.items()), (losses, blank)
 
 
 @pytest.mark.parametrize("families", [("llama", "gemma3"), ("gemma3", "qwen2")])

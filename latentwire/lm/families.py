@@ -84,14 +84,6 @@ def sliding_windows(config) -> dict[str, int | None] | None:
     return {t: config.sliding_window if t == "sliding_attention" else None for t in types}
 
 
-def wide_layers(config) -> list[int]:
-    """The layers whose attention has no window."""
-    windows = sliding_windows(config)
-    if windows is None:
-        return list(range(config.num_hidden_layers))
-    return [i for i, kind in enumerate(config.layer_types) if windows[kind] is None]
-
-
 def key_gains(model: Any) -> list[Tensor | None]:
     """The gain [e] of the RMS norm that each layer's attention puts on the keys of a head before it
     rotates them (Gemma 3, Qwen3), or None."""

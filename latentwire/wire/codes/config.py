@@ -44,7 +44,7 @@ class CodeRecipe:
     attention: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=5000, lr=3e-4, save_every=250)
     )
-    """Training of the wide layers' attention, for every reader but the source."""
+    """Training of code and decoders on recorded attention."""
     answers: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=2000, lr=1e-4, save_every=50)
     )

@@ -117,6 +117,13 @@ class Sensitivity:
                 self.sums[layer, kind] += of.transpose(1, 2) @ of
         self.rows += len(prefix.mask[0]) - start
 
+    def importance(self, deviation: Float[Tensor, " y"]) -> Float[Tensor, "l two"]:
+        """How much each layer's keys, and its values, matter: the roots of their sensitivities in
+        units of the deviation, a fifth of all shared out evenly; each column adds up to 1."""
+        unit = deviation.view(self.sums.shape[:-1])
+        trace = (self.sums.diagonal(dim1=-2, dim2=-1) * unit.square()).sum((-1, -2)).sqrt()
+        return 0.8 * trace / trace.sum(0) + 0.2 / len(trace)
+
     def roots(self, deviation: Float[Tensor, " y"]) -> Float[Tensor, "l two h e e"]:
         """Their symmetric square roots, in units of each number's deviation, all heads' together of
         trace 1."""
@@ -172,10 +179,11 @@ def _weighted(maps: Float[Tensor, "f y"], deviation: Tensor, sensitivity: Sensit
 
 
 @torch.no_grad()
-def fit_decoder(code: Code, reader: CodeReader, sums: Sums) -> None:
+def fit_decoder(code: Code, reader: CodeReader, sums: Sums, sensitivity: Sensitivity) -> None:
     """Fill a decoder's linear map with the ridge regression of the reader's cache on the code."""
     maps, decoder = sums.projected(code.weight, code.bias), reader.decoder
     decoder.scale.copy_(sums.deviation)
+    decoder.importance.copy_(sensitivity.importance(sums.deviation))
     decoder.mean.copy_(sums.mean)
     decoder.weight.copy_(maps[:-1] / sums.deviation)
     decoder.bias.copy_(maps[-1] / sums.deviation)

@@ -5,27 +5,31 @@ only what they compute from the full text: the source's features, the queries th
 questions and answers ask of it, the attention those give it, and the states that predict the
 answers. One file a passage and model, in bfloat16; an interrupted run goes on.
 
-Shapes: n tokens of the source, m of the reader, q query tokens, a attention layers, h query heads,
+Shapes: n tokens of the source, m of the reader, q query tokens, l layers, h query heads,
 e width of a head, k answer tokens, d width of the reader.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from latentwire.files import write_whole
-from latentwire.lm import FrozenLM, Prompt
+from latentwire.lm import FrozenLM, Prompt, seed_of
 from latentwire.lm.families import rotate
 from latentwire.tasks.qa import Passage, answer_targets, passages_prompt
 from latentwire.wire.codes.code import CodeConfig, read
 from latentwire.wire.codes.fitting import pairs
 from latentwire.wire.compressed_kv import head_of
+
+QUERIES = 40
+"""Most tokens of a passage's questions and answers whose attention is recorded."""
 
 
 class Recorder:
@@ -35,7 +39,7 @@ class Recorder:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, name: str, compute) -> dict[str, Tensor]:
+    def __call__(self, name: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a passage, computed where they are not there yet."""
         path = self.folder / f"{name}.safetensors"
         try:
@@ -59,14 +63,13 @@ def reader_attention(
     source: FrozenLM,
     tokens: int,
     passage: Passage,
-    layers: Sequence[int],
 ) -> dict[str, Tensor]:
     """What a reader does with one passage's full text when it is asked and answers.
 
-    tokens: of the source's, those that have a code. queries [q, a, h, e] scaled and before
-    rotation; offsets [q], their positions behind the text; attention [q, a, h, n + 1] on the
+    tokens: of the source's, those that have a code. queries [q, l, h, e] scaled and before
+    rotation; offsets [q], their positions behind the text; attention [q, l, h, n + 1] on the
     source's tokens, each reader token's counted where it ends, and on all else; outputs
-    [q, a, h, e], what attention reads from the text; others [q, a, h], the log of the sum over all
+    [q, l, h, e], what attention reads from the text; others [q, l, h], the log of the sum over all
     else; teacher [k, d], the states that predict the answers.
     """
     start, text = len(reader.frame.prefix), passage.context
@@ -78,31 +81,39 @@ def reader_attention(
     targets, mask = answer_targets(reader, [passage])
     prompt = passages_prompt(reader, format_tokens, [passage], context)
     asked = prompt.append(reader.embed(targets[:, :-1]), mask[:, :-1])
+    layers = range(len(reader.blocks))
     final, seen = reader.attention_inputs(asked, layers)
     first = prompt.embeds.shape[1] - 1
+    row, column = _some(asked.mask, seed_of(text)).unbind(1)
+    positions, of_text = asked.positions[row, column], slice(start, start + len(ids))
     rows: dict[str, list[Tensor]] = {n: [] for n in ("queries", "attention", "outputs", "others")}
     for layer, (queries, keys, values, visible) in zip(layers, seen, strict=True):
         heads = queries.shape[1] // keys.shape[1]
-        keys, values = (x.float().repeat_interleave(heads, 1) for x in (keys, values))
-        logits = (queries.float() @ keys.transpose(-1, -2)).masked_fill(~visible, -torch.inf)
-        of_text = slice(start, start + len(ids))
+        queries = queries[row, :, column].float()
+        keys, values = (x.float().repeat_interleave(heads, 1)[row] for x in (keys, values))
+        logits = torch.einsum("qhe,qhke->qhk", queries, keys)
+        logits = logits.masked_fill(~visible.expand(-1, heads, -1, -1)[row, :1, column], -torch.inf)
         rest = torch.cat([logits[..., : of_text.start], logits[..., of_text.stop :]], -1)
         rest = rest.logsumexp(-1)
         shares = torch.cat([logits[..., of_text], rest[..., None]], -1).softmax(-1)
         by_token = shares.new_zeros(*shares.shape[:-1], tokens)
         by_token = by_token.index_add(-1, owner, shares[..., :-1])
-        positions = asked.positions[:, None].expand(-1, queries.shape[1], -1)
-        unrotated = rotate(reader.model, layer, queries.float(), positions, back=True)
-        made = {
-            "queries": unrotated.bfloat16(),
-            "attention": torch.cat([by_token, shares[..., -1:]], -1).half(),
-            "outputs": (shares[..., :-1] @ values[:, :, of_text]).bfloat16(),
-            "others": rest,
-        }
-        for name, tensor in made.items():
-            rows[name].append(tensor.transpose(1, 2)[asked.mask])
+        at = positions.expand(1, queries.shape[1], -1)
+        unrotated = rotate(reader.model, layer, queries.transpose(0, 1)[None], at, back=True)[0]
+        rows["queries"].append(unrotated.transpose(0, 1).bfloat16())
+        rows["attention"].append(torch.cat([by_token, shares[..., -1:]], -1).half())
+        outputs = torch.einsum("qhk,qhke->qhe", shares[..., :-1], values[:, :, of_text])
+        rows["outputs"].append(outputs.bfloat16())
+        rows["others"].append(rest)
     return {
-        **{name: torch.stack(of, 1) for name, of in rows.items() if of},
-        "offsets": (asked.positions[asked.mask] - (start + len(ids))).int(),
+        **{name: torch.stack(of, 1) for name, of in rows.items()},
+        "offsets": (positions - of_text.stop).int(),
         "teacher": final[:, first : first + targets.shape[1]][mask].bfloat16(),
     }
+
+
+def _some(mask: Bool[Tensor, "b t"], seed: int) -> Int[Tensor, "q two"]:
+    """Row and column of QUERIES real tokens, or of all where there are fewer."""
+    real = mask.nonzero()
+    generator = torch.Generator().manual_seed(seed)
+    return real[torch.randperm(len(real), generator=generator)[:QUERIES].sort().values]

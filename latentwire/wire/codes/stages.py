@@ -3,10 +3,10 @@ repeated command goes on.
 
 1. `fit`: the code, every reader's linear decoder, and the scorer that says which slots stay, in
    closed form.
-2. `attention-I`: the wide layers of reader I, from recordings; with the first reader the code too.
+2. `attention`: the code and all decoders, from recordings of what attention does.
 3. `answers-I`: the decoder of reader I through the frozen reader.
 
-The code is fixed after the first reader's attention, so that more readers can be added later.
+The code is fixed after the second, so that more readers can be added later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from latentwire.files import digest, write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
-from latentwire.lm.families import wide_layers
 from latentwire.tasks.qa import Passage
 from latentwire.train import parallel
 from latentwire.train.batches import shuffled
@@ -48,8 +47,8 @@ from latentwire.wire.codes.recording import Recorder, reader_attention, source_f
 from latentwire.wire.codes.scoring import ScoreFit
 from latentwire.wire.codes.wire import CodeWire
 
-MOST_LAYERS = 8
-"""Layers whose attention is trained; of a reader with more wide layers, the last ones."""
+OUTPUTS = 0.3
+"""Weight of what attention reads, beside the attention itself."""
 
 
 @dataclass(frozen=True)
@@ -76,27 +75,20 @@ class Bench:
         """What a reader does with a passage's full text."""
         number = self.wire.readers.index(reader)
         record, tokens = Recorder(self.out / "recorded" / f"{number}"), len(self.features(passage))
-        layers = () if self.is_source(reader) else attention_layers(reader.lm)
         return record(
             digest(repr(passage)),
-            lambda: reader_attention(
-                reader.lm, reader.format, self.wire.source, tokens, passage, layers
-            ),
+            lambda: reader_attention(reader.lm, reader.format, self.wire.source, tokens, passage),
         )
 
-    def is_source(self, reader: CodeReader) -> bool:
-        """A reader that wrote the code itself: its cache is nearly linear in its states."""
-        return reader.reader == self.wire.code.config.source
+    @property
+    def checked(self) -> Sequence[Passage]:
+        """The held-out passages that checks look at."""
+        return self.held[: self.session.check_size]
 
     def batch(self, step: int) -> list[Passage]:
         """The passages of one step of this process."""
         order = shuffled(len(self.taught), self.recipe.seed, step, self.recipe.batch_size)
         return list(parallel.share([self.taught[i] for i in order]))
-
-
-def attention_layers(lm: FrozenLM) -> list[int]:
-    """The layers of a reader whose attention is trained."""
-    return wide_layers(lm.model.config)[-MOST_LAYERS:]
 
 
 def fit(bench: Bench, readers: Sequence[CodeReader], with_code: bool) -> None:
@@ -122,8 +114,8 @@ def fit(bench: Bench, readers: Sequence[CodeReader], with_code: bool) -> None:
     if with_code:
         fits = [Fit(*pair) for pair in zip(sums, sensitivities, strict=True)]
         fit_code(wire.code, fits)
-    for reader, one in zip(readers, sums, strict=True):
-        fit_decoder(wire.code, reader, one)
+    for reader, one, sensitivity in zip(readers, sums, sensitivities, strict=True):
+        fit_decoder(wire.code, reader, one, sensitivity)
         scores = ScoreFit(reader)
         for passage in track(spread[: 2 * recipe.sensitive], description="scorer", console=console):
             codes = wire.code(bench.features(passage).float())
@@ -145,44 +137,34 @@ def own_reading(
     return ids, pairs(ends, reader_ends[: len(ids)]), cache
 
 
-def train_attention(bench: Bench, reader: CodeReader, with_code: bool) -> None:
-    """Stage 2. with_code: the code is trained with the decoder."""
-    layers, code = attention_layers(reader.lm), bench.wire.code
+def train_attention(bench: Bench, readers: Sequence[CodeReader], with_code: bool) -> None:
+    """Stage 2. with_code: the code is trained with the decoders."""
+    code = bench.wire.code
 
     def losses(passages: Sequence[Passage]) -> dict[str, Tensor]:
         features = [bench.features(p) for p in passages]
-        keys, values = reader.decoder(code(_as_trained(torch.cat(features))))
-        sizes = [len(x) for x in features]
-        rows = zip(passages, keys.split(sizes, 2), values.split(sizes, 2), strict=True)
-        each = [
-            attention_losses(reader.lm, layers, k, v, bench.attention(reader, p))
-            for p, k, v in rows
-        ]
+        codes, sizes = code(_as_trained(torch.cat(features))), [len(x) for x in features]
+        each = []
+        for reader in readers:
+            keys, values = (x.split(sizes, 2) for x in reader.decoder(codes))
+            recorded = (bench.attention(reader, p) for p in passages)
+            for k, v, of in zip(keys, values, recorded, strict=True):
+                each.append(attention_losses(reader, k, v, of))
         return {name: torch.stack([one[name] for one in each]).mean() for name in each[0]}
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         parts = losses(bench.batch(step))
-        return parts["attention"] + 0.1 * parts["outputs"], parts
+        return parts["attention"] + OUTPUTS * parts["outputs"], parts
 
-    @torch.no_grad()
     def probe() -> dict[str, float]:
-        held = losses(bench.held[: bench.session.check_size])
-        return {f"held_{name}": value.item() for name, value in held.items()}
+        return {f"held_{name}": value.item() for name, value in losses(bench.checked).items()}
 
-    parameters = {f"decoder.{n}": p for n, p in reader.decoder.named_parameters()}
-    code.requires_grad_(with_code)
-    parameters |= {f"code.{n}": p for n, p in code.named_parameters()} if with_code else {}
-    number = bench.wire.readers.index(reader)
-    trained = {name: p for name, p in parameters.items() if p.requires_grad}
-    train(
-        f"attention-{number}",
-        trained,
-        loss,
-        bench.recipe.attention,
-        bench.out,
-        probe=probe,
-        session=bench.session,
-    )
+    trained = {}
+    for reader in readers:
+        trained |= _trained(bench, reader)
+    if with_code:
+        trained |= {f"code.{name}": p for name, p in code.named_parameters()}
+    _run(bench, "attention", trained, loss, probe)
     code.requires_grad_(False)
 
 
@@ -200,28 +182,27 @@ def train_answers(bench: Bench, reader: CodeReader) -> None:
         parts = losses(bench.batch(step), ratios[step % len(ratios)])
         return torch.stack(list(parts.values())).sum(), parts
 
-    @torch.no_grad()
     def probe() -> dict[str, float]:
-        held = bench.held[: bench.session.check_size]
-        found = {}
-        for ratio in ratios:
-            for name, value in losses(held, ratio).items():
-                found[f"held_{name}_{ratio}x"] = value.item()
-        return found
+        found = {f"{ratio}x": losses(bench.checked, ratio) for ratio in ratios}
+        return {f"held_{n}_{at}": v.item() for at, of in found.items() for n, v in of.items()}
 
-    _run(bench, f"answers-{bench.wire.readers.index(reader)}", _trained(reader), loss, probe)
+    number = bench.wire.readers.index(reader)
+    _run(bench, f"answers-{number}", _trained(bench, reader), loss, probe)
 
 
-def _trained(reader: CodeReader) -> dict[str, Tensor]:
+def _trained(bench: Bench, reader: CodeReader) -> dict[str, Tensor]:
     """The tensors of a decoder that gradients train."""
-    named = {f"decoder.{name}": p for name, p in reader.decoder.named_parameters()}
-    return {name: p for name, p in named.items() if p.requires_grad}
+    part = f"reader-{bench.wire.readers.index(reader)}"
+    named = {f"{part}.decoder.{name}": p for name, p in reader.decoder.named_parameters()}
+    return {name: p for name, p in named.items() if p.requires_grad and p.numel()}
 
 
 def _run(bench: Bench, stage: str, trained: dict[str, Tensor], loss: Loss, probe: Probe) -> None:
     """Train one stage, as long and as fast as the recipe says of its kind."""
     config: LoopConfig = getattr(bench.recipe, stage.partition("-")[0])
-    train(stage, trained, loss, config, bench.out, probe=probe, session=bench.session)
+    train(
+        stage, trained, loss, config, bench.out, probe=torch.no_grad()(probe), session=bench.session
+    )
 
 
 def _as_trained(features: Tensor) -> Tensor:

@@ -59,9 +59,7 @@ def train_codes(recipe: CodeRecipe, session: Session | None = None) -> Path:
         )
         bench = _bench(wire, recipe, out, session)
         fit(bench, wire.readers, with_code=True)
-        for i, reader in enumerate(wire.readers):
-            if not bench.is_source(reader):
-                train_attention(bench, reader, with_code=i == 0)
+        train_attention(bench, wire.readers, with_code=True)
         for reader in wire.readers:
             train_answers(bench, reader)
         if parallel.rank() == 0:
@@ -91,8 +89,7 @@ def add_code_reader(wire: CodeWire, recipe: CodeRecipe, session: Session | None 
         with torch.no_grad():
             reader.format.copy_(prompt.format)
         fit(bench, [reader], with_code=False)
-        if not bench.is_source(reader):
-            train_attention(bench, reader, with_code=False)
+        train_attention(bench, [reader], with_code=False)
         train_answers(bench, reader)
         if parallel.rank() == 0:
             CodeWire(wire.code, Source.of(wire.source), [*wire.readers, reader]).save(out / "wire")
