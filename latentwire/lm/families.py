@@ -84,6 +84,12 @@ def sliding_windows(config) -> dict[str, int | None] | None:
     return {t: config.sliding_window if t == "sliding_attention" else None for t in types}
 
 
+def window_of(config, layer: int) -> int | None:
+    """Attention window of one layer in tokens; None where it sees everything."""
+    windows = sliding_windows(config)
+    return None if windows is None else windows[config.layer_types[layer]]
+
+
 def key_gains(model: Any) -> list[Tensor | None]:
     """The gain [e] of the RMS norm that each layer's attention puts on the keys of a head before it
     rotates them (Gemma 3, Qwen3), or None."""

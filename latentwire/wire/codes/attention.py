@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentwire.lm.families import rotate
+from latentwire.lm.families import rotate, window_of
 from latentwire.wire.codes.reader import CodeReader
 
 
@@ -39,13 +39,22 @@ def attention_losses(
         slots = rotate(lm.model, layer, keys[layer][None], of_slots.expand(1, len(keys[0]), -1))
         slots, read = (x.repeat_interleave(heads // len(x), 0) for x in (slots[0], values[layer]))
         logits = rotated @ slots.transpose(-1, -2)
+        if (window := window_of(lm.model.config, layer)) is not None:
+            far = of_queries[:, None] - of_slots >= window
+            logits = logits.masked_fill(far, -torch.inf)
         others = recorded["others"][:, layer].T[..., None]
         log_shares = torch.cat([logits.float(), others], -1).log_softmax(-1)
         true = recorded["attention"][:, layer].transpose(0, 1).float()
-        kl.append((torch.special.xlogy(true, true) - true * log_shares).sum(-1).mean())
+        kl.append(_kl(true, log_shares))
         outputs = log_shares[..., :-1].exp().to(read.dtype) @ read
         wanted = recorded["outputs"][:, layer].transpose(0, 1).float()
         error.append((outputs - wanted).square().sum() / wanted.square().sum().clamp_min(1e-6))
     weights = reader.decoder.importance.unbind(1)
     found = zip(("attention", "outputs"), (kl, error), weights, strict=True)
     return {name: (weight * torch.stack(of)).sum() for name, of, weight in found}
+
+
+def _kl(true: Float[Tensor, "*q n"], log_shares: Float[Tensor, "*q n"]) -> Float[Tensor, ""]:
+    """Mean KL of distributions over the same slots; those out of reach are out of reach in both."""
+    reached = torch.where(true > 0, true * log_shares, 0.0)
+    return (torch.special.xlogy(true, true) - reached).sum(-1).mean()
