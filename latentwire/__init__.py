@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from latentwire.seek.search import Seek, SeekConfig
     from latentwire.tasks.base import Problem
     from latentwire.tasks.qa import ask
+    from latentwire.wire.codes.wire import CodeWire
     from latentwire.wire.load import load_wire
     from latentwire.wire.text_message import TextMessage
     from latentwire.wire.text_wire import TextWire
     from latentwire.wire.wire import Wire
 
 __all__ = [
+    "CodeWire",
     "FrozenLM",
     "Greedy",
     "Lens",
@@ -46,6 +48,7 @@ __version__ = "0.1.0"
 
 # Imported when they are first asked for: models cost seconds, which a command's --help need not.
 _HOMES = {
+    "CodeWire": "latentwire.wire.codes.wire",
     "FrozenLM": "latentwire.lm",
     "Greedy": "latentwire.lm",
     "Lens": "latentwire.lens.lens",
