@@ -35,7 +35,7 @@ def place(tmp_path_factory) -> Path:
         lm.tokenizer.save_pretrained(place / family)
         if family != "qwen3":
             name = str(place / family)
-            config = WireConfig(name, rank=2, format_tokens=2)
+            config = WireConfig(name, rank=2)
             wires.append(Wire(FrozenLM.from_pretrained(name), config))
     TextWire(wires[0].lm, wires).save(place / "prompts")
     rows = [
@@ -50,7 +50,7 @@ def recipe(place: Path, name: str, readers: tuple[str, ...], **fields) -> CodeRe
     names = tuple(str(place / reader) for reader in readers)
     code = CodeConfig(str(place / "llama"), (0, 1, 2), channels=12)
     small = dict(fitted=6, sensitive=2, batch_size=2, held_out=4, ratios=(1, 2), format=SHORT)
-    small |= dict(attention=SHORT, answers=SHORT)
+    small |= dict(attention=SHORT, answers=SHORT, soft_prompts=str(place / "prompts"))
     return CodeRecipe(
         name,
         code,
@@ -58,7 +58,6 @@ def recipe(place: Path, name: str, readers: tuple[str, ...], **fields) -> CodeRe
         hidden=(4,) * len(names),
         data=str(place / "data.jsonl"),
         out=place / name,
-        soft_prompts=str(place / "prompts"),
         dtype="float32",
         **{**small, **fields},
     )
@@ -125,6 +124,13 @@ def test_a_worker_loads_its_own_reader_alone_and_a_rule_is_refused(place, traine
         load_with(trained, keep="numbers")
 
 
+def test_a_reader_without_a_known_soft_prompt_gets_one(place):
+    run = train_codes(recipe(place, "alone", ("qwen3",), soft_prompts=None), Session(check_size=2))
+    (reader,) = load_wire(run / "wire").readers
+    assert reader.format.shape == (16, reader.lm.width)
+    assert (run / "prompt-0" / "metrics.jsonl").exists()
+
+
 def test_damaged_folders_are_refused_in_words(place, trained, tmp_path):
     config = json.loads((trained / "config.json").read_text())
 
@@ -147,8 +153,11 @@ def test_damaged_folders_are_refused_in_words(place, trained, tmp_path):
 
 
 def test_soft_prompts_and_copies_that_do_not_fit_are_refused(place, trained):
-    with pytest.raises(WireError, match="no soft prompt of"):
-        train_codes(recipe(place, "other", ("qwen3",)))
+    short = Wire(tiny_lm("llama"), WireConfig("tiny-llama", rank=2, format_tokens=2))
+    short.save(place / "short")
+    wrong = recipe(place, "short-run", ("llama",), soft_prompts=str(place / "short"))
+    with pytest.raises(WireError, match="soft prompt of 2 tokens; expected 16"):
+        train_codes(wrong)
     other = tiny_lm("llama")
     other.model.get_input_embeddings().weight.data.mul_(1.5)
     copy = FrozenLM(other.model, other.tokenizer, str(place / "llama"))

@@ -29,8 +29,9 @@ class CodeRecipe:
     """JSONL file with rows {"id", "context", "question", "answers"}, or hub:NAME."""
     out: Path | None = None
     """Run folder; resumes if it already holds this run."""
-    soft_prompts: str = "shared"
-    """A wire of the same readers, a folder or a shipped one's name, whose soft prompts are used."""
+    soft_prompts: str | None = "shared"
+    """A wire, a folder or a shipped one's name, whose soft prompts its readers keep; those of other
+    readers, or all where this is None, are trained first."""
     dtype: Dtype = "bfloat16"
     """Number type of the frozen models."""
     fitted: int = 1200
@@ -40,7 +41,7 @@ class CodeRecipe:
     format: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=450, lr=0.025, save_every=20)
     )
-    """The soft prompt of a reader that is added; the rate is in units of its embeddings."""
+    """Training of a reader's soft prompt; the rate is in units of its embeddings' size."""
     attention: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=5000, lr=3e-4, save_every=250)
     )

@@ -6,7 +6,7 @@ latentwire add-reader runs/interlingua/wire Qwen/Qwen3-8B --data squad_train.jso
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from latentwire.wire.load import load_wire
 from latentwire.wire.training import WireRecipe, train_format
 from latentwire.wire.wire import Wire, WireConfig
 
+PROMPT = 16
+"""Tokens of a reader's soft prompt."""
+
 
 def train_codes(recipe: CodeRecipe, session: Session | None = None) -> Path:
     """Run all stages, or what is left of them; the run folder, whose wire/ is the trained wire.
@@ -47,17 +50,14 @@ def train_codes(recipe: CodeRecipe, session: Session | None = None) -> Path:
         lms = {name: FrozenLM.from_pretrained(name, recipe.dtype) for name in names}
         begin_training(out, _checked(out, recipe, lms))
         source = lms[recipe.code.source]
-        wire = CodeWire(
-            Code(recipe.code, source.width).to(source.device),
-            Source.of(source),
-            [
-                _new_reader(lms[name], recipe.code.channels, hidden, prompt)
-                for name, hidden, prompt in zip(
-                    recipe.readers, recipe.hidden, _soft_prompts(recipe, lms), strict=True
-                )
-            ],
-        )
+        sizes = zip(recipe.readers, recipe.hidden, strict=True)
+        readers = [CodeReader(lms[n], recipe.code.channels, h, PROMPT) for n, h in sizes]
+        code = Code(recipe.code, source.width).to(source.device)
+        wire = CodeWire(code, Source.of(source), readers)
         bench = _bench(wire, recipe, out, session)
+        prompts = _soft_prompts(recipe, lms)
+        for reader in readers:
+            _prompt(bench, reader, prompts.get(reader.reader))
         fit(bench, wire.readers, with_code=True)
         train_attention(bench, wire.readers, with_code=True)
         for reader in wire.readers:
@@ -81,13 +81,10 @@ def add_code_reader(wire: CodeWire, recipe: CodeRecipe, session: Session | None 
         lm = FrozenLM.from_pretrained(name, recipe.dtype)
         lms = {wire.source.name: wire.source, name: lm}
         begin_training(out, _checked(out, recipe, lms, added=name, to=wire.id.hex()))
-        prompt = Wire(lm, WireConfig(name, dtype=recipe.dtype))
-        reader = _new_reader(lm, recipe.code.channels, recipe.hidden[0], prompt.format)
+        reader = CodeReader(lm, recipe.code.channels, recipe.hidden[0], PROMPT)
         more = CodeWire(wire.code.requires_grad_(False), Source.of(wire.source), [reader])
         bench = _bench(more, recipe, out, session)
-        _train_prompt(bench, prompt)
-        with torch.no_grad():
-            reader.format.copy_(prompt.format)
+        _prompt(bench, reader, None)
         fit(bench, [reader], with_code=False)
         train_attention(bench, [reader], with_code=False)
         train_answers(bench, reader)
@@ -103,39 +100,42 @@ def _bench(wire: CodeWire, recipe: CodeRecipe, out: Path, session: Session) -> B
     return Bench(wire, recipe, out, session, taught, held)
 
 
-def _train_prompt(bench: Bench, wire: Wire) -> None:
-    """Train a reader's soft prompt with the full text as context, as every wire's is."""
-    recipe = bench.recipe
-    same = ("name", "data", "format", "batch_size", "questions", "held_out", "seed")
-    of_wire = WireRecipe(wire=wire.config, **{field: getattr(recipe, field) for field in same})
-    checked = bench.held[: bench.session.check_size]
-    train_format(wire, bench.taught, of_wire, bench.out, checked, bench.session)
-
-
-def _new_reader(lm: FrozenLM, channels: int, hidden: int, soft_prompt: Tensor) -> CodeReader:
-    reader = CodeReader(lm, channels, hidden, len(soft_prompt))
+def _prompt(bench: Bench, reader: CodeReader, known: Tensor | None) -> None:
+    """Give a reader its soft prompt: one that is known, or trained with the full text as context,
+    as every wire's is."""
+    recipe, number = bench.recipe, bench.wire.readers.index(reader)
+    if known is None:
+        wire = Wire(reader.lm, WireConfig(reader.reader, dtype=recipe.dtype, format_tokens=PROMPT))
+        same = ("name", "data", "format", "batch_size", "questions", "held_out", "seed")
+        of_wire = WireRecipe(wire=wire.config, **{field: getattr(recipe, field) for field in same})
+        folder = bench.out / f"prompt-{number}"
+        train_format(wire, bench.taught, of_wire, folder, bench.checked, bench.session)
+        known = wire.format
     with torch.no_grad():
-        reader.format.copy_(soft_prompt)
+        reader.format.copy_(known)
     reader.format.requires_grad_(False)
-    return reader
 
 
-def _soft_prompts(recipe: CodeRecipe, lms: Mapping[str, FrozenLM]) -> Sequence[Tensor]:
-    """Each reader's soft prompt, from the wire that the recipe names."""
+def _soft_prompts(recipe: CodeRecipe, lms: Mapping[str, FrozenLM]) -> dict[str, Tensor]:
+    """Soft prompts by reader, from the wire that the recipe names. Raises WireError for one of
+    another length."""
+    if recipe.soft_prompts is None:
+        return {}
     known = {r.reader: r.format.detach() for r in load_wire(recipe.soft_prompts, lms).readers}
-    if missing := [name for name in recipe.readers if name not in known]:
+    if wrong := [name for name, prompt in known.items() if len(prompt) != PROMPT]:
         raise WireError(
-            f"{recipe.soft_prompts} has no soft prompt of {missing[0]}; it is read by "
-            f"{', '.join(known)}: `latentwire add-reader` adds others afterwards"
+            f"{recipe.soft_prompts} has a soft prompt of {len(known[wrong[0]])} tokens; expected "
+            f"{PROMPT}"
         )
-    return [known[name] for name in recipe.readers]
+    return known
 
 
 def _config(
     recipe: CodeRecipe, models: Mapping[str, dict[str, Any]] | None = None, **beside: Any
 ) -> str:
     """All that a training follows from; models and beside as `training_config` takes them."""
-    prompts = folder_of(recipe.soft_prompts).rglob("config.json")
+    name = recipe.soft_prompts
+    prompts = [] if name is None else folder_of(name).rglob("config.json")
     digests = sorted(digest(path.read_bytes()) for path in prompts)
     return training_config(recipe, [recipe.data], models, soft_prompts=digests, **beside)
 
