@@ -153,8 +153,9 @@ def test_damaged_folders_are_refused_in_words(place, trained, tmp_path):
 
 
 def test_soft_prompts_and_copies_that_do_not_fit_are_refused(place, trained):
-    short = Wire(tiny_lm("llama"), WireConfig("tiny-llama", rank=2, format_tokens=2))
-    short.save(place / "short")
+    name = str(place / "llama")
+    config = WireConfig(name, rank=2, format_tokens=2)
+    Wire(FrozenLM.from_pretrained(name), config).save(place / "short")
     wrong = recipe(place, "short-run", ("llama",), soft_prompts=str(place / "short"))
     with pytest.raises(WireError, match="soft prompt of 2 tokens; expected 16"):
         train_codes(wrong)
