@@ -36,6 +36,10 @@ from latentwire.tasks.arc import load_arc
 from latentwire.tasks.base import DataError, read_jsonl
 from latentwire.tasks.qa import read_questions
 from latentwire.train.checkpoints import CheckpointError, Checkpoints
+from latentwire.wire.codes.code import Code, CodeConfig
+from latentwire.wire.codes.message import CodeMessage
+from latentwire.wire.codes.reader import CodeReader
+from latentwire.wire.codes.wire import CodeWire, Source
 from latentwire.wire.learned.encoders.base import EncoderConfig
 from latentwire.wire.learned.shared_message import SharedMessage
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
@@ -48,7 +52,7 @@ from latentwire.wire.wire import Wire, WireConfig, WireError
 
 NAME = "tiny-llama"
 LM = tiny_lm("llama")
-KINDS = ("wire", "shared wire", "text wire", "lens")
+KINDS = ("wire", "shared wire", "text wire", "code wire", "lens")
 MARK = "<i id=outside>&"
 
 
@@ -67,7 +71,10 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         shared = SharedWire(SharedConfig((NAME,), NAME, sizes=sizes, trunk_layers=1), {NAME: LM})
         decoder = DecoderConfig(layers=1, max_new_tokens=8)
         lens = Lens(LM, LensConfig(NAME, 1, decoder, LensEncoder(before=3)), STATISTICS)
-        saved = dict(zip(KINDS, (wire, shared, TextWire(LM, [wire]), lens), strict=True))
+        reader = CodeReader(LM, 6, 4, 3)
+        codes = CodeWire(Code(CodeConfig(NAME, (0, 2), 6), 32), Source.of(LM), [reader])
+        artifacts = (wire, shared, TextWire(LM, [wire]), codes, lens)
+        saved = dict(zip(KINDS, artifacts, strict=True))
         for kind, artifact in saved.items():
             artifact.save(root / kind)
         yield {kind: root / kind for kind in saved}
@@ -114,7 +121,7 @@ def test_configs_that_are_no_objects(folders, kind, text):
         config.write_text(whole)
 
 
-@pytest.mark.parametrize("kind", ["wire", "shared wire", "lens"])
+@pytest.mark.parametrize("kind", ["wire", "shared wire", "code wire", "lens"])
 @attack(15)
 @given(data=st.data())
 def test_weights(folders, kind, data):
@@ -168,7 +175,9 @@ def sealed(data: bytes, end: int) -> bytes:
 
 
 TEXT = TextMessage("00112233aabbccdd", 7, 9, b"\x01\x02\x03\x04")
+CODES = CodeMessage(bytes(8), torch.arange(12).view(4, 3) % 8, 3, "Which river?")
 MESSAGES = {Message: (ONE_READER, 10), SharedMessage: (SHARED, 9), TextMessage: (TEXT, 9)}
+MESSAGES |= {CodeMessage: (CODES, 9)}
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
