@@ -2,7 +2,7 @@
 
     python reproduce/interlingua/times.py squad_dev.jsonl times.json
 
-CPU seconds of one thread, median of five, in turn; multiply-adds by hand: a decoder's weights per
+CPU seconds of one thread, median of three, in turn; multiply-adds by hand: a decoder's weights per
 token of the message against the reader's block weights per token of its own text, attention apart.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from latentwire.lm import Prompt
-from latentwire.tasks.qa import by_context, load_questions, question_prompt, with_format
+from latentwire.tasks.qa import by_context, load_questions, question_prompt, with_soft_prompt
 from latentwire.wire.load import load_wire
 
 torch.set_num_threads(1)
@@ -34,7 +34,7 @@ def text_of(tokens: int) -> str:
 
 
 def first_token(lm, soft_prompt, prefix) -> int:
-    prompt = question_prompt(lm, ["What is this text about?"], with_format(lm, soft_prompt, prefix))
+    prompt = question_prompt(lm, ["What is this text about?"], with_soft_prompt(lm, soft_prompt, prefix))
     return int(lm.head(lm.last_hidden(prompt)[:, -1]).argmax())
 
 
@@ -59,7 +59,7 @@ for tokens in (200, 1000, 4000):
             first_token(lm, reader.format, lm.prefill(Prompt.from_ids(lm, [ids])))
 
         with torch.no_grad():
-            for turn in range(6):
+            for turn in range(4):
                 for name, work in (("message", from_message), ("prefill", from_text)):
                     took = seconds(work)
                     if turn:  # the first is a warm-up
