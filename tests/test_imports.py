@@ -21,7 +21,7 @@ ALLOWED = {
     "commands": {"commands", "bench", "lm", "tasks", "wire", "seek", "lens", "evals", "recipes"}
     | {"report", "train"},
     "report": {"report"},
-    "recipes": {"lm", "tasks", "wire", "seek", "lens", "train", "evals", "recipes"},
+    "recipes": {"lm", "tasks", "wire", "seek", "lens", "train", "evals", "recipes", "ridge"},
 }
 ROOT = Path(latentwire.__file__).parent
 

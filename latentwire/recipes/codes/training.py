@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,6 +39,7 @@ from latentwire.recipes.codes.fitting import (
 from latentwire.recipes.codes.recording import Recorder, reader_attention, source_features
 from latentwire.recipes.codes.scoring import ScoreFit
 from latentwire.tasks.qa import Passage
+from latentwire.terminal import terminal
 from latentwire.train import parallel
 from latentwire.train.batches import shuffled
 from latentwire.train.loop import train
@@ -102,7 +102,7 @@ def fit(bench: Bench, readers: Sequence[CodeReader], with_code: bool) -> None:
         return
     sums = [Sums(len(wire.code.weight), len(r.decoder.bias)) for r in readers]
     sensitivities = [Sensitivity(reader.lm) for reader in readers]
-    console = Console(stderr=True, quiet=parallel.rank() > 0)
+    console = terminal(stderr=True, quiet=parallel.rank() > 0)
     spread = _spread(bench.taught, recipe.fitted)
     for i, passage in enumerate(track(spread, description="fit", console=console)):
         features = bench.features(passage)
