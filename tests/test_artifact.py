@@ -74,7 +74,7 @@ def never(*_, **__):
         ("lens", {"decoder__own_copy": True}, "own_copy is true, and the weights have no copy"),
         ("lens", {"decoder__max_new_tokens": 10**9}, "max_new_tokens is 1000000000"),
         ("lens", {"decoder__template": "x" * 5000 + "{activation}"}, "template has 5012 char"),
-        ("lens", {"spread": 0.0}, "spread is 0.0; expected more than 0"),
+        ("lens", {"spread": 0.0}, "spread of the activations is 0.0; expected more than 0"),
         ("lens", {"norm": float("nan")}, "norm is nan; expected a finite number"),
         ("text wire", {"wires": ["reader-0"] * 10**4}, "no name twice"),
     ],
