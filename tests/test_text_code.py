@@ -152,10 +152,8 @@ def test_windows_are_decoded_side_by_side(llama, short_windows, monkeypatch):
     assert rows == [6] * short_windows
     monkeypatch.setattr(text_code, "BATCH", 4)
     rows.clear()
-    assert (
-        code.decode([(tokens, data)]) == [text]
-        and rows == [4] * short_windows + [2] * short_windows
-    )
+    assert code.decode([(tokens, data)]) == [text]
+    assert rows == [4] * short_windows + [2] * short_windows
 
 
 def test_ten_thousand_damaged_messages(llama):
