@@ -185,7 +185,7 @@ def size_rows(results: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def percent(share: float) -> str:
+def percent(share: float | int) -> str:
     """A share as percent: 48.1, and 100 for all."""
     return f"{100 * share:.1f}".replace("100.0", "100")
 
@@ -294,11 +294,11 @@ def _replay(results: dict[str, Any]) -> str | None:
     )
 
 
-def _share(ratio: float) -> str:
+def _share(ratio: float | int) -> str:
     return f"{ratio:.0%}" if ratio < 10 else f"{ratio:,.0f} times"
 
 
-def _times(ratio: float) -> str:
+def _times(ratio: float | int) -> str:
     return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1.1 else f"{ratio:.3f}"
 
 
