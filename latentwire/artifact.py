@@ -128,7 +128,7 @@ def _finite(tensor: Tensor, name: str) -> Tensor:
         raise ArtifactError(f"{name} is {kind}; expected floating numbers")
     tensor = tensor.float()
     if not torch.isfinite(tensor).all():
-        raise ArtifactError(f"{name} has values that are NaN or infinite")
+        raise ArtifactError(f"{name} has NaN or infinite values")
     return tensor
 
 

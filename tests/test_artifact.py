@@ -74,7 +74,7 @@ def never(*_, **__):
         ("lens", {"decoder__own_copy": True}, "own_copy is true, and the weights have no copy"),
         ("lens", {"decoder__max_new_tokens": 10**9}, "max_new_tokens is 1000000000"),
         ("lens", {"decoder__template": "x" * 5000 + "{activation}"}, "template has 5012 char"),
-        ("lens", {"spread": 0.0}, "spread is 0.0; expected more than 0"),
+        ("lens", {"spread": 0.0}, "spread of the activations is 0.0; expected more than 0"),
         ("lens", {"norm": float("nan")}, "norm is nan; expected a finite number"),
         ("text wire", {"wires": ["reader-0"] * 10**4}, "no name twice"),
     ],
@@ -137,7 +137,7 @@ def test_weights_are_finite_floating_numbers(kind, bad, folder):
         folder,
         **({f"sha256__{path.name}": digest} if kind == "shared wire" else {"sha256": digest}),
     )
-    said = f"{path.name}: {name} (is {bad}; expected floating|has values that are NaN or infinite)"
+    said = f"{path.name}: {name} (is {bad}; expected floating|has NaN or infinite values)"
     with pytest.raises(ERRORS[kind], match=said):
         load_kind(kind, folder)
 
@@ -148,7 +148,7 @@ def test_weights_are_finite_floating_numbers(kind, bad, folder):
         (
             {"value/w": torch.ones(3, dtype=torch.int8)},
             {"step": "0"},
-            "torch.int8; expected floating",
+            "torch.int8; expected torch.float32",
         ),
         ({"value/w": torch.tensor([1.0, torch.nan, 1.0])}, {"step": "0"}, "NaN or infinite"),
         ({"value/w": torch.ones(3)}, {"step": "-1"}, "is of step '-1'; expected a number"),

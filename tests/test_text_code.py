@@ -13,7 +13,7 @@ from tiny import CONFIGS, tiny_lm
 from latentwire.lm import FrozenLM
 from latentwire.wire import text_code
 from latentwire.wire.message import MessageError
-from latentwire.wire.text_code import CODES, LENGTHS, MARGIN, WINDOW, TextCode, certain_ranks
+from latentwire.wire.text_code import CODES, LENGTHS, MARGIN, TextCode, certain_ranks
 from latentwire.wire.text_message import HEADER_BYTES, TextMessage
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.wire import Wire, WireConfig, WireError
@@ -34,6 +34,13 @@ DOCUMENTED = (
 @pytest.fixture(scope="module")
 def llama() -> FrozenLM:
     return tiny_lm("llama")
+
+
+@pytest.fixture
+def short_windows(monkeypatch) -> int:
+    """Windows of 32 tokens: decoding takes as many passes as a window has tokens."""
+    monkeypatch.setattr(text_code, "WINDOW", 32)
+    return 32
 
 
 def wire_of(lm: FrozenLM) -> TextWire:
@@ -76,10 +83,8 @@ def read_as_documented(data: bytes, lm: FrozenLM) -> str:
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_text_comes_back_to_the_letter(family):
     wire = wire_of(tiny_lm(family))
-    data = [m.to_bytes() for m in wire.send(TEXTS)]
-    assert wire.texts([TextMessage.from_bytes(d) for d in data]) == TEXTS
-    asked = [(m.tokens, m.code) for m in wire.send(TEXTS)]
-    assert wire.code.decode(asked[::-1]) == TEXTS[::-1]  # windows of several lengths in any order
+    messages = [TextMessage.from_bytes(m.to_bytes()) for m in wire.send(TEXTS)]
+    assert wire.texts(messages[::-1]) == TEXTS[::-1]  # windows of several lengths in any order
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -99,6 +104,7 @@ def test_golden_bytes():
     assert TextMessage.from_bytes(message.to_bytes()) == message
 
 
+@pytest.mark.usefixtures("short_windows")
 def test_float64_reads_what_float32_wrote_and_the_other_way_round(llama):
     double = tiny_lm("llama", torch.float64)
     double.model.load_state_dict(llama.model.state_dict())
@@ -107,6 +113,7 @@ def test_float64_reads_what_float32_wrote_and_the_other_way_round(llama):
         assert TextCode(receiver).decode([(m.tokens, m.code) for m in messages]) == TEXTS
 
 
+@pytest.mark.usefixtures("short_windows")
 def test_only_the_margin_saves_a_receiver_whose_logits_differ(monkeypatch):
     lm = tiny_lm("llama")
     head = lm.model.get_output_embeddings().weight.data
@@ -136,16 +143,17 @@ def test_ranks_by_hand():
     assert list(certain_ranks(logits, torch.tensor([1, 2, 1]))) == [0, 3, 0]
 
 
-def test_windows_are_decoded_side_by_side(llama, monkeypatch):
-    code, text, rows = TextCode(llama), "word " * 300, []
+def test_windows_are_decoded_side_by_side(llama, short_windows, monkeypatch):
+    code, text, rows = TextCode(llama), "word " * 36, []
     tokens, data = code.encode(text)
     head = llama.head
     monkeypatch.setattr(llama, "head", lambda final: rows.append(len(final)) or head(final))
-    assert tokens == 1500 and code.decode([(tokens, data)]) == [text]
-    assert rows == [6] * WINDOW
+    assert tokens == 180 and code.decode([(tokens, data)]) == [text]
+    assert rows == [6] * short_windows
     monkeypatch.setattr(text_code, "BATCH", 4)
     rows.clear()
-    assert code.decode([(tokens, data)]) == [text] and rows == [4] * WINDOW + [2] * WINDOW
+    assert code.decode([(tokens, data)]) == [text]
+    assert rows == [4] * short_windows + [2] * short_windows
 
 
 def test_ten_thousand_damaged_messages(llama):

@@ -84,9 +84,7 @@ class Saved:
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("norm", "spread"):
-            if getattr(self, name) <= 0:
-                raise LensError(f"{name} is {getattr(self, name)}; expected more than 0")
+        _check_scales(self.norm, self.spread)
         if len(self.decoder.template) > TEMPLATE:
             raise LensError(
                 f"template has {len(self.decoder.template)} characters; expected at most {TEMPLATE}"
@@ -113,7 +111,8 @@ class Lens(nn.Module):
     def __init__(self, lm: FrozenLM, config: LensConfig, statistics: Statistics):
         super().__init__()
         check_layer(config.layer, lm)
-        _check_statistics(statistics)
+        check_finite({"mean of the activations": statistics.mean}, LensError)
+        _check_scales(statistics.norm, statistics.spread)
         self.lm, self.config = lm, config
         self.norm, self.spread = statistics.norm, statistics.spread
         self.register_buffer("mean", statistics.mean.float())
@@ -234,10 +233,9 @@ def several(
     return [text for group in groups for text in group]
 
 
-def _check_statistics(statistics: Statistics) -> None:
-    check_finite({"mean of the activations": statistics.mean}, LensError)
-    for name in ("norm", "spread"):
-        if not 0 < (value := getattr(statistics, name)) < math.inf:
+def _check_scales(norm: float, spread: float) -> None:
+    for name, value in (("norm", norm), ("spread", spread)):
+        if not 0 < value < math.inf:
             raise LensError(
                 f"{name} of the activations is {value}; expected more than 0, and finite"
             )

@@ -150,10 +150,12 @@ def _check(path: Path, name: str, saved: Tensor, tensor: Tensor) -> None:
         raise CheckpointError(
             f"{path}: {name} has shape {list(saved.shape)}; expected {list(tensor.shape)}"
         )
-    if not saved.is_floating_point():
-        raise CheckpointError(f"{path}: {name} is {saved.dtype}; expected floating numbers")
+    # Counters, such as a batch norm's, are whole numbers; all else may be of another precision.
+    floating = saved.is_floating_point() and tensor.is_floating_point()
+    if saved.dtype != tensor.dtype and not floating:
+        raise CheckpointError(f"{path}: {name} is {saved.dtype}; expected {tensor.dtype}")
     if name.startswith("value/") and not torch.isfinite(saved.float()).all():
-        raise CheckpointError(f"{path}: {name} has values that are NaN or infinite")
+        raise CheckpointError(f"{path}: {name} has NaN or infinite values")
 
 
 def _moments(tensor: Tensor, step: int) -> tuple[str, ...]:

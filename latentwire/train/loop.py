@@ -195,7 +195,7 @@ def _note(figures: Mapping[str, float], standing: Mapping[str, str]) -> str:
     said = f"loss {figures['loss']:.3f}"
     if "tokens" in figures:
         said += f", {figures['tokens'] / figures['seconds']:.0f} tok/s"
-    return said + (f", [red]alarm: {' '.join(standing)}[/red]" if standing else "")
+    return said + (f", alarm: {' '.join(standing)}" if standing else "")
 
 
 @contextmanager

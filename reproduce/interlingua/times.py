@@ -34,7 +34,9 @@ def text_of(tokens: int) -> str:
 
 
 def first_token(lm, soft_prompt, prefix) -> int:
-    prompt = question_prompt(lm, ["What is this text about?"], with_soft_prompt(lm, soft_prompt, prefix))
+    prompt = question_prompt(
+        lm, ["What is this text about?"], with_soft_prompt(lm, soft_prompt, prefix)
+    )
     return int(lm.head(lm.last_hidden(prompt)[:, -1]).argmax())
 
 
