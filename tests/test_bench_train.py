@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from test_guards import quick  # noqa: F401 (a fixture)
+from test_alarms import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 from tiny import tiny_lm
 

@@ -28,7 +28,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_guards import quick  # noqa: F401 (a fixture)
+from test_alarms import quick  # noqa: F401 (a fixture)
 from test_recipes import data, lm  # noqa: F401 (fixtures)
 from tiny import tiny_lm, tokenizer
 from tokenizers.processors import TemplateProcessing

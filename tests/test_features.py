@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 import torch
-from test_guards import quick  # noqa: F401 (a fixture)
+from test_alarms import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 
 from latentwire.lm.adapters import lora_config

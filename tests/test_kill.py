@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file
-from test_guards import quick  # noqa: F401 (a fixture)
+from test_alarms import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 
 from latentwire.train.loop import LoopConfig, Session

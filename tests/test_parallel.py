@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from test_guards import quick  # noqa: F401 (a fixture)
+from test_alarms import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 from tiny import tiny_lm
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from test_guards import one_space_more
+from test_alarms import one_space_more
 from test_parallel import assert_same_losses, assert_sharded, in_two_processes
 from tiny import CONFIGS, sentence_folder, tiny_lm
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

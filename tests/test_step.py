@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_guards import quick  # noqa: F401 (a fixture)
+from test_alarms import quick  # noqa: F401 (a fixture)
 from test_recipes import lm  # noqa: F401 (a fixture)
 from tiny import CONFIGS, tiny_lm
 
