@@ -1,7 +1,7 @@
 """Defects of earlier systems of this kind, and the test that fails when one comes back. Those that
 nothing else holds are here.
 
-    labels shifted twice                  test_guards: a fault raises its alarm (doubled_shift);
+    labels shifted twice                  test_alarms: a fault raises its alarm (doubled_shift);
                                           test_agreement: score is Hugging Face's own log-softmax
     BOS trained as the first answer       here: an answer is trained from its first token to EOS
     token, EOS never
@@ -9,7 +9,7 @@ nothing else holds are here.
     gold length visible at inference      here: what is gold changes no answer
     attention over left padding           test_agreement: every check, ragged; test_wire: a batch is
                                           encoded as its rows are
-    an anchor that differs by one space   test_guards: a fault raises its alarm (another_anchor)
+    an anchor that differs by one space   test_alarms: a fault raises its alarm (another_anchor)
     a checkpoint without its LoRA         test_lens: a saved lens loads as it was;
                                           test_train: a checkpoint of other parameters is refused
     KD with the wrong adapters on         test_agreement: LoRA is switched per call;
