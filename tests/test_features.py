@@ -143,7 +143,7 @@ def test_threads_do_not_step_over_the_most_texts_that_are_remembered(lm, monkeyp
     monkeypatch.setattr("latentwire.lm.tokenizer.REMEMBERED", 2)
     lm._known.clear()
     lm.tokenize("first")
-    threads = [Thread(target=lm.ids, args=(text,)) for text in ("a", "b", "c")]
+    threads = [Thread(target=lm.tokenize, args=(text,)) for text in ("a", "b", "c")]
     with TOKENIZING:
         for thread in threads:
             thread.start()
