@@ -25,7 +25,7 @@ with owned(Path(sys.argv[1])):
 """
 SWEEP = """
 import jobs, pathlib, sys
-from latentwire.runs.workers import apart
+from latentwire.runs.workers import run_isolated
 
 list(run_isolated(jobs.hold, {"member": (pathlib.Path(sys.argv[1]),)}, None))
 """
