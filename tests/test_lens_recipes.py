@@ -494,7 +494,7 @@ def test_commands(text, trained, tmp_path, monkeypatch, capsys):
         "--html",
         str(page),
     )
-    assert status == 0 and len(out.splitlines()) == 8
+    assert status == 0 and len(out.splitlines()) == 9  # the first token is named as left out
     html = page.read_text()
     assert '<div id="text">&lt;<button' in html and html.count("<button") == 7
     data = html.split('id="rows">')[1].split("</script>")[0]

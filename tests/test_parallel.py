@@ -146,6 +146,7 @@ def test_processes_that_accelerate_does_not_know_of_are_refused(tmp_path):
             del os.environ[name]
         where = f"file://{tmp_path}/store"
         dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
+        dist.barrier()  # one that ends while the other still connects would break its connection
         for call in (parallel.join, parallel.world, lambda: parallel.mean({"loss": float(rank)})):
             with pytest.raises(
                 ValueError, match=r"torch\.distributed has 2 processes, Accelerate 1"
