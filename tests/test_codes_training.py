@@ -125,7 +125,8 @@ def test_a_worker_loads_its_own_reader_alone_and_a_rule_is_refused(place, traine
 
 
 def test_a_reader_without_a_known_soft_prompt_gets_one(place):
-    run = train_codes(recipe(place, "alone", ("qwen3",), soft_prompts=None), Session(check_size=2))
+    session = Session(check_size=2, mixed_precision="bf16")
+    run = train_codes(recipe(place, "alone", ("qwen3",), soft_prompts=None), session)
     (reader,) = load_wire(run / "wire").readers
     assert reader.format.shape == (16, reader.lm.width)
     assert (run / "prompt-0" / "metrics.jsonl").exists()

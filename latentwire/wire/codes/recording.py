@@ -35,8 +35,8 @@ QUERIES = 40
 class Recorder:
     """The recordings of one model in a folder."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, lm: FrozenLM):
+        self.folder, self.device = folder, lm.device.type
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, name: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -45,7 +45,8 @@ class Recorder:
         try:
             return load_file(path)
         except (OSError, SafetensorError):  # none yet, or one that a full disk cut off
-            tensors = {key: tensor.cpu().contiguous() for key, tensor in compute().items()}
+            with torch.autocast(self.device, enabled=False):  # whatever the step around it has
+                tensors = {key: tensor.cpu().contiguous() for key, tensor in compute().items()}
             write_whole(path, save(tensors))
             return tensors
 

@@ -65,7 +65,8 @@ class Bench:
 
     def features(self, passage: Passage) -> Tensor:
         """The source's features [n, f] of a passage."""
-        record, source = Recorder(self.out / "recorded" / "source"), self.wire.source
+        source = self.wire.source
+        record = Recorder(self.out / "recorded" / "source", source)
         return record(
             digest(passage.context),
             lambda: source_features(source, self.wire.code.config, passage.context),
@@ -74,7 +75,8 @@ class Bench:
     def attention(self, reader: CodeReader, passage: Passage) -> dict[str, Tensor]:
         """What a reader does with a passage's full text."""
         number = self.wire.readers.index(reader)
-        record, tokens = Recorder(self.out / "recorded" / f"{number}"), len(self.features(passage))
+        record = Recorder(self.out / "recorded" / f"{number}", reader.lm)
+        tokens = len(self.features(passage))
         return record(
             digest(repr(passage)),
             lambda: reader_attention(reader.lm, reader.format, self.wire.source, tokens, passage),
