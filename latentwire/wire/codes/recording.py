@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from latentwire.files import write_whole
-from latentwire.lm import FrozenLM, Prompt, seed_of
+from latentwire.lm import FrozenLM, KVPrefix, Prompt, seed_of
 from latentwire.lm.families import rotate
 from latentwire.tasks.qa import Passage, answer_targets, passages_prompt
 from latentwire.wire.codes.code import CodeConfig, read
@@ -58,6 +58,18 @@ def source_features(source: FrozenLM, config: CodeConfig, text: str) -> dict[str
 
 
 @torch.no_grad()
+def own_reading(
+    source: FrozenLM, tokens: int, lm: FrozenLM, text: str
+) -> tuple[Tensor, Tensor, KVPrefix]:
+    """A reader's ids of the part of a text that `tokens` of the source cover, the source token that
+    each belongs to, and its cache of them behind its head."""
+    ends, reader_ends = source.offsets(text)[:tokens, 1], lm.offsets(text)[:, 1]
+    ids = lm.tokenize(text)[reader_ends <= ends[-1]]
+    cache = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.prefix, ids])]))
+    return ids, pairs(ends, reader_ends[: len(ids)]), cache
+
+
+@torch.no_grad()
 def reader_attention(
     reader: FrozenLM,
     format_tokens: Tensor,
@@ -74,11 +86,7 @@ def reader_attention(
     else; teacher [k, d], the states that predict the answers.
     """
     start, text = len(reader.frame.prefix), passage.context
-    ends = source.offsets(text)[:tokens, 1]
-    reader_ends = reader.offsets(text)[:, 1]
-    ids = reader.tokenize(text)[reader_ends <= ends[-1]]
-    owner = pairs(ends, reader_ends[: len(ids)])
-    context = reader.prefill(Prompt.from_ids(reader, [torch.cat([reader.frame.prefix, ids])]))
+    ids, owner, context = own_reading(source, tokens, reader, text)
     targets, mask = answer_targets(reader, [passage])
     prompt = passages_prompt(reader, format_tokens, [passage], context)
     asked = prompt.append(reader.embed(targets[:, :-1]), mask[:, :-1])

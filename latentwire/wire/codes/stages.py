@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from latentwire.files import digest, write_whole
-from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.tasks.qa import Passage
 from latentwire.terminal import terminal
 from latentwire.train import parallel
@@ -39,11 +38,10 @@ from latentwire.wire.codes.fitting import (
     Sums,
     fit_code,
     fit_decoder,
-    pairs,
     reader_cache,
 )
 from latentwire.wire.codes.reader import CodeReader, Codes, weights
-from latentwire.wire.codes.recording import Recorder, reader_attention, source_features
+from latentwire.wire.codes.recording import Recorder, own_reading, reader_attention, source_features
 from latentwire.wire.codes.scoring import ScoreFit
 from latentwire.wire.codes.wire import CodeWire
 
@@ -125,18 +123,6 @@ def fit(bench: Bench, readers: Sequence[CodeReader], with_code: bool) -> None:
             scores.add(codes, passage, ids, owner, text)
         scores.solve()
     _keep(bench.out, "fit", parts)
-
-
-@torch.no_grad()
-def own_reading(
-    source: FrozenLM, tokens: int, lm: FrozenLM, text: str
-) -> tuple[Tensor, Tensor, KVPrefix]:
-    """A reader's ids of the part of a text that `tokens` of the source cover, the source token that
-    each belongs to, and its cache of them behind its head."""
-    ends, reader_ends = source.offsets(text)[:tokens, 1], lm.offsets(text)[:, 1]
-    ids = lm.tokenize(text)[reader_ends <= ends[-1]]
-    cache = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.prefix, ids])]))
-    return ids, pairs(ends, reader_ends[: len(ids)]), cache
 
 
 def train_attention(bench: Bench, readers: Sequence[CodeReader], with_code: bool) -> None:
