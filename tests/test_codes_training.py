@@ -92,6 +92,21 @@ def test_a_run_goes_on_and_gives_the_same_wire(place, trained):
     assert load_wire(again / "wire").id == before
 
 
+def test_a_wire_is_trained_on_and_messages_of_its_code_stay_readable(place, trained):
+    (message,) = load_wire(trained).send([TEXT])
+    more = dict(start=str(trained), attention=LoopConfig(steps=0, lr=1e-3))
+    run = train_codes(recipe(place, "more", ("gemma3", "llama"), **more), Session(check_size=2))
+    assert not (run / "fit-code.safetensors").exists()
+    old, new = (load_wire(wire).readers[0] for wire in (trained, run / "wire"))
+    assert old.wire.id == new.wire.id and old.id != new.id
+    torch.testing.assert_close(old.format, new.format)
+    assert len(ask(new, message, ["Who?"])) == 1
+    with pytest.raises(WireError, match="another code or other readers"):
+        train_codes(recipe(place, "other", ("llama",), start=str(trained)))
+    with pytest.raises(WireError, match="no wire of codes"):
+        train_codes(recipe(place, "other", ("llama",), start=str(place / "prompts")))
+
+
 def test_a_reader_is_added_and_old_messages_stay_readable(place, trained):
     wire = load_wire(trained)
     (message,) = wire.send([TEXT])

@@ -76,10 +76,12 @@ def reader_attention(
     source: FrozenLM,
     tokens: int,
     passage: Passage,
+    layers: range,
 ) -> dict[str, Tensor]:
     """What a reader does with one passage's full text when it is asked and answers.
 
-    tokens: of the source's, those that have a code. queries [q, l, h, e] scaled and before
+    tokens: of the source's, those that have a code. layers: the attention of these alone, all in
+    order, or none. queries [q, l, h, e] scaled and before
     rotation; offsets [q], their positions behind the text; attention [q, l, h, n + 1] on the
     source's tokens, each reader token's counted where it ends, and on all else; outputs
     [q, l, h, e], what attention reads from the text; others [q, l, h], the log of the sum over all
@@ -90,7 +92,6 @@ def reader_attention(
     targets, mask = answer_targets(reader, [passage])
     prompt = passages_prompt(reader, format_tokens, [passage], context)
     asked = prompt.append(reader.embed(targets[:, :-1]), mask[:, :-1])
-    layers = range(len(reader.blocks))
     final, seen = reader.attention_inputs(asked, layers)
     first = prompt.embeds.shape[1] - 1
     row, column = _some(asked.mask, seed_of(text)).unbind(1)
@@ -115,7 +116,7 @@ def reader_attention(
         rows["outputs"].append(outputs.bfloat16())
         rows["others"].append(rest)
     return {
-        **{name: torch.stack(of, 1) for name, of in rows.items()},
+        **{name: torch.stack(of, 1) for name, of in rows.items() if of},
         "offsets": (positions - of_text.stop).int(),
         "teacher": final[:, first : first + targets.shape[1]][mask].bfloat16(),
     }

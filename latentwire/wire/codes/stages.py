@@ -75,9 +75,12 @@ class Bench:
         number = self.wire.readers.index(reader)
         record = Recorder(self.out / "recorded" / f"{number}", reader.lm)
         tokens = len(self.features(passage))
+        layers = range(len(reader.lm.blocks) if self.recipe.attention.steps else 0)
         return record(
             digest(repr(passage)),
-            lambda: reader_attention(reader.lm, reader.format, self.wire.source, tokens, passage),
+            lambda: reader_attention(
+                reader.lm, reader.format, self.wire.source, tokens, passage, layers
+            ),
         )
 
     @property
@@ -167,7 +170,8 @@ def train_answers(bench: Bench, reader: CodeReader) -> None:
         return answer_losses(reader.at(ratio), passages, codes, teacher)
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        parts = losses(bench.batch(step), ratios[step % len(ratios)])
+        turn, of = divmod(step, len(ratios))  # a passage at every ratio, once it is recorded
+        parts = losses(bench.batch(turn), ratios[of])
         return torch.stack(list(parts.values())).sum(), parts
 
     def probe() -> dict[str, float]:

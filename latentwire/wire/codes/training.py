@@ -49,17 +49,14 @@ def train_codes(recipe: CodeRecipe, session: Session | None = None) -> Path:
         names = sorted({recipe.code.source, *recipe.readers})
         lms = {name: FrozenLM.from_pretrained(name, recipe.dtype) for name in names}
         begin_training(out, _checked(out, recipe, lms))
-        source = lms[recipe.code.source]
-        sizes = zip(recipe.readers, recipe.hidden, strict=True)
-        readers = [CodeReader(lms[n], recipe.code.channels, h, PROMPT) for n, h in sizes]
-        code = Code(recipe.code, source.width).to(source.device)
-        wire = CodeWire(code, Source.of(source), readers)
+        wire = _started(recipe, lms) if recipe.start else _new(recipe, lms)
         bench = _bench(wire, recipe, out, session)
-        prompts = _soft_prompts(recipe, lms)
-        for reader in readers:
-            _prompt(bench, reader, prompts.get(reader.reader))
-        fit(bench, wire.readers, with_code=True)
-        train_attention(bench, wire.readers, with_code=True)
+        if recipe.start is None:
+            prompts = _soft_prompts(recipe, lms)
+            for reader in wire.readers:
+                _prompt(bench, reader, prompts.get(reader.reader))
+            fit(bench, wire.readers, with_code=True)
+        train_attention(bench, wire.readers, with_code=recipe.start is None)
         for reader in wire.readers:
             train_answers(bench, reader)
         if parallel.rank() == 0:
@@ -91,6 +88,28 @@ def add_code_reader(wire: CodeWire, recipe: CodeRecipe, session: Session | None 
         if parallel.rank() == 0:
             CodeWire(wire.code, Source.of(wire.source), [*wire.readers, reader]).save(out / "wire")
     return out
+
+
+def _new(recipe: CodeRecipe, lms: Mapping[str, FrozenLM]) -> CodeWire:
+    source = lms[recipe.code.source]
+    sizes = zip(recipe.readers, recipe.hidden, strict=True)
+    readers = [CodeReader(lms[n], recipe.code.channels, h, PROMPT) for n, h in sizes]
+    code = Code(recipe.code, source.width).to(source.device)
+    return CodeWire(code, Source.of(source), readers)
+
+
+def _started(recipe: CodeRecipe, lms: Mapping[str, FrozenLM]) -> CodeWire:
+    """The wire that training goes on from. Raises WireError for one of another shape."""
+    wire = load_wire(str(recipe.start), lms)
+    if not isinstance(wire, CodeWire):
+        raise WireError(f"{recipe.start} is no wire of codes; expected one to go on from")
+    shape = wire.code.config, tuple((r.reader, r.decoder.hidden) for r in wire.readers)
+    if shape != (recipe.code, tuple(zip(recipe.readers, recipe.hidden, strict=True))):
+        raise WireError(f"{recipe.start} has another code or other readers than {recipe.name}")
+    wire.code.requires_grad_(False)
+    for reader in wire.readers:
+        reader.format.requires_grad_(False)
+    return wire
 
 
 def _bench(wire: CodeWire, recipe: CodeRecipe, out: Path, session: Session) -> Bench:
@@ -134,10 +153,13 @@ def _config(
     recipe: CodeRecipe, models: Mapping[str, dict[str, Any]] | None = None, **beside: Any
 ) -> str:
     """All that a training follows from; models and beside as `training_config` takes them."""
-    name = recipe.soft_prompts
-    prompts = [] if name is None else folder_of(name).rglob("config.json")
-    digests = sorted(digest(path.read_bytes()) for path in prompts)
-    return training_config(recipe, [recipe.data], models, soft_prompts=digests, **beside)
+    named = {"soft_prompts": recipe.soft_prompts, "start": recipe.start}
+    digests = {
+        field: sorted(digest(path.read_bytes()) for path in folder_of(name).rglob("config.json"))
+        for field, name in named.items()
+        if name is not None
+    }
+    return training_config(recipe, [recipe.data], models, **digests, **beside)
 
 
 def _checked(out: Path, recipe: CodeRecipe, lms: Mapping[str, FrozenLM], **beside: Any) -> str:
