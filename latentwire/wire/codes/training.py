@@ -48,11 +48,11 @@ def train_codes(recipe: CodeRecipe, session: Session | None = None) -> Path:
         check_training(out, _config(recipe))
         names = sorted({recipe.code.source, *recipe.readers})
         lms = {name: FrozenLM.from_pretrained(name, recipe.dtype) for name in names}
-        begin_training(out, _checked(out, recipe, lms))
         wire = _started(recipe, lms) if recipe.start else _new(recipe, lms)
+        prompts = {} if recipe.start else _soft_prompts(recipe, lms)
+        begin_training(out, _checked(out, recipe, lms))
         bench = _bench(wire, recipe, out, session)
         if recipe.start is None:
-            prompts = _soft_prompts(recipe, lms)
             for reader in wire.readers:
                 _prompt(bench, reader, prompts.get(reader.reader))
             fit(bench, wire.readers, with_code=True)
