@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from latentwire.lm import FrozenLM, Greedy, Prompt
     from latentwire.seek.rewards.self_verify import SelfVerify
     from latentwire.seek.search import Seek, SeekConfig
+    from latentwire.serve.context import Chat, Contexts
+    from latentwire.serve.store import Store
     from latentwire.tasks.base import Problem
     from latentwire.tasks.qa import ask
     from latentwire.wire.codes.wire import CodeWire
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from latentwire.wire.wire import Wire
 
 __all__ = [
+    "Chat",
     "CodeWire",
+    "Contexts",
     "FrozenLM",
     "Greedy",
     "Lens",
@@ -35,6 +39,7 @@ __all__ = [
     "Seek",
     "SeekConfig",
     "SelfVerify",
+    "Store",
     "TextMessage",
     "TextWire",
     "Wire",
@@ -48,6 +53,8 @@ __version__ = "0.1.0"
 
 # Imported when they are first asked for: models cost seconds, which a command's --help need not.
 _HOMES = {
+    "Chat": "latentwire.serve.context",
+    "Contexts": "latentwire.serve.context",
     "CodeWire": "latentwire.wire.codes.wire",
     "FrozenLM": "latentwire.lm",
     "Greedy": "latentwire.lm",
@@ -57,6 +64,7 @@ _HOMES = {
     "Seek": "latentwire.seek.search",
     "SeekConfig": "latentwire.seek.search",
     "SelfVerify": "latentwire.seek.rewards.self_verify",
+    "Store": "latentwire.serve.store",
     "TextMessage": "latentwire.wire.text_message",
     "TextWire": "latentwire.wire.text_wire",
     "Wire": "latentwire.wire.wire",

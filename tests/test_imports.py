@@ -1,5 +1,5 @@
 """Imports go one way: lm and tasks are the base; train, evals and runs stand on it, then the
-systems side by side, then bench and cli; report reads files."""
+systems side by side, then serve, bench and cli; report reads files."""
 
 import ast
 from pathlib import Path
@@ -22,7 +22,8 @@ ALLOWED = {
     "lens": SHARED | {"lens"},
     "seek": SHARED | {"seek"},
     "bench": SHARED | SYSTEMS | {"bench"},
-    "cli": SHARED | SYSTEMS | {"bench", "report", "cli"},
+    "serve": SHARED | SYSTEMS | {"serve"},
+    "cli": SHARED | SYSTEMS | {"bench", "report", "serve", "cli"},
     "report": {"report"},
 }
 ROOT = Path(latentwire.__file__).parent

@@ -21,6 +21,7 @@ Positional = tyro.conf.Positional
 WIRE = Positional[Annotated[str, tyro.conf.arg(metavar="WIRE")]]
 LENS = Positional[Annotated[str, tyro.conf.arg(metavar="LENS")]]
 MODEL = Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
+DOCUMENTS = tyro.conf.UseAppendAction[tuple[str, ...]]
 TEXT = Positional[Annotated[str, tyro.conf.arg(metavar="TEXT")]]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from latentwire.cli.command_line import (
+    DOCUMENTS,
     MODEL,
     WIRE,
     Positional,
@@ -18,22 +19,28 @@ from latentwire.cli.command_line import (
     trained,
     write_json,
 )
+from latentwire.cli.serve import ask_store
 
 
 def ask(
     question: Positional[Annotated[str, tyro.conf.arg(metavar="QUESTION")]],
-    context: Path,
+    context: Path | None = None,
+    store: Path | None = None,
+    doc: DOCUMENTS = (),
     wire: str = "default",
     full_text: bool = False,
     ratio: int | None = None,
     keep: str | None = None,
-) -> None:
-    """Answer a question about a text file that the reader sees only as latents.
+) -> int:
+    """Answer a question about a document that the reader sees only as latents. Exit status 1 where
+    a document of a store was altered, and is left out.
 
     Args:
         question: What to ask.
-        context: Any UTF-8 text file; one longer than the wire's window is compressed window by
-            window.
+        context: A document: text, Markdown, PDF or HTML; one longer than the wire's window is
+            compressed window by window.
+        store: A folder that `latentwire compress` made, in place of a document.
+        doc: Which document of the store; several are read one after another.
         wire: A wire's folder or hub id (owner/name), or one of those shipped: default, for one
             reader, or shared, whose two readers answer from the same bytes.
         full_text: Also show what the same reader answers with the whole text in front of it.
@@ -42,14 +49,23 @@ def ask(
             expression finds.
     """
     from latentwire.evals import baselines
+    from latentwire.serve.documents import read_document
     from latentwire.tasks import qa
-    from latentwire.tasks.base import DataError, read_text
+    from latentwire.tasks.base import DataError
     from latentwire.terminal import printable
     from latentwire.wire.load import load_with
 
     if not question.strip():
         raise DataError("the question is empty; expected text")
-    text = read_text(context)
+    if store is not None:
+        if full_text or ratio is not None or keep is not None:
+            raise ValueError(
+                "a store has no text; --full-text, --ratio and --keep go with --context"
+            )
+        return ask_store(question, context, store, doc, wire)
+    if context is None or doc:
+        raise ValueError("expected --context FILE, or --store FOLDER with --doc NAME")
+    text = read_document(context)
     loaded: Any = load_with(wire, ratio, keep)
     (message,) = loaded.send([text])
     for reader in loaded.readers:
@@ -60,6 +76,7 @@ def ask(
         if full_text:
             read = qa.with_soft_prompt(lm, reader.format, baselines.full_text(lm)([text]))
             print(printable(f"full text: {qa.answers(lm, [question], read)[0]}"))
+    return 0
 
 
 def evaluate(

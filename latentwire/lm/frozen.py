@@ -285,6 +285,13 @@ class FrozenLM(TokenizerMixin):
             return Scored(chosen, entropies)
         return Scored(chosen.masked_fill(~mask, 0.0), entropies.masked_fill(~mask, 0.0))
 
+    def advance(self, prompt: Prompt) -> tuple[Float[Tensor, "b v"], KVPrefix]:
+        """Logits of what follows each row, and the cache to go on with: one step of a generation
+        whose rows come and go (serve/decoding.py)."""
+        final, prefix = self._step(prompt, "kv")
+        assert prefix is not None
+        return self.head(final), prefix
+
     def generate(
         self,
         prompt: Prompt,

@@ -115,6 +115,22 @@ class TokenizerMixin:
         return ChatFrame(self._tokenize(head), self._tokenize(tail))
 
     @cached_property
+    def next_turn(self) -> Int[Tensor, " n"]:
+        """The ids between an answer and the user's next words, as the chat template has them; for a
+        base model an empty line."""
+        if self.tokenizer.chat_template is None:
+            return self.tokenize("\n\n")
+        roles = {"user": "\u241fuser\u241f", "assistant": "\u241fassistant\u241f"}
+        turns = [{"role": role, "content": marker} for role, marker in roles.items()]
+        text = self.tokenizer.apply_chat_template(
+            [*turns, {"role": "user", "content": "\u241fnext\u241f"}],
+            tokenize=False,
+            date_string=DATE,
+            enable_thinking=False,
+        )
+        return self._tokenize(text.partition(roles["assistant"])[2].partition("\u241fnext")[0])
+
+    @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end an answer; the first is the one that is trained and scored as EOS."""
         generation = self.model.generation_config

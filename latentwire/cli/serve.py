@@ -1,0 +1,178 @@
+"""Commands on stored contexts: compress, ask --store, chat, serve."""
+
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import tyro
+
+from latentwire.cli.command_line import DOCUMENTS, Positional, out
+from latentwire.terminal import printable
+
+
+def compress(
+    documents: Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DOC")]],
+    store: Path,
+    wire: str = "default",
+    ratio: int | None = None,
+    keep: str | None = None,
+    bits: int | None = None,
+) -> int:
+    """Compress documents into a store, to be asked many times. A second run does only what is new
+    or changed. Exit status 1 where a document could not be compressed; the others are.
+
+    Args:
+        documents: Text, Markdown, PDF or HTML files; the path as given is a document's name. One
+            longer than the wire's window is compressed window by window.
+        store: Folder of the store; it is made where there is none.
+        wire: A wire's folder or hub id (owner/name), or one of those shipped: default, shared,
+            interlingua.
+        ratio: Tokens in per latent out, where it is to be another than the wire's own.
+        keep: What of the text to keep as text beside the latents: numbers, names, or what a regular
+            expression finds.
+        bits: Bits of one code of a message of a wire of one reader: 16 (if not given), 8, 6 or 4.
+    """
+    from latentwire.serve.documents import read_document
+    from latentwire.serve.store import Store, wire_id
+    from latentwire.tasks.base import DataError
+    from latentwire.wire.folder import WireError
+    from latentwire.wire.load import load_with
+
+    if not documents:
+        raise ValueError("got no document; expected at least one file")
+    kept, loaded, failed = Store(store), load_with(wire, ratio, keep), 0
+    wire_id(loaded)
+    for number, path in enumerate(documents, 1):
+        start, place = time.perf_counter(), printable(f"[{number}/{len(documents)}] {path}")
+        try:
+            text = read_document(path)
+            if kept.fresh(loaded, str(path), text, bits):
+                out.print(f"{place}: unchanged", style="dim", soft_wrap=True)
+                continue
+            (entry,) = kept.add(loaded, {str(path): text}, bits)
+        except (DataError, WireError) as error:
+            failed += 1
+            print("latentwire:", printable(" ".join(str(error).split())), file=sys.stderr)
+            continue
+        out.print(
+            f"{place}: {entry.tokens} tokens as {entry.latents} latents, {entry.bytes} bytes, "
+            f"{time.perf_counter() - start:.1f} s",
+            soft_wrap=True,
+        )
+    return int(failed > 0)
+
+
+def ask_store(question: str, context: Path | None, store: Path, doc: DOCUMENTS, wire: str) -> int:
+    """Answer from documents of a store; exit status 1 where one was altered and is left out."""
+    from latentwire.serve.context import Contexts
+    from latentwire.serve.decoding import complete
+    from latentwire.serve.store import Store
+    from latentwire.wire.load import load_wire
+
+    contexts = Contexts(load_wire(wire), Store(store))
+    if context is not None:
+        raise ValueError("got --context and --store; expected one of them")
+    whole = _whole(contexts, doc)
+    for model in contexts.models:
+        request = contexts.question(whole, question, model)
+        print(printable(complete(contexts.lm(model), [request])[0]))
+        entries = contexts.stored(whole, model)[1]
+        tokens, latents = (sum(getattr(e, n) for e in entries) for n in ("tokens", "latents"))
+        out.print(f"{model} read {tokens} tokens as {latents} latents", style="dim")
+    return int(len(whole) < len(doc))
+
+
+def _whole(contexts, names: DOCUMENTS) -> list[str]:
+    """Those documents that were not altered; each of the others is named on stderr. Raises
+    StoreError where none is left, or one is unknown."""
+    from latentwire.serve.store import StoreError, UnknownContextError
+
+    whole, damaged = [], ""
+    if not names:
+        listed = ", ".join(entry.name for entry in contexts.store.entries()[0][:8]) or "nothing"
+        raise StoreError(f"expected --doc NAME; {contexts.store.folder} has {listed}")
+    for name in names:
+        try:
+            contexts.store.message(contexts.wire, contexts.store.entry(name))
+            whole.append(name)
+        except UnknownContextError:
+            raise
+        except StoreError as error:
+            damaged = str(error)
+            if len(names) > 1:
+                print("latentwire:", printable(damaged), file=sys.stderr)
+    if not whole:
+        raise StoreError(damaged)
+    return whole
+
+
+def chat(
+    context: Path | None = None,
+    store: Path | None = None,
+    doc: DOCUMENTS = (),
+    wire: str = "default",
+    ratio: int | None = None,
+    soft_prompt: bool = True,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+) -> int:
+    """Chat about documents that the reader sees only as latents. Ctrl-C stops an answer; an empty
+    line ends the chat.
+
+    Args:
+        context: A document: text, Markdown, PDF or HTML.
+        store: A folder that `latentwire compress` made, in place of a document.
+        doc: Which document of the store; several are read one after another.
+        wire: A wire's folder or hub id (owner/name), or one of those shipped; its first reader
+            answers.
+        ratio: Tokens in per latent out, where it is to be another than the wire's own.
+        soft_prompt: Have the wire's soft prompt behind the document, which it was trained with; it
+            asks for a short span.
+        max_new_tokens: Most tokens of an answer.
+        temperature: Of sampling; 0 takes the most probable token.
+    """
+    from latentwire.serve.context import Chat, Contexts
+    from latentwire.serve.documents import read_document
+    from latentwire.serve.store import Store
+    from latentwire.wire.load import load_with
+
+    if (context is None) == (store is None):
+        raise ValueError("expected --context FILE, or --store FOLDER with --doc NAME")
+    text = None if context is None else read_document(context)
+    with TemporaryDirectory() as folder:
+        contexts = Contexts(load_with(wire, ratio), Store(store or folder))
+        if context is not None and text is not None:
+            doc = (str(context),)
+            list(contexts.store.add(contexts.wire, {doc[0]: text}))
+        whole = _whole(contexts, doc)
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        talk = Chat(contexts, whole, soft_prompt=soft_prompt, **options)
+        for entry in talk.entries:
+            words = f"{entry.name}: {entry.tokens} tokens as {entry.latents} latents"
+            out.print(printable(words), style="dim", soft_wrap=True)
+        _converse(talk)
+    return int(len(whole) < len(doc))
+
+
+def _converse(talk) -> None:
+    """Turns from the terminal until an empty line or the end of the input."""
+    while True:
+        try:
+            words = input("> ")
+        except EOFError:
+            return
+        if not words.strip():
+            return
+        try:
+            for piece in talk.say(words):
+                print(printable(piece), end="", flush=True)
+        except KeyboardInterrupt:
+            print(" ...", end="")
+        print()
+
+
+def serve() -> int:
+    """Serve."""
+    return 0
