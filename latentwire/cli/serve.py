@@ -1,5 +1,7 @@
 """Commands on stored contexts: compress, ask --store, chat, serve."""
 
+import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -173,6 +175,62 @@ def _converse(talk) -> None:
         print()
 
 
-def serve() -> int:
-    """Serve."""
-    return 0
+def serve(
+    store: Path = Path("latentwire-store"),
+    wire: str = "default",
+    ratio: int | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    rows: int = 16,
+    waiting: int = 256,
+    seconds: float = 120.0,
+    body_bytes: int = 1 << 24,
+    context_tokens: int | None = None,
+) -> None:
+    """Serve a store: a page at / and OpenAI's API under /v1, whose requests name contexts.
+
+    Args:
+        store: Folder of the store; it is made where there is none.
+        wire: A wire's folder or hub id (owner/name), or one of those shipped: default, shared,
+            interlingua. Its readers are the models.
+        ratio: Tokens in per latent out of what is uploaded, where it is to be another than the
+            wire's own.
+        host: Address to listen on; only this machine reaches 127.0.0.1.
+        port: Port to listen on; 0 takes a free one.
+        api_key: Key that requests must have; $LATENTWIRE_API_KEY if not given.
+        rows: Requests of a model that are decoded together.
+        waiting: Requests of a model that may wait; those beyond are answered 429.
+        seconds: Time that an answer may take.
+        body_bytes: Largest body of a request.
+        context_tokens: Longest context; as many as the reader holds if not given.
+    """
+    try:
+        import uvicorn
+
+        from latentwire.serve.server import Limits, create_app
+    except ImportError as error:
+        raise ValueError(f"serve needs {error.name}: pip install 'latentwire[serve]'") from None
+    from latentwire.serve.context import Contexts
+    from latentwire.serve.guard import LOOPBACK
+    from latentwire.serve.store import Store
+    from latentwire.wire.load import load_with
+
+    limits = Limits(rows, waiting, seconds, body_bytes, context_tokens)
+    key = api_key or os.environ.get("LATENTWIRE_API_KEY")
+    listener = socket.create_server((host, port), family=_family(host))
+    contexts = Contexts(load_with(wire, ratio), Store(store))
+    hosts = LOOPBACK if host in LOOPBACK else None
+    if hosts is None and key is None:
+        print(
+            "latentwire: anybody who reaches this address may ask; see --api-key", file=sys.stderr
+        )
+    app = create_app(contexts, limits, api_key=key, hosts=hosts)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"http://{shown}:{listener.getsockname()[1]}/ answers; Ctrl-C ends it", flush=True)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+    uvicorn.Server(config).run([listener])
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

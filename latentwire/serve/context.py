@@ -160,14 +160,13 @@ class Contexts:
             )
 
     def _kept(self, key: tuple, make: Callable[[], KVPrefix]) -> KVPrefix:
-        """What was made for this key, while it is among the last that were asked for."""
+        """What was made for this key, while it is among the last that were asked for. Two are not
+        made at a time: those who ask for one together would all make it."""
         with self._lock:
             if key in self._ready:
                 self._ready.move_to_end(key)
                 return self._ready[key]
-        made = make()
-        with self._lock:
-            self._ready[key] = made
+            self._ready[key] = made = make()
             held = sum(prefix.nbytes() for prefix in self._ready.values())
             while held > self._most and len(self._ready) > 1:
                 held -= self._ready.popitem(last=False)[1].nbytes()

@@ -232,6 +232,11 @@ class Worker:
         """Requests that are not being decoded yet."""
         return len(self._waiting)
 
+    @property
+    def alive(self) -> bool:
+        """Whether it decodes."""
+        return self._thread.is_alive()
+
     def submit(self, request: Request, emit: Callable[[str, Row], None]) -> Row:
         """Have a request decoded; `emit` is called from the worker's thread. Set `cancelled` on the
         row to have it leave. Raises BusyError where too many wait."""
