@@ -27,5 +27,5 @@ install: $(VENV)/done
 $(VENV)/done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,hub,ray,trackers]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,hub,ray,serve,trackers]"
 	touch $@

@@ -142,7 +142,8 @@ def test_a_store_gives_what_the_wire_sent(wire, store):
 def test_stores_hold_messages_of_every_wire_of_slots(tmp_path):
     lm, question = tiny_lm("llama"), "Who built it?"
     text = "Ada met Bob."
-    wires = [make_wire(), TextWire(lm, [make_wire(), make_wire("gemma3")]), fitted(lm, lm, 16, count=10)]
+    codes = fitted(lm, lm, 16, count=10)
+    wires = [make_wire(), TextWire(lm, [make_wire(), make_wire("gemma3")]), codes]
     for number, wire in enumerate(wires):
         store = Store(tmp_path / str(number))
         list(store.add(wire, {"a": text}))

@@ -187,6 +187,7 @@ def serve(
     seconds: float = 120.0,
     body_bytes: int = 1 << 24,
     context_tokens: int | None = None,
+    lens: str = "default",
 ) -> None:
     """Serve a store: a page at / and OpenAI's API under /v1, whose requests name contexts.
 
@@ -204,6 +205,7 @@ def serve(
         seconds: Time that an answer may take.
         body_bytes: Largest body of a request.
         context_tokens: Longest context; as many as the reader holds if not given.
+        lens: A lens's folder or hub id, or default, which the page's second tab looks through.
     """
     try:
         import uvicorn
@@ -225,7 +227,7 @@ def serve(
         print(
             "latentwire: anybody who reaches this address may ask; see --api-key", file=sys.stderr
         )
-    app = create_app(contexts, limits, api_key=key, hosts=hosts)
+    app = create_app(contexts, limits, lens, api_key=key, hosts=hosts)
     shown = f"[{host}]" if ":" in host else host
     print(f"http://{shown}:{listener.getsockname()[1]}/ answers; Ctrl-C ends it", flush=True)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)

@@ -172,9 +172,17 @@ class Upload(Strict):
     text: str
     name: str | None = Field(None, min_length=1, max_length=500)
     ratio: int | None = Field(None, ge=1, le=4096)
-    bits: Literal[16, 8, 6, 4] | None = None
+    bits: int | None = None
     tokens: bool = False
     """Whether to answer with the text's tokens, and which share of all heads kept each."""
+
+
+class LensAsked(Strict):
+    """What the lens is asked: tokens of a text, one of them explained, or its words edited."""
+
+    text: str = Field(max_length=2000)
+    token: int | None = Field(None, ge=0)
+    words: str | None = Field(None, min_length=1, max_length=2000)
 
 
 def parsed(kind: type[Any], data: bytes | dict[str, Any]) -> Any:

@@ -80,7 +80,10 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] += [
-                    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'"),
+                    (
+                        b"content-security-policy",
+                        b"default-src 'self'; img-src data:; frame-ancestors 'none'",
+                    ),
                     (b"x-content-type-options", b"nosniff"),
                 ]
             await send(message)

@@ -29,6 +29,7 @@ from latentwire.serve.api import (
     ApiError,
     ChatAsked,
     CompletionAsked,
+    LensAsked,
     Upload,
     Writer,
     as_api_error,
@@ -40,6 +41,7 @@ from latentwire.serve.decoding import Request as Decoding
 from latentwire.serve.documents import EXTRACTORS, extract
 from latentwire.serve.guard import Guard, Metrics
 from latentwire.serve.kept import kept_tokens
+from latentwire.serve.looking import Looking
 from latentwire.serve.store import Entry
 
 PAGE = files("latentwire.serve") / "page"
@@ -84,8 +86,8 @@ class Stream(StreamingResponse):
 class Server:
     """Handlers of the API, and what they share."""
 
-    def __init__(self, contexts: Contexts, limits: Limits):
-        self.contexts, self.limits = contexts, limits
+    def __init__(self, contexts: Contexts, limits: Limits, lens: str):
+        self.contexts, self.limits, self.looking = contexts, limits, Looking(lens)
         self.workers = {
             name: Worker(lm, limits.rows, limits.waiting) for name, lm in contexts.lms.items()
         }
@@ -133,6 +135,7 @@ class Server:
         if upload.tokens:
             prefix, _ = self.contexts.stored([entry.id], soft_prompt=False)
             answer["kept"] = kept_tokens(self.contexts.wire, prefix, upload.text)
+            answer["text"] = upload.text
         return answer
 
     def list_contexts(self) -> dict[str, Any]:
@@ -247,6 +250,11 @@ class Server:
 
     # -- the rest -----------------------------------------------------------------------------
 
+    async def lens(self, request: Request) -> dict[str, Any]:
+        """POST /v1/lens."""
+        asked = parsed(LensAsked, await self._body(request))
+        return await run_in_threadpool(self.looking.look, asked.text, asked.token, asked.words)
+
     def models(self) -> dict[str, Any]:
         """GET /v1/models."""
         return {"object": "list", "data": [_model(name) for name in self.contexts.models]}
@@ -279,9 +287,12 @@ class Server:
                 raise ApiError(413, "context_too_large", message, "text")
 
 
-def create_app(contexts: Contexts, limits: Limits | None = None, **guard: Any) -> FastAPI:
-    """The application. guard: of Guard, such as api_key."""
-    server = Server(contexts, limits or Limits())
+def create_app(
+    contexts: Contexts, limits: Limits | None = None, lens: str = "default", **guard: Any
+) -> FastAPI:
+    """The application. lens: name of the one that the page looks through. guard: of Guard, such as
+    api_key."""
+    server = Server(contexts, limits or Limits(), lens)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -297,6 +308,7 @@ def create_app(contexts: Contexts, limits: Limits | None = None, **guard: Any) -
         ("DELETE", "/v1/contexts/{key}"): server.delete,
         ("POST", "/v1/chat/completions"): server.chat,
         ("POST", "/v1/completions"): server.complete,
+        ("POST", "/v1/lens"): server.lens,
         ("GET", "/v1/models"): server.models,
         ("GET", "/v1/models/{name:path}"): server.model,
         ("GET", "/healthz"): server.health,

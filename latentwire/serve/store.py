@@ -148,7 +148,7 @@ class Store:
         Raises UnknownContextError where there is none, StoreError where its file was altered."""
         for candidate in (id_of(name), name):
             if ID.fullmatch(candidate) and self._path(candidate).exists():
-                return self._read(candidate)[0]
+                return self._read(candidate, whole=False)[0]
         entries, _ = self.entries()
         ends = [e for e in entries if e.name.endswith(f"/{name}")]
         if len(ends) == 1:
