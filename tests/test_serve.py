@@ -56,7 +56,7 @@ def contexts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(contexts):
-    with serving(contexts, Limits(rows=4, body=20_000, context_tokens=300)) as url:
+    with serving(contexts, Limits(rows=4, body=40_000, context_tokens=300)) as url:
         yield url
 
 
@@ -260,7 +260,8 @@ ASKED = {"model": MODEL, "messages": [{"role": "user", "content": "Who?"}], "max
         ({**ASKED, "temperature": -1}, 400, "invalid_value", "temperature: "),
         ({**ASKED, "stop": [""]}, 400, "invalid_value", "stop has at most"),
         ({**ASKED, "text": "word " * 61}, 413, "context_too_large", "305 tokens; this server"),
-        ({**ASKED, "text": "x", "user": "y" * 20_000}, 413, "body_too_large", "20000 bytes"),
+        ({**ASKED, "text": "x" * 32_769}, 413, "context_too_large", "32769 characters; this"),
+        ({**ASKED, "text": "x", "user": "y" * 40_000}, 413, "body_too_large", "40000 bytes"),
         (
             {**ASKED, "messages": [{"role": "user", "content": "x" * 600}]},
             400,

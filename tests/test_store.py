@@ -111,9 +111,17 @@ def test_a_document_without_text_is_named(name, data, error):
 
 
 def test_what_is_no_document_is_not_read(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "none.txt", tmp_path, tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(DataError, match=f"^{path}: .*expected a document"):
+    os.mkfifo(tmp_path / "pipe.pdf")
+    (tmp_path / "folder.pdf").mkdir()
+    for path, error in {
+        tmp_path / "none.txt": "no such file",
+        tmp_path / "none.pdf": "No such file or directory; expected a document",
+        tmp_path: "is a folder",
+        tmp_path / "folder.pdf": "not a regular file; expected a document",
+        tmp_path / "pipe.pdf": "not a regular file; expected a document",
+        Path("/dev/zero"): "is a device",
+    }.items():
+        with pytest.raises(DataError, match=f"^{path}:? {error}"):
             read_document(path)
     with pytest.raises(DataError, match="'image/png'; expected one of text/plain"):
         extract(b"", "image/png", "an upload")

@@ -14,8 +14,8 @@ from torch import Tensor
 from latentwire.lm.prompt import ChatFrame
 from latentwire.reading import check_unicode
 
-REMEMBERED = 50_000
-"""Texts whose ids are kept."""
+REMEMBERED, CHARACTERS = 50_000, 1 << 26
+"""Texts whose ids are kept, and most characters of them all."""
 DATE = "26 Jul 2024"
 """What Llama's chat templates say is today, if they cannot tell: slots must be read tomorrow behind
 the head that they were made behind today."""
@@ -30,6 +30,7 @@ class TokenizerMixin:
     def __init__(self, model: Any, tokenizer: Any, name: str):
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self._known: dict[str, Tensor] = {}
+        self._characters = 0
 
     @property
     def device(self) -> torch.device:
@@ -50,8 +51,10 @@ class TokenizerMixin:
             made = self._tokenize(text, split_special_tokens=True)
             if not remember:
                 return made
-            if len(self._known) >= REMEMBERED:
+            if len(self._known) >= REMEMBERED or self._characters > CHARACTERS:
                 self._known.clear()
+                self._characters = 0
+            self._characters += len(text)
             return self._known.setdefault(text, made)
 
     def offsets(self, text: str) -> Int[Tensor, "n 2"]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from latentwire.reading import read_regular
-from latentwire.tasks.base import BOM, DataError
+from latentwire.tasks.base import BOM, DataError, read_text
 
 DOCUMENT_BYTES = 1 << 28
 """Largest file that is read."""
@@ -27,8 +27,10 @@ DROPPED = ("script", "style", "noscript", "template", "svg", "head")
 
 
 def read_document(path: Path) -> str:
-    """A document's text. Raises DataError for a file that is missing, no regular file, or of which
-    no text comes out."""
+    """A document's text; plain text may come from a pipe. Raises DataError for a file that is
+    missing, a folder or a device, or of which no text comes out."""
+    if media_type(path.name) == "text/plain":
+        return read_text(path)
     try:
         data = read_regular(path, DOCUMENT_BYTES)
     except OSError as error:
@@ -82,8 +84,7 @@ def _html(data: bytes) -> str:
     soup = BeautifulSoup(data, "html.parser")
     for element in soup(DROPPED):
         element.decompose()
-    blocks = soup.get_text("\n", strip=True)
-    return blocks
+    return soup.get_text("\n", strip=True)
 
 
 EXTRACTORS: dict[str, Callable[[bytes], str]] = {

@@ -17,6 +17,7 @@ from latentwire.serve.decoding import Worker
 
 OPEN = ("/", "/page.js", "/page.css", "/healthz")
 """Paths that need no key: they tell nothing."""
+POLICY = b"default-src 'self'; img-src data:; frame-ancestors 'none'"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 

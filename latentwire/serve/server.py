@@ -45,6 +45,8 @@ from latentwire.serve.looking import Looking
 from latentwire.serve.store import Entry
 
 PAGE = files("latentwire.serve") / "page"
+LONGEST_TOKEN = 64
+"""Characters; of a text that has more for each token that fits, the tokens need not be counted."""
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 
 
@@ -121,9 +123,9 @@ class Server:
         start, wire = time.perf_counter(), self.contexts.wire
         if not upload.text.strip():
             raise ApiError(400, "invalid_value", "text is empty; expected words", "text")
-        self._check_size(self.contexts.models[0], upload.text)
         if upload.ratio is not None:
             wire = wire.at(upload.ratio)
+        self._check_size(self.contexts.models[0], upload.text, wire.readers[0].ratio)
         settings = f"{wire.readers[0].ratio}x {upload.bits or wire.readers[0].bits} bits"
         name = upload.name or f"{digest(upload.text)} at {settings}"
         store = self.contexts.store
@@ -198,7 +200,7 @@ class Server:
         if asked.context is not None:
             prefix, entries = contexts.stored(asked.contexts, model, asked.soft_prompt)
         else:
-            if asked.text is not None and asked.text_tokens is None:
+            if asked.text is not None:
                 self._check_size(model, asked.text)
             prefix = contexts.plain(asked.text, model, asked.soft_prompt, asked.text_tokens)
         options = {**asked.options(), "deadline": deadline}
@@ -278,13 +280,19 @@ class Server:
                 raise ApiError(413, "body_too_large", f"the body has more than {most} bytes")
         return data
 
-    def _check_size(self, model: str, text: str) -> None:
-        most = self.limits.context_tokens
-        if most is not None:
-            tokens = len(self.contexts.lm(model).tokenize(text, remember=False))
-            if tokens > most:
-                message = f"the text has {tokens} tokens; this server takes {most}"
-                raise ApiError(413, "context_too_large", message, "text")
+    def _check_size(self, model: str, text: str, ratio: int = 1) -> None:
+        """Raises ApiError for a text that is too long, before its tokens are counted where it is
+        far too long: others wait for the tokenizer meanwhile."""
+        lm, most = self.contexts.lm(model), self.limits.context_tokens
+        size = f"{len(text)} characters"
+        long = len(text) > LONGEST_TOKEN * lm.context_length * ratio
+        if not long and most is not None:
+            tokens = len(lm.tokenize(text, remember=False))
+            long, size = tokens > most, f"{tokens} tokens"
+        if long:
+            takes = f"{lm.context_length * ratio if most is None else most} tokens"
+            message = f"the text has {size}; this server takes {takes}"
+            raise ApiError(413, "context_too_large", message, "text")
 
 
 def create_app(

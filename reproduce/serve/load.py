@@ -7,12 +7,14 @@ at once, and again one after another of Hugging Face's generate with the full te
 answer is wrong where it is not the one that the same request has alone.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import openai
@@ -27,14 +29,25 @@ BY_PROGRAM = 20
 """Questions that are also asked of `latentwire.ask`, which has no batch."""
 
 
-def timed(name: str, call: Callable[[], list[str]]) -> list[str]:
-    start = time.perf_counter()
+def timed(name: str, call: Callable[[], list[str]], process: int | None = None) -> list[str]:
+    """What a call gives; time passed, and time that this process or another one computed."""
+    start, computed = time.perf_counter(), cpu_seconds(process)
     answers = call()
-    seconds = time.perf_counter() - start
+    seconds, computed = time.perf_counter() - start, cpu_seconds(process) - computed
+    rate = len(answers) / computed
     print(
-        f"{name}: {len(answers)} answers in {seconds:.1f} s, {len(answers) / seconds:.2f} a second"
+        f"{name}: {len(answers)} answers in {seconds:.1f} s, of which {computed:.1f} s computed; "
+        f"{rate:.2f} a second of computing"
     )
     return answers
+
+
+def cpu_seconds(process: int | None) -> float:
+    """Time that a process has computed (Linux), this one if None: other programs do not count."""
+    if process is None:
+        return time.process_time()
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -44,7 +57,7 @@ def main() -> None:
         server = subprocess.Popen([*command, "--store", store], stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
-            answered = through_server(server.stdout.readline().split()[0], rows)
+            answered = through_server(server.stdout.readline().split()[0], rows, server.pid)
         finally:
             server.kill()
     wire = Wire.from_pretrained("default")
@@ -55,7 +68,7 @@ def main() -> None:
     timed("Hugging Face generate on full text, one at a time", lambda: full_text(wire, rows))
 
 
-def through_server(url: str, rows: list) -> list[str]:
+def through_server(url: str, rows: list, process: int) -> list[str]:
     """The answers at once, compared with those alone."""
     contexts = {}
     for text in dict.fromkeys(row.context for row in rows):
@@ -74,9 +87,9 @@ def through_server(url: str, rows: list) -> list[str]:
         return answer.choices[0].message.content or ""
 
     print(f"{len(rows)} questions of {len(contexts)} contexts, {torch.get_num_threads()} thread(s)")
-    alone = timed("single requests in a loop", lambda: [one(row) for row in rows])
+    alone = timed("single requests in a loop", lambda: [one(row) for row in rows], process)
     with ThreadPoolExecutor(len(rows)) as pool:
-        together = timed(f"{len(rows)} clients at once", lambda: list(pool.map(one, rows)))
+        together = timed(f"{len(rows)} clients at once", lambda: list(pool.map(one, rows)), process)
     wrong = [(a, b) for a, b in zip(alone, together, strict=True) if a != b]
     print(f"lost: {len(rows) - len(together)}; wrong: {len(wrong)}")
     for pair in wrong:
