@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latentwire.artifact import push_to_hub
     from latentwire.lens.explain import explain_text, tokens_of
     from latentwire.lens.interventions import edited
     from latentwire.lens.lens import Lens
@@ -42,6 +43,7 @@ __all__ = [
     "edited",
     "explain_text",
     "load_wire",
+    "push_to_hub",
     "tokens_of",
 ]
 __version__ = "0.1.0"
@@ -64,6 +66,7 @@ _HOMES = {
     "edited": "latentwire.lens.interventions",
     "explain_text": "latentwire.lens.explain",
     "load_wire": "latentwire.wire.load",
+    "push_to_hub": "latentwire.artifact",
     "tokens_of": "latentwire.lens.explain",
 }
 
