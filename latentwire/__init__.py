@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from latentwire.lens.interventions import edited
     from latentwire.lens.lens import Lens
     from latentwire.lm import FrozenLM, Greedy, Prompt
+    from latentwire.seek.rewards.base import Rating
     from latentwire.seek.rewards.self_verify import SelfVerify
     from latentwire.seek.search import Seek, SeekConfig
     from latentwire.tasks.base import Problem
     from latentwire.tasks.qa import ask
+    from latentwire.wire.codes.message import CodeMessage
     from latentwire.wire.codes.wire import CodeWire
     from latentwire.wire.load import load_wire
     from latentwire.wire.text_message import TextMessage
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
     from latentwire.wire.wire import Wire
 
 __all__ = [
+    "CodeMessage",
     "CodeWire",
     "FrozenLM",
     "Greedy",
     "Lens",
     "Problem",
     "Prompt",
+    "Rating",
     "Seek",
     "SeekConfig",
     "SelfVerify",
@@ -50,12 +54,14 @@ __version__ = "0.1.0"
 
 # Imported when they are first asked for: models cost seconds, which a command's --help need not.
 _HOMES = {
+    "CodeMessage": "latentwire.wire.codes.message",
     "CodeWire": "latentwire.wire.codes.wire",
     "FrozenLM": "latentwire.lm",
     "Greedy": "latentwire.lm",
     "Lens": "latentwire.lens.lens",
     "Problem": "latentwire.tasks.base",
     "Prompt": "latentwire.lm",
+    "Rating": "latentwire.seek.rewards.base",
     "Seek": "latentwire.seek.search",
     "SeekConfig": "latentwire.seek.search",
     "SelfVerify": "latentwire.seek.rewards.self_verify",
