@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from latentwire.wire.codes.message import CodeMessage
     from latentwire.wire.codes.wire import CodeWire
     from latentwire.wire.load import load_wire
+    from latentwire.wire.message import Message
     from latentwire.wire.text_message import TextMessage
     from latentwire.wire.text_wire import TextWire
     from latentwire.wire.wire import Wire
@@ -34,6 +35,7 @@ __all__ = [
     "FrozenLM",
     "Greedy",
     "Lens",
+    "Message",
     "Problem",
     "Prompt",
     "Rating",
@@ -59,6 +61,7 @@ _HOMES = {
     "FrozenLM": "latentwire.lm",
     "Greedy": "latentwire.lm",
     "Lens": "latentwire.lens.lens",
+    "Message": "latentwire.wire.message",
     "Problem": "latentwire.tasks.base",
     "Prompt": "latentwire.lm",
     "Rating": "latentwire.seek.rewards.base",
