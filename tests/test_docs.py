@@ -69,6 +69,24 @@ def test_a_command_that_is_written_down_parses(line, monkeypatch):
     assert parsed
 
 
+HELPS = ["train smollm2-4x", "train interlingua", "train shared-4x", "add-reader", "sweep", "seek"]
+HELPS += ["ask", "eval", "lens explain", "lens eval", "lens train smollm2", "bench train", "report"]
+OTHERS = {"--multi_gpu", "--num_processes", "--use_fsdp", "--fsdp_version", "--help", "--OPTION"}
+"""Options of Accelerate and of all programs."""
+
+
+def test_options_that_are_named_exist(monkeypatch, capsys):
+    known = set(OTHERS)
+    for command in HELPS:
+        monkeypatch.setattr(sys, "argv", ["latentwire", *command.split(), "--help"])
+        with pytest.raises(SystemExit):
+            main()
+        known |= set(re.findall(r"--[\w.-]*\w", capsys.readouterr().out))
+    for page in (p for p in PAGES if p.name != "decisions.md"):  # it tells of options that went
+        named = re.findall(r"(?<![\w-])--[a-zA-Z][\w.-]*\w", page.read_text())
+        assert set(named) <= known, page
+
+
 def test_a_command_that_is_named_exists():
     named = {match[1] for line in commands() if (match := BARE.fullmatch(line))}
     assert named and named <= {*COMMANDS, *GROUPS}
