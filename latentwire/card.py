@@ -129,6 +129,7 @@ def _evaluation(path: Path) -> str:
 
 def _table(name: str, results: dict[str, Any]) -> str:
     """The rows of one reader's results, or a lens's, each with its 95% interval."""
+    rows: dict[str, dict[str, float]]
     if "rows" in results:
         rows, key, scale, digits = results["rows"], "f1", 100, 1
         asked = f"{results['n']} questions"
