@@ -141,7 +141,8 @@ def train(arguments: list[str]) -> int:
     from latentwire.wire.codes.training import train_codes
     from latentwire.wire.learned import config as shared_config
     from latentwire.wire.learned.training import train_shared
-    from latentwire.wire.training import RECIPES, train_wire
+    from latentwire.wire.recipe import RECIPES
+    from latentwire.wire.training import train_wire
 
     def run(recipe, session) -> Path:
         if isinstance(recipe, codes_config.CodeRecipe):
