@@ -91,7 +91,7 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert status == 0, err
     result = json.loads((tmp_path / "o.json").read_text())
     assert result == json.loads((folder / "results.json").read_text())
-    names = ["text", "wire", "truncated_tokens", "pruned_tokens", "truncated_bytes"]
+    names = ["text", "wire", "evicted", "truncated_tokens", "pruned_tokens", "truncated_bytes"]
     names += ["truncated_zstd", "closed_book", "zero_latents", "mismatched_latents"]
     assert list(result["rows"]) == names
     for row in result["rows"].values():
@@ -106,7 +106,7 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert result["message_bytes"] > 0 and result["text_bytes"] == 20.5
     # A text of one line has nothing to compress; a frame of zstd has 9 bytes of its own.
     assert 20.5 < result["zstd_bytes"] <= 20.5 + 9 and result["bits"] == 16
-    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 9
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 10
     assert result["embeds_vs_ids_difference"] == 0 and "keep" not in result
     assert "<html" in (folder / "report.html").read_text()
 

@@ -53,7 +53,7 @@ def _most(lm: FrozenLM, prompt: Prompt, tokens: int) -> Float[Tensor, "b l h t"]
     head, over the query heads that share a KV head."""
     start, heads = len(lm.frame.prefix), lm.kv_shape[0]
 
-    def most(attention: Float[Tensor, "b q t k"]) -> Float[Tensor, "b h k"]:
+    def most(attention: Float[Tensor, "b q t k"]) -> Float[Tensor, "b h n"]:
         seen = attention[..., start : start + tokens].float() * prompt.mask[:, None, :, None]
         return seen.unflatten(1, (heads, -1)).amax((2, 3))
 

@@ -109,6 +109,13 @@ class CodeReader(nn.Module):
         reader.ratio = ratio
         return reader
 
+    def evictions(self, also: Sequence[str] = ()) -> dict[str, CodeReader]:
+        """No rows of an evaluation: the reader has no cache of the text to evict from. Raises
+        WireError where some are asked for."""
+        if also:
+            raise WireError("this wire has codes alone; only one of slots is compared by selectors")
+        return {}
+
     def check_bits(self, bits: int | None) -> None:
         """Raises MessageError for other bits than the code was trained with."""
         if bits not in (None, self.bits):
