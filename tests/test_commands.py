@@ -111,6 +111,31 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert "<html" in (folder / "report.html").read_text()
 
 
+def test_eval_and_ask_by_selectors(wire, shared, tmp_path, monkeypatch, capsys):
+    data, out = write(tmp_path / "d.jsonl", jsonl(ROWS)), tmp_path / "o.json"
+    also = ("--also", "random", "--also", "key_norm")
+    asked = ("--data", data, "--json", str(out))
+    status, printed, err = run(monkeypatch, capsys, "eval", wire, *asked, *also)
+    assert status == 0, err
+    names = ["wire", "evicted", "evicted_by_random", "evicted_by_key_norm"]
+    assert list(json.loads(out.read_text())["rows"])[1:5] == names
+    assert "eviction alone" in printed and "evicted by key norm" in printed
+    for name in (wire, shared):  # none of a wire of codes, which has no cache of the text
+        status, _, err = run(monkeypatch, capsys, "eval", name, "--data", data, "--also", "best")
+        assert status == 2 and err.count("\n") == 1
+        assert "no selector 'best'; expected one of: attention, key_norm" in err
+    status, _, err = run(monkeypatch, capsys, "eval", shared, "--data", data, "--also", "random")
+    assert status == 2 and "has codes alone" in err and err.count("\n") == 1
+    context = write(tmp_path / "note.txt", "The Elbe rises in the Giant Mountains. " * 5)
+    model = ("tiny-llama", "--selector", "streaming")
+    more = ("--context", context, "Where?", "--wire", *model)
+    status, printed, _ = run(monkeypatch, capsys, "ask", *more)
+    assert status == 0 and "read 195 tokens as 49 latents" in printed
+    status, _, err = run(monkeypatch, capsys, "eval", *model, *asked, "--ratio", "2")
+    result = json.loads(out.read_text())
+    assert status == 0 and result["ratio"] == 2 and "evicted" not in result["rows"], err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
