@@ -90,6 +90,21 @@ def test_training_lowers_the_loss_and_resumes_exactly(lm, data, tmp_path, monkey
     assert (straight / weights).read_bytes() == (resumed / weights).read_bytes()
 
 
+def test_a_residual_is_trained_on_a_selector_that_needs_no_training(lm, data, tmp_path):
+    given = recipe(data, tmp_path / "run")
+    settings = replace(given.wire, selector="streaming")
+    short = replace(given, wire=settings, slots=replace(given.slots, steps=2))
+    folder = train_wire(short)
+    assert not (folder / "scorer.safetensors").exists()
+    wire = Wire.from_pretrained(folder / "wire", lm)
+    assert wire.config == settings and wire.slots.up.abs().max() > 0
+    (latents,) = wire.encode(["abcdefghijklmnop"])
+    assert latents.positions.view(-1, 8).tolist() == [[0, 1, 2, 3, 12, 13, 14, 15]] * 6
+    for nothing in ("rank", "format_tokens"):
+        with pytest.raises(ValueError, match=f"wire.{nothing} is 0; expected at least 1"):
+            replace(given, wire=replace(given.wire, **{nothing: 0}))
+
+
 def test_attention_is_read_off_hugging_faces_own_maps(lm):
     wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
     passage = Passage("Ada was born.", (Question("1", "Ada was born.", "Who?", ("Ada",)),))

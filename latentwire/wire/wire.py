@@ -147,6 +147,7 @@ class Wire(nn.Module):
         tokens that its selector keeps, or another. Either reads the messages of the other."""
         wire = copy(self)
         wire.compressor = KVCompressor(self.lm, selector or self.compressor.selector)
+        wire._costs = {}  # other slots take other bytes
         return wire
 
     def evictions(self, also: Sequence[str] = ()) -> dict[str, Wire]:
