@@ -2,7 +2,7 @@
 
 # grid.py
 from dataclasses import replace
-from latentwire.wire.training import smollm2_4x
+from latentwire.wire.recipe import smollm2_4x
 
 base = smollm2_4x()
 grid = {f"{n}x": replace(base, wire=replace(base.wire, ratio=n), ratios=(n,)) for n in (2, 4, 8)}
