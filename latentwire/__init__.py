@@ -11,31 +11,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latentwire.artifact import push_to_hub
     from latentwire.lens.explain import explain_text, tokens_of
     from latentwire.lens.interventions import edited
     from latentwire.lens.lens import Lens
     from latentwire.lm import FrozenLM, Greedy, Prompt
+    from latentwire.seek.rewards.base import Rating
     from latentwire.seek.rewards.self_verify import SelfVerify
     from latentwire.seek.search import Seek, SeekConfig
     from latentwire.serve.context import Chat, Contexts
     from latentwire.serve.store import Store
     from latentwire.tasks.base import Problem
     from latentwire.tasks.qa import ask
+    from latentwire.wire.codes.message import CodeMessage
     from latentwire.wire.codes.wire import CodeWire
     from latentwire.wire.load import load_wire
+    from latentwire.wire.message import Message
     from latentwire.wire.text_message import TextMessage
     from latentwire.wire.text_wire import TextWire
     from latentwire.wire.wire import Wire
 
 __all__ = [
     "Chat",
+    "CodeMessage",
     "CodeWire",
     "Contexts",
     "FrozenLM",
     "Greedy",
     "Lens",
+    "Message",
     "Problem",
     "Prompt",
+    "Rating",
     "Seek",
     "SeekConfig",
     "SelfVerify",
@@ -47,6 +54,7 @@ __all__ = [
     "edited",
     "explain_text",
     "load_wire",
+    "push_to_hub",
     "tokens_of",
 ]
 __version__ = "0.1.0"
@@ -55,12 +63,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "Chat": "latentwire.serve.context",
     "Contexts": "latentwire.serve.context",
+    "CodeMessage": "latentwire.wire.codes.message",
     "CodeWire": "latentwire.wire.codes.wire",
     "FrozenLM": "latentwire.lm",
     "Greedy": "latentwire.lm",
     "Lens": "latentwire.lens.lens",
+    "Message": "latentwire.wire.message",
     "Problem": "latentwire.tasks.base",
     "Prompt": "latentwire.lm",
+    "Rating": "latentwire.seek.rewards.base",
     "Seek": "latentwire.seek.search",
     "SeekConfig": "latentwire.seek.search",
     "SelfVerify": "latentwire.seek.rewards.self_verify",
@@ -72,6 +83,7 @@ _HOMES = {
     "edited": "latentwire.lens.interventions",
     "explain_text": "latentwire.lens.explain",
     "load_wire": "latentwire.wire.load",
+    "push_to_hub": "latentwire.artifact",
     "tokens_of": "latentwire.lens.explain",
 }
 

@@ -63,7 +63,7 @@ class Entry:
     wire: str
     """Which wire made the message: its id as hex digits."""
     settings: str
-    """What else of a wire the message follows from: bits, spans kept as text."""
+    """What else of a wire the message follows from: bits, spans kept as text, the selector."""
     ratio: int
     source: str
     """Digest of the document's text."""
@@ -263,5 +263,7 @@ def _first(wire: AnyWire) -> Any:
 def _made(wire: AnyWire, bits: int | None) -> tuple[str, int, str]:
     """Wire, ratio and settings as entries have them."""
     reader = _first(wire)
-    settings = json.dumps({"bits": bits or reader.bits, "keep": reader.keep})
-    return wire_id(wire), reader.ratio, settings
+    settings = {"bits": bits or reader.bits, "keep": reader.keep}
+    if isinstance(reader, Wire):
+        settings["selector"] = reader.config.selector
+    return wire_id(wire), reader.ratio, json.dumps(settings)
