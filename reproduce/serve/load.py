@@ -1,6 +1,6 @@
 """A hundred clients at once against `latentwire serve`: none lost, none wrong, and how fast.
 
-    python reproduce/serve/load.py | tee reproduce/serve/load.txt
+    python reproduce/serve/load.py [CLIENTS] | tee reproduce/serve/load.txt
 
 Questions of the shipped almanac are asked of a real server on loopback: one after another, then all
 at once, and again one after another of Hugging Face's generate with the full text in the prompt. An
@@ -24,7 +24,7 @@ from latentwire import Wire, ask
 from latentwire.tasks.qa import ANSWER_TOKENS, load_questions, question_ids
 from latentwire.wire.evaluation import ALMANAC
 
-CLIENTS = 100
+CLIENTS = int(sys.argv[1]) if len(sys.argv) > 1 else 100
 BY_PROGRAM = 20
 """Questions that are also asked of `latentwire.ask`, which has no batch."""
 
