@@ -34,8 +34,6 @@ class Family:
     """Names of the linear maps of a block."""
     attends: str = "self_attn"
     """Attribute of a block that holds its attention."""
-    attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """Those of them that belong to its attention."""
     transposed: bool = False
     """Whether those store their weights as [in, out]."""
     rotary: bool = True
@@ -55,7 +53,6 @@ FAMILIES = {
         norm="ln_f",
         attends="attn",
         linear=("c_attn", "c_proj", "c_fc"),
-        attention=("attn.c_attn", "attn.c_proj"),
         transposed=True,
         rotary=False,
     ),

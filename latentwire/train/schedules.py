@@ -90,11 +90,6 @@ class Schedule:
         return min(self._ends if self.gate is None else (*self._ends, 0.0))
 
     @property
-    def highest(self) -> float:
-        """The largest value that it takes."""
-        return max(self._ends)
-
-    @property
     def on(self) -> bool:
         """Whether it is ever anything but 0."""
         return self._ends != (0, 0)

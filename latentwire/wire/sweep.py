@@ -77,10 +77,10 @@ def _several_readers(recipe: SharedRecipe, session: Session | None) -> SharedWir
     return SharedWire.from_pretrained(train_shared(recipe, session, lms) / "wire", lms)
 
 
-def _encoder_and_ways(recipe: SharedRecipe) -> dict[str, str]:
+def _encoder_and_injector(recipe: SharedRecipe) -> dict[str, str]:
     if recipe.wire.calibration != "regression":  # one that differs in a third thing
         return {}
-    return {"encoder": recipe.wire.encoder, "injectors": " + ".join(recipe.wire.ways_in)}
+    return {"encoder": recipe.wire.encoder, "injectors": recipe.wire.injector}
 
 
 KINDS: dict[type, Kind] = {
@@ -96,7 +96,7 @@ KINDS: dict[type, Kind] = {
         _several_readers,
         evaluate_readers,
         lambda recipe: (recipe.wire.bits,),
-        _encoder_and_ways,
+        _encoder_and_injector,
         lambda recipe: {*recipe.wire.readers, recipe.wire.source},
         learned.config_of,
     ),
