@@ -20,7 +20,7 @@ from latentwire.tasks.base import DataError
 from latentwire.tasks.needles import with_needles
 from latentwire.tasks.qa import Passage, Question, by_context, load_questions
 from latentwire.train.loop import LoopConfig
-from latentwire.wire import evaluation
+from latentwire.wire import costs
 from latentwire.wire import training as recipes
 from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.evaluation import conditions, evaluate_wire
@@ -196,7 +196,7 @@ def test_pruning_keeps_the_tokens_that_hugging_face_finds_least_likely(lm):
 def test_replayed_embeddings_are_told_from_the_text_where_they_differ(lm, data, monkeypatch):
     wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
     passages = by_context(load_questions(data, 4))
-    assert evaluation.embeds_vs_ids_difference(wire, passages) == 0
+    assert costs.embeds_vs_ids_difference(wire, passages) == 0
 
     def log_probs(context: str, question: Question) -> torch.Tensor:
         answer = torch.tensor([*lm.tokenize(f" {question.answers[0]}"), lm.stop_ids[0]])
@@ -211,8 +211,8 @@ def test_replayed_embeddings_are_told_from_the_text_where_they_differ(lm, data, 
         for p in passages
         for q in p.questions
     ]
-    monkeypatch.setattr(evaluation, "replayed", closed_book)
-    found = evaluation.embeds_vs_ids_difference(wire, passages)
+    monkeypatch.setattr(costs, "replayed", closed_book)
+    found = costs.embeds_vs_ids_difference(wire, passages)
     assert found == pytest.approx(max(differences), abs=1e-4)
 
 

@@ -26,6 +26,7 @@ from latentwire.lens.objectives import (
 )
 from latentwire.lm import (
     FrozenLM,
+    Generation,
     Prompt,
     Sampled,
     StraightThroughGumbel,
@@ -33,6 +34,7 @@ from latentwire.lm import (
     seed_of,
     seeded_noise,
 )
+from latentwire.lm.samplers import Noise
 from latentwire.tasks.base import DataError, read_jsonl
 from latentwire.train import parallel
 from latentwire.train.batches import shuffled
@@ -167,16 +169,7 @@ def joint_losses(
     decoder, weights, grpo = lens.decoder, recipe.weights, recipe.refine == "grpo"
     samples = recipe.group if grpo else 1
     noise = seeded_noise(_seeds(batch, recipe, step, samples))
-    if grpo:
-        with torch.no_grad(), parallel.gathered(lens.lm):
-            said = decoder.generate(batch.vectors, Sampled(noise, recipe.temperature), samples)
-        # What counts is what somebody reads, so the text is tokenized anew, as in an evaluation.
-        pieces = [lens.lm.tokenize(text) for text in said.texts]
-    else:
-        sampler = StraightThroughGumbel(noise, tau, recipe.temperature)
-        said = decoder.generate(batch.vectors, sampler)
-        own = words(said, lens.lm)
-        pieces = [row[keep] for row, keep in zip(said.embeds, own, strict=True)]
+    said, pieces = _explained(lens, batch, recipe, noise, tau)
     told = [t for t in batch.tokens for _ in range(samples)]
     made = lens.encoder(pieces, told)
     errors = scaled_mse(made, batch.vectors.repeat_interleave(samples, 0), lens.spread)
@@ -207,6 +200,23 @@ def joint_losses(
         policy = decoder.logits(batch.vectors, said.ids, said.mask)
         parts["fluency"] = fluency_kl(policy, plain, said.mask).mean()
     return parts
+
+
+def _explained(
+    lens: Lens, batch: Activations, recipe: LensRecipe, noise: Noise, tau: float
+) -> tuple[Generation, list[Tensor]]:
+    """The decoder's explanations of activations, and what the encoder reads of each: with GRPO ids
+    of the text, with Gumbel embeddings that gradients flow through."""
+    if recipe.refine == "grpo":
+        with torch.no_grad(), parallel.gathered(lens.lm):
+            sampler = Sampled(noise, recipe.temperature)
+            said = lens.decoder.generate(batch.vectors, sampler, recipe.group)
+        # What counts is what somebody reads, so the text is tokenized anew, as in an evaluation.
+        return said, [lens.lm.tokenize(text) for text in said.texts]
+    sampler = StraightThroughGumbel(noise, tau, recipe.temperature)
+    said = lens.decoder.generate(batch.vectors, sampler)
+    own = words(said, lens.lm)
+    return said, [row[keep] for row, keep in zip(said.embeds, own, strict=True)]
 
 
 @torch.no_grad()

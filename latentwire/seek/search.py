@@ -25,6 +25,7 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, Sampled, seed_of, seeded_noise
 from latentwire.seek.answers import Answers, prompt_ids
+from latentwire.seek.found import Found, Step, best_of, no_room, threshold_of
 from latentwire.seek.policy import Policy
 from latentwire.seek.region import Fraction, Region, RegionError, Span
 from latentwire.seek.rewards.base import Attempt, Rating, Reward, attempt_of, rate
@@ -79,47 +80,6 @@ class SeekConfig:
             )
         if self.compat == "original" and (self.samples or self.temperature):
             raise ValueError("compat='original' is greedy; leave samples and temperature at 0")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One answer of a search. step: 0 for the first answer; reward: None where it failed; flipped:
-    span tokens that differ from the first answer's; finished: whether it ended by itself, not by
-    its budget; seconds: its share of the batch's time; tokens: positions that LMs ran over for it,
-    the reward's included (0 where the same span was tried before)."""
-
-    step: int
-    reward: float | None
-    parts: dict[str, float]
-    flipped: int
-    text: str
-    finished: bool
-    seconds: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search came to: the answer to give, its reward, and every answer on the way.
-
-    span: the answer tokens that were searched. note: where that is not the region asked for.
-    failure: why the search could not start or go on; what it had until then is kept. ids: token ids
-    of each answer of the trace.
-    """
-
-    problem: Problem
-    text: str
-    reward: float | None
-    trace: tuple[Step, ...]
-    span: tuple[int, int] | None = None
-    note: str = ""
-    failure: str | None = None
-    ids: tuple[Int[Tensor, " _"], ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        """Positions that LMs ran over for this problem."""
-        return sum(step.tokens for step in self.trace)
 
 
 @dataclass(frozen=True)
@@ -327,27 +287,3 @@ class Seek:
             s.failure,
             tuple(s.ids),
         )
-
-
-def threshold_of(reward: Reward, given: float | None = None) -> float:
-    """The reward above which a search stops: the one given, or four fifths up its range."""
-    low, high = reward.low, reward.high
-    if given is not None and not low <= given <= high:
-        raise ValueError(f"threshold is {given}; expected {low} to {high}, the reward's range")
-    return high - 0.2 * (high - low) if given is None else given
-
-
-def best_of(trace: Sequence[Step]) -> Step | None:
-    """The first of the answers with the highest reward; None where none has one."""
-    return max((s for s in trace if s.reward is not None), key=value_of, default=None)
-
-
-def value_of(step: Step) -> float:
-    """Its reward, below all others where it has none."""
-    return -math.inf if step.reward is None else step.reward
-
-
-def no_room(lm: FrozenLM, problem: Problem, prompt: int, new: int) -> Found:
-    """What there is to say of a problem whose prompt and answer budget do not fit the window."""
-    why = f"a prompt of {prompt} tokens and {new} new ones do not fit {lm.name}'s window of "
-    return Found(problem, "", None, (), failure=f"{why}{lm.context_length}")

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, Greedy, Prompt, seed_of
 from latentwire.seek.answers import prompt_ids
+from latentwire.seek.found import Found, Step, best_of, no_room
 from latentwire.seek.rewards.base import Reward, attempt_of, rate
 from latentwire.seek.rewards.confidence import confidence
-from latentwire.seek.search import Found, Step, best_of, no_room
 from latentwire.tasks.base import Problem
 
 PLACEHOLDER = "..."

@@ -18,7 +18,8 @@ from typing import Any
 
 from latentwire.reading import check_unicode, parse_json, shortened
 from latentwire.tasks.base import DataError, Problem, Task, read_text
-from latentwire.tasks.sandbox import MODULES, Grid, as_grid, run_program
+from latentwire.tasks.sandbox import Grid, as_grid, run_program
+from latentwire.tasks.sandbox_child import MODULES
 
 
 @dataclass(frozen=True)

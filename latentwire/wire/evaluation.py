@@ -7,36 +7,30 @@ text, with none, and with latents that say nothing.
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from rich.progress import track
 from torch import Tensor
-from zstandard import compress
 
 from latentwire.evals.baselines import (
     Condition,
     closed_book,
     full_text,
     pruned,
-    replayed,
     truncated,
     truncated_bytes,
     truncated_zstd,
 )
 from latentwire.evals.harness import Answer, batch_size, evaluate, f1_differences, summarise
 from latentwire.files import digest, first_of, owned, write_whole
-from latentwire.lm import FrozenLM, KVPrefix
-from latentwire.lm.devices import wait_for
+from latentwire.lm import KVPrefix
 from latentwire.lm.identity import basis, digest_of, identity
-from latentwire.lm.sentences import SentenceEncoder
 from latentwire.reading import RENAMED
 from latentwire.runs.features import Features
 from latentwire.runs.folder import append, open_run, rewrite
@@ -47,15 +41,13 @@ from latentwire.tasks.qa import (
     ANSWER_TOKENS,
     Passage,
     answer_ids,
-    answer_targets,
     by_context,
     load_questions,
-    passages_prompt,
     question_ids,
-    question_prompt,
-    with_soft_prompt,
 )
 from latentwire.terminal import terminal
+from latentwire.wire.costs import TIMED, costs, embeds_vs_ids_difference, sizes
+from latentwire.wire.protocol import Reader
 from latentwire.wire.text_wire import TextReader
 
 ALMANAC = str(files("latentwire") / "data" / "almanac.jsonl")
@@ -66,42 +58,6 @@ REFERENCES: dict[str, int | None] = {
 }
 """Conditions without latents, the same for all wires of a reader with the same soft prompt; and
 which of a message's costs, latents or bytes, each text is cut to."""
-TIMED = 8
-"""Passages on which times and cache sizes are measured, and raw embeddings are replayed."""
-
-
-@runtime_checkable
-class Reader(Protocol):
-    """One reader of a wire of any kind: what an evaluation asks of it. Messages, and what they
-    hold, are each kind's own; bits None is for a kind whose codes have no choice of bits."""
-
-    @property
-    def reader(self) -> str: ...
-    @property
-    def lm(self) -> FrozenLM: ...
-    @property
-    def format(self) -> Tensor: ...
-    @property
-    def models(self) -> Mapping[str, FrozenLM | SentenceEncoder]: ...
-    @property
-    def trained(self) -> Mapping[str, Tensor]: ...
-    @property
-    def id(self) -> bytes: ...
-    @property
-    def ratio(self) -> int: ...
-    @property
-    def keep(self) -> str | None: ...
-    @property
-    def bits(self) -> int | None: ...
-
-    blanks: ClassVar[Mapping[str, str]]
-
-    def check_bits(self, bits: Any) -> None: ...
-    def latents(self, text: str) -> int: ...
-    def cost(self, text: str, bits: Any = ..., /) -> tuple[int, int]: ...
-    def send(self, contexts: Sequence[str], bits: Any = ..., /) -> Sequence[Any]: ...
-    def open(self, messages: Sequence[Any], /) -> Sequence[Any]: ...
-    def prefix(self, latents: Sequence[Any], /) -> KVPrefix: ...
 
 
 def conditions(
@@ -189,12 +145,11 @@ def evaluate_reader(
         "data": Path(data).name,
         "limit": limit,
         "ratio": wire.ratio,
-        **({} if bits is None else {"bits": bits}),
-        **({"source": wire.source} if isinstance(wire, TextReader) else {}),
-        **({} if wire.keep is None else {"keep": wire.keep}),
-        **({} if needles is None else {"needles": needles}),
-        "questions": digest(repr(passages)),
     }
+    source = wire.source if isinstance(wire, TextReader) else None
+    given = {"bits": bits, "source": source, "keep": wire.keep, "needles": needles}
+    setting |= {name: value for name, value in given.items() if value is not None}
+    setting["questions"] = digest(repr(passages))
     with owned(out):
         answers = [] if out is None else _resumed(out, setting, wire, passages, rows)
         done = {a.context for a in answers}
@@ -207,26 +162,28 @@ def evaluate_reader(
             answers += batch
             if out is not None:
                 append(out, [asdict(a) for a in batch])
-        scores = {name: summarise([a for a in answers if a.condition == name]) for name in rows}
-        whole = scores["text"]["f1"]
-        result = {
-            **setting,
-            "n": sum(a.condition == "wire" for a in answers),
-            "passages": len(passages),
-            "rows": scores,
-            "differences": f1_differences(answers),
-            "retention": scores["wire"]["f1"] / whole if whole else None,
-            **sizes(wire, passages, bits),
-            **costs(wire, passages[:TIMED]),
-            "embeds_vs_ids_difference": embeds_vs_ids_difference(wire, passages[:TIMED]),
-        }
+        result = {**setting, "passages": len(passages), **_scores(answers, rows)}
+        result |= sizes(wire, passages, bits)
+        result |= costs(wire, passages[:TIMED])
+        result["embeds_vs_ids_difference"] = embeds_vs_ids_difference(wire, passages[:TIMED])
         if out is not None:
             write_whole(out / "results.json", json.dumps(result, indent=1))
         return result, answers
 
 
+def _scores(answers: Sequence[Answer], rows: Sequence[str]) -> dict[str, Any]:
+    scores = {name: summarise([a for a in answers if a.condition == name]) for name in rows}
+    whole = scores["text"]["f1"]
+    return {
+        "n": sum(a.condition == "wire" for a in answers),
+        "rows": scores,
+        "differences": f1_differences(answers),
+        "retention": scores["wire"]["f1"] / whole if whole else None,
+    }
+
+
 def load_passages(data: str, limit: int | None, needles: str | None) -> tuple[list[Passage], int]:
-    """What is asked, by context, and the most tokens of an answer."""
+    """The questions by context, and the most tokens of an answer."""
     passages = by_context(load_questions(data, limit, least=2))
     if needles is None:
         return passages, ANSWER_TOKENS
@@ -239,7 +196,7 @@ def _answering(
     bits: int | None,
     answer_tokens: int,
 ) -> Callable[[Sequence[Passage]], list[Answer]]:
-    """What answers a batch of the passages under all conditions."""
+    """The function that answers a batch of the passages under all conditions."""
     rows = conditions(wire, passages, bits)
     features = Features(wire.lm)
 
@@ -308,82 +265,3 @@ def _resumed(
     kept = [record for record in known.values() if record["context"] in done]
     rewrite(out, kept)
     return [_answer(record) for record in kept]
-
-
-def sizes(wire: Reader, passages: Sequence[Passage], bits: int | None) -> dict[str, float]:
-    """Means over all passages: tokens in, latents out, bytes of the message, and of the text in
-    UTF-8 and after zstd -19."""
-    tokens = [len(wire.lm.tokenize(p.context)) for p in passages]
-    texts = [p.context.encode() for p in passages]
-    latents, sent = zip(*(wire.cost(p.context, bits) for p in passages), strict=True)
-    return {
-        "tokens_in": statistics.fmean(tokens),
-        "latents_out": statistics.fmean(latents),
-        "message_bytes": statistics.fmean(sent),
-        "text_bytes": statistics.fmean(map(len, texts)),
-        "zstd_bytes": statistics.fmean(len(compress(text, 19)) for text in texts),
-    }
-
-
-@torch.no_grad()
-def costs(wire: Reader, passages: Sequence[Passage]) -> dict[str, float]:
-    """Seconds to first token (medians) and KV-cache bytes (means) of the full text and of the wire,
-    measured in turn in this process, and the ratios of wire to text. The wire's time is measured
-    with the message at hand, and again with encoding counted."""
-
-    def read(messages: Sequence[Any]) -> KVPrefix:
-        return wire.prefix(wire.open(messages))
-
-    text, received, whole = full_text(wire.lm), [], []
-    seconds: dict[str, list[float]] = {"text": [], "wire": [], "encode": []}
-    for passage in passages:
-        # Texts that nobody saw before: ids, and texts of messages for all readers, are remembered.
-        one, two = (f"{passage.context}\n{wire.reader} {n}" for n in "ab")
-        messages = wire.send([one])
-        whole.append(text([one]))
-        seconds["text"].append(_first_token(wire, passage, lambda t=two: text([t])))
-        seconds["wire"].append(_first_token(wire, passage, lambda m=messages: read(m)))
-        received.append(read(messages))
-        seconds["encode"].append(_first_token(wire, passage, lambda t=two: read(wire.send([t]))))
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    text_kv, kv = (statistics.fmean(p.nbytes() for p in cached) for cached in (whole, received))
-    return {
-        "text_ttft_seconds": median["text"],
-        "ttft_seconds": median["wire"],
-        "encode_ttft_seconds": median["encode"],
-        "ttft_ratio": median["wire"] / median["text"],
-        "encode_ttft_ratio": median["encode"] / median["text"],
-        "text_kv_bytes": text_kv,
-        "kv_bytes": kv,
-        "kv_ratio": kv / text_kv,
-    }
-
-
-@torch.no_grad()
-def embeds_vs_ids_difference(wire: Reader, passages: Sequence[Passage]) -> float:
-    """Largest difference that it makes to the log-probability of any token of the gold answers, in
-    nats, whether a text is given as ids or its input embeddings as soft tokens. It must be 0, or
-    the reader is fed latents in another way than text, and no row compares."""
-    lm, differences = wire.lm, []
-    for passage in passages:
-        targets, mask = answer_targets(lm, [passage])
-        text, replay = (
-            lm.score(
-                passages_prompt(lm, wire.format, [passage], condition([passage.context])),
-                targets,
-                mask,
-            )
-            for condition in (full_text(lm), replayed(lm))
-        )
-        differences.append((text - replay).abs().max())
-    return torch.stack(differences).max().item()  # unlike Python's, NaN if any is
-
-
-def _first_token(wire: Reader, passage: Passage, context: Callable[[], KVPrefix]) -> float:
-    """Seconds from a context to the logits of the answer's first token."""
-    wait_for(wire.lm.device)
-    began = time.perf_counter()
-    prefix = with_soft_prompt(wire.lm, wire.format, context())
-    prompt = question_prompt(wire.lm, [passage.questions[0].question], prefix)
-    wire.lm.head(wire.lm.last_hidden(prompt)[:, -1]).argmax(-1).item()
-    return time.perf_counter() - began

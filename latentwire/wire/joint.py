@@ -23,14 +23,9 @@ from latentwire.runs.workers import Executor
 from latentwire.tasks.qa import Passage, answer_ids, by_context, load_questions, passages_prompt
 from latentwire.terminal import terminal
 from latentwire.wire.codes.wire import CodeWire
-from latentwire.wire.evaluation import (
-    ALMANAC,
-    Reader,
-    conditions,
-    evaluate_reader,
-    load_passages,
-)
+from latentwire.wire.evaluation import ALMANAC, conditions, evaluate_reader, load_passages
 from latentwire.wire.learned.shared_wire import SharedWire
+from latentwire.wire.protocol import Reader
 from latentwire.wire.text_code import BATCH
 from latentwire.wire.text_wire import TextWire
 
