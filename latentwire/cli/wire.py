@@ -93,6 +93,23 @@ def evaluate(
             questions of the data.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit is {limit}; expected at least 1")
+    check_folder(json_out)
+    reader, result = _evaluated((wire, ratio, keep), ray, run, (data, limit, run, bits, needles))
+    _print_result(result, reader, run)
+    write_json(json_out, result)
+
+
+Asked = tuple[str | None, int | None, Path | None, int | None, str | None]
+"""Data, limit, run folder, bits and needles of an evaluation."""
+
+
+def _evaluated(
+    wire: tuple[str, int | None, str | None], ray: str | None, run: Path | None, asked: Asked
+) -> tuple[str, dict[str, Any]]:
+    """The first reader of a wire, and its evaluation. wire: as `load_with` takes it; asked: as
+    `evaluate_wire` does, the data None for the almanac."""
     from latentwire.files import owned
     from latentwire.runs.workers import connected, on_ray
     from latentwire.wire.evaluation import ALMANAC, evaluate_wire
@@ -100,22 +117,18 @@ def evaluate(
     from latentwire.wire.load import load_reader, load_with
     from latentwire.wire.wire import Wire
 
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit is {limit}; expected at least 1")
-    check_folder(json_out)
-
     def executor(number: int) -> Any:
-        return on_ray(ray, partial(load_reader, wire, ratio, keep, number)) if ray else None
+        return on_ray(ray, partial(load_reader, *wire, number)) if ray else None
 
+    asked = (asked[0] or ALMANAC, *asked[1:])
     with owned(run):  # before any model is loaded
-        loaded, asked = load_with(wire, ratio, keep), (data or ALMANAC, limit, run, bits, needles)
+        loaded = load_with(*wire)
         with nullcontext() if ray is None else connected(ray):  # once, for all readers
             if isinstance(loaded, Wire):
                 result = evaluate_wire(loaded, *asked, executor(0))
             else:
                 result = evaluate_readers(loaded, *asked, executor if ray else None)
-    _print_result(result, loaded.readers[0].reader, run)
-    write_json(json_out, result)
+    return loaded.readers[0].reader, result
 
 
 def _print_result(result: dict[str, Any], reader: str, run: Path | None) -> None:

@@ -29,7 +29,7 @@ SLOT = "{activation}"
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What a decoder is; saved beside its weights."""
+    """The parts of a decoder; saved beside its weights."""
 
     template: str = "The text here, {activation}, says:\n"
     """The prompt, with {activation} exactly once."""
@@ -39,11 +39,11 @@ class DecoderConfig:
     scale: Literal["keep", "match"] = "match"
     """keep: the activation enters as it is; match: at the norm that is usual at each place."""
     train_prompt: bool = True
-    """Whether the embeddings of the template's words are trained too."""
+    """Train the embeddings of the template's words too."""
     lora: int = 0
     """Rank of a LoRA on the LM; 0 for none."""
     own_copy: bool = False
-    """Whether the decoder has a copy of the LM, all of whose weights are trained."""
+    """Give the decoder a copy of the LM, all of whose weights are trained."""
     max_new_tokens: int = 24
     """Longest explanation, in tokens, EOS counted."""
 
@@ -88,7 +88,7 @@ class Decoder(nn.Module):
             self.lm = fresh_lora(lm, config.lora, len(lm.blocks))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What training changes, by name."""
+        """The tensors that training changes, by name."""
         return trainable(self, self.lm)
 
     @torch.no_grad()

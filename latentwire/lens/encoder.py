@@ -31,7 +31,7 @@ INSTRUCTION = "Read this text and keep in mind what it says:\n"
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What an encoder is; saved beside its weights."""
+    """The parts of an encoder; saved beside its weights."""
 
     before: int = 8
     """Trained soft tokens in front of the text; at least 1, since a first token's state is unlike
@@ -39,13 +39,13 @@ class EncoderConfig:
     after: int = 0
     """Trained soft tokens behind the text; with 0 the state of its last token is read."""
     project: bool = True
-    """Whether a linear map, the identity at the start, follows."""
+    """Put a linear map behind it, the identity at the start."""
     lora: int = 0
     """Rank of a LoRA on the LM; 0 for none."""
     position: bool = False
-    """Whether it is told the position of the activation's token."""
+    """Tell it the position of the activation's token."""
     token: bool = False
-    """Whether it is told the activation's token, which then stands between soft tokens and text."""
+    """Tell it the activation's token, which then stands between soft tokens and text."""
 
     def __post_init__(self) -> None:
         for name, least in (("before", 1), ("after", 0), ("lora", 0)):
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
         self.lm = fresh_lora(lm, config.lora, layer + 1) if config.lora else lm.with_adapter(None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What training changes, by name."""
+        """The tensors that training changes, by name."""
         return trainable(self, self.lm)
 
     def forward(
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         return state if self.project is None else self.project(state)[0]
 
     def _before(self, rows: int, tokens: Tokens | None) -> list[list[Tensor]]:
-        """What stands before each text."""
+        """The soft tokens, and the token where it is told, before each text."""
         before: list[list[Tensor]] = [[self.before] for _ in range(rows)]
         if self.position is None and not self.config.token:
             return before

@@ -44,7 +44,7 @@ FITTED = 100
 
 @dataclass(frozen=True)
 class LensEvaluation:
-    """What is evaluated, and on how much."""
+    """The size of an evaluation."""
 
     documents: int = 200
     """Documents, chosen at random; all if there are fewer."""
@@ -58,7 +58,7 @@ class LensEvaluation:
     skip: int = 4
     """First tokens, after BOS, whose activations are left out."""
     seed: int = 0
-    """Of the choice of documents, positions, samples and shuffles."""
+    """Seed of the choice of documents, positions, samples and shuffles."""
 
     def __post_init__(self) -> None:
         for name, least in (("documents", 2), ("positions", 1), ("samples", 1), ("window", 2)):
@@ -212,7 +212,7 @@ def _differences(
 def _effects(
     lens: Lens, batch: Activations, rows: dict[str, Tensor]
 ) -> dict[str, tuple[float, float]]:
-    """Of each row, and of the original: mean KL after the swap, and mean loss on the true next
+    """For each row, and the original: mean KL after the swap, and mean loss on the true next
     token."""
     kls: dict[str, list[Tensor]] = {name: [] for name in ("original", *rows)}
     losses: dict[str, list[Tensor]] = {name: [] for name in kls}
@@ -245,8 +245,8 @@ def _nearest(
     batch: Activations,
     samples: int,
 ) -> Tensor:
-    """Of as many other examples' words as the lens has tries, what comes nearest to each activation
-    (with the activation's own token, where the encoder is told that)."""
+    """The nearest vector to each activation, made of as many other examples' words as the lens has
+    tries (with the activation's own token, where the encoder is told that)."""
     tried = [(i, j) for i, rows in enumerate(others) for j in rows[:samples]]
     ids, tokens = [lens.lm.tokenize(text) for text in said], batch.tokens
     made = _encoded(lens, [tokens[i] for i, _ in tried], [ids[j] for _, j in tried])

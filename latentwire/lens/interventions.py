@@ -1,4 +1,5 @@
-"""What an explanation does: swap activations, edit words, and see what the model then predicts.
+"""Tests what an explanation does: swap activations, edit words, and see what the model then
+predicts.
 
 before, after = edited(lens, text, 12, "a river in Germany")
 salience(lens, vector, "a river in France")      # [("a", 0.01), ("river", 0.4), ...]
@@ -41,7 +42,7 @@ def swapping(
     k: int = 1,
     caches: Caches | None = None,
 ) -> Swap:
-    """What the LM predicts after the token at each text's position when the output of block `layer`
+    """The LM's predictions after the token at each text's position when the output of block `layer`
     there is replaced, k times each. Differentiable.
 
     Each text is read once, however many of its tokens are swapped, and each row sees what stands

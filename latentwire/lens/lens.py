@@ -51,7 +51,7 @@ TIMING = "block output"
 
 @dataclass(frozen=True)
 class LensConfig:
-    """What a lens is; saved beside its weights."""
+    """The parts of a lens; saved beside its weights."""
 
     model: str
     """Zoo name, Hugging Face id or folder of the LM whose activations it explains."""
@@ -62,12 +62,12 @@ class LensConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """Text to vector."""
     dtype: Dtype = "float32"
-    """Of the LM's weights; what is trained is float32."""
+    """Number type of the LM's weights; what is trained is float32."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What config.json of a lens holds: the config, and what must be the same where it is
+    """The fields of config.json of a lens: the config, and facts that must be the same where it is
     loaded."""
 
     sha256: str
@@ -93,11 +93,11 @@ class Saved:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the decoder said of one activation, and how much of it is in those words."""
+    """The decoder's words for one activation, and how much of it is in them."""
 
     text: str
     vector: Float[Tensor, " d"]
-    """What the encoder makes of the text."""
+    """The encoder's vector of the text."""
     error: float
     """Squared distance to the activation, in units of the activations' variance: 0 is exact, and
     the mean activation has 1 on average."""
@@ -121,7 +121,7 @@ class Lens(nn.Module):
         self.to(lm.device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What training changes, by name; the one list for optimizer, file and load."""
+        """The tensors that training changes, by name; the one list for optimizer, file and load."""
         parts = {"decoder": self.decoder.tensors(), "encoder": self.encoder.tensors()}
         return {f"{part}.{n}": t for part, tensors in parts.items() for n, t in tensors.items()}
 
@@ -148,7 +148,7 @@ class Lens(nn.Module):
     def reconstruct(
         self, texts: Sequence[str], tokens: Tokens | None = None
     ) -> Float[Tensor, "b d"]:
-        """What the encoder makes of words: texts are tokenized anew, so nothing but their
+        """The encoder's activations of words: texts are tokenized anew, so nothing but their
         characters carries information (and `tokens`, to an encoder that asks for them)."""
         check_texts(texts, "texts")
         return self.encoder([self.lm.tokenize(text) for text in texts], tokens)
@@ -242,7 +242,8 @@ def _check_scales(norm: float, spread: float) -> None:
 
 
 def _facts(lm: FrozenLM, config: LensConfig) -> dict:
-    """What must be the same where a lens is loaded: the LM, and how the template becomes ids."""
+    """Facts that must be the same where a lens is loaded: the LM, and how the template becomes
+    ids."""
     return {
         "architecture": lm.architecture,
         "model_weights": lm.fingerprint,

@@ -1,4 +1,4 @@
-"""What a lens is trained for: small functions, each tested against a value worked by hand.
+"""The objectives of a lens: small functions, each tested against a value worked by hand.
 
 All are in nats or free of unit, smaller is better, and all means are over rows first, so that two
 processes with half of the rows each give together what one gives with all of them.
@@ -40,7 +40,8 @@ def fluency_kl(
 def entropy_floor(
     entropies: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"], floor: float
 ) -> Float[Tensor, " b"]:
-    """How far, in nats per token, the decoder's entropy is below `floor`; 0 where it is above."""
+    """The distance, in nats per token, of the decoder's entropy below `floor`; 0 where it is
+    above."""
     return _row_mean((floor - entropies).clamp_min(0.0), mask)
 
 
@@ -50,8 +51,8 @@ def warm_start(log_probs: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Fl
 
 
 def group_advantages(rewards: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-    """How much better each of k samples is than its group, in standard deviations of the group
-    (GRPO: Shao et al. 2024, arXiv 2402.03300); all 0 where a group's rewards are equal."""
+    """The advantage of each of k samples over its group, in standard deviations of the group (GRPO:
+    Shao et al. 2024, arXiv 2402.03300); all 0 where a group's rewards are equal."""
     centred = rewards - rewards.mean(1, keepdim=True)
     return centred / (rewards.std(1, correction=0, keepdim=True) + 1e-6)
 

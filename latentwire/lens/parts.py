@@ -1,5 +1,5 @@
-"""What decoder and encoder are made of: a projection that begins as the identity, and an LM with a
-LoRA or of their own.
+"""The parts of decoder and encoder: a projection that begins as the identity, and an LM with a LoRA
+or of their own.
 
 Both parts name their trainable tensors the same way (`project.weight`, `before`, `lora.…`,
 `base.…`), so that one list drives the optimizer, the learning rates, the file and the load.

@@ -47,11 +47,11 @@ Source = Callable[[Sequence[Place]], Activations]
 
 @dataclass(frozen=True)
 class Pair:
-    """What somebody says of the activation of a token."""
+    """Somebody's words for the activation of a token."""
 
     text: Text
     position: int
-    """Of the token, BOS counted."""
+    """Position of the token, BOS counted."""
     explanation: Tensor
     """Token ids [n]."""
 
@@ -86,8 +86,8 @@ def batch_of(
 
 
 def target_texts(lm: FrozenLM, batch: Activations, data: Data) -> list[Tensor]:
-    """What the warm start teaches the decoder to write: what follows the token, a line break, and
-    the tokens up to and including it; without the first two where nothing follows."""
+    """The text that the warm start teaches the decoder to write: what follows the token, a line
+    break, and the tokens up to and including it; without the first two where nothing follows."""
     line = lm.tokenize("\n")
     up_to = batch.up_to([data.before] * len(batch))
     return [

@@ -17,7 +17,7 @@ from latentwire.train.alarms import pairwise_cosine
 
 @torch.no_grad()
 def check_lens(lens: Lens, places: Sequence[Place]) -> dict[str, float]:
-    """Of a lens: the error of what it rebuilds from its own greedy words (1 - FVE), what another
+    """Check a lens: the error of what it rebuilds from its own greedy words (1 - FVE), what another
     document's words cost, and how much words and vectors differ between activations; nothing of
     fewer than two documents."""
     if len(places) < 2:

@@ -177,7 +177,7 @@ def switch(model: Any, adapter: str | None) -> None:
 
 @contextmanager
 def _gradients_kept(model: Any) -> Iterator[None]:
-    """Whether each adapter is trained stays as it was when peft adds one, which freezes others."""
+    """Keep each adapter trained or frozen as it was when peft adds one, which freezes others."""
     before = [(p, p.requires_grad) for n, p in model.named_parameters() if "lora_" in n]
     try:
         yield

@@ -1,4 +1,4 @@
-"""What differs between architectures, and nothing else.
+"""The differences between architectures, and nothing else.
 
 The port treats every model alike; the few places where they are not alike (where the blocks
 live, whether keys are rotated, which layers see only a window, whether the logits are capped)
@@ -19,7 +19,7 @@ from latentwire.lm.turns import turn
 
 @dataclass(frozen=True)
 class Family:
-    """How to find the parts of one architecture."""
+    """The names of the parts of one architecture."""
 
     body: str
     """Attribute of the causal LM that holds the decoder without its head."""
@@ -35,11 +35,11 @@ class Family:
     attends: str = "self_attn"
     """Attribute of a block that holds its attention."""
     transposed: bool = False
-    """Whether those store their weights as [in, out]."""
+    """Says that those store their weights as [in, out]."""
     rotary: bool = True
-    """Whether keys are rotated by their position (RoPE)."""
+    """Says that keys are rotated by their position (RoPE)."""
     rotary_by_type: bool = False
-    """Whether layer types rotate by different bases (Gemma 3)."""
+    """Says that layer types rotate by different bases (Gemma 3)."""
 
 
 FAMILIES = {

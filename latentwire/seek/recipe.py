@@ -57,7 +57,7 @@ class SeekRecipe:
     compat: Literal["ours", "original"] = "ours"
     """original: the published code's behaviour, its last answer included."""
     form: Form = "boxed"
-    """How a maths problem asks for its answer: in \\boxed{} or as JSON."""
+    """The form in which a maths problem asks for its answer: in \\boxed{} or as JSON."""
     max_new_tokens: int = 1024
     """Answer budget in tokens."""
     temperature: float = 0.7

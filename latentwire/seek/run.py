@@ -137,14 +137,15 @@ def _said(records: Sequence[dict]) -> str:
 
 
 def load_lm(name: str, dtype: Dtype) -> FrozenLM:
-    """What a worker begins with."""
+    """The model that a worker begins with."""
     return FrozenLM.from_pretrained(name, dtype)
 
 
 def _searching(
     lm: FrozenLM, recipe: SeekRecipe, task: Task | None
 ) -> Callable[[Sequence[Problem]], list[dict[str, Any]]]:
-    """What searches a batch of the recipe's problems; task: the recipe's, if it is loaded."""
+    """The function that searches a batch of the recipe's problems; task: the recipe's, if it is
+    loaded."""
     return partial(_batch, lm, recipe, task or load_task(recipe))
 
 

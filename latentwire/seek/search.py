@@ -34,7 +34,8 @@ from latentwire.tasks.base import Problem
 
 @dataclass(frozen=True)
 class SeekConfig:
-    """How to search. The defaults are the published ones, but for what `compat` undoes."""
+    """The settings of a search. The defaults are the published ones, but for what `compat`
+    undoes."""
 
     region: Region = field(default_factory=Fraction)
     """Which tokens of the answer are searched."""
@@ -47,7 +48,8 @@ class SeekConfig:
     max_new_tokens: int = 1024
     """Answer budget in tokens, exact."""
     temperature: float = 0.0
-    """Of the answers and of the policy: 0 is greedy; more samples, with noise that a seed fixes."""
+    """Temperature of the answers and of the policy: 0 is greedy; more samples, with noise that a
+    seed fixes."""
     samples: int = 0
     """Sampled spans per step, each with an answer of its own; 0: the span that z stands for."""
     baseline: bool = False
@@ -63,7 +65,7 @@ class SeekConfig:
     best; z has the model's type; their epsilons; a stop token inside the span ends nothing; after
     the span come up to max_new_tokens + 1 tokens."""
     seed: int = 0
-    """Of everything sampled."""
+    """Seed of everything sampled."""
 
     def __post_init__(self):
         for name, least in (("steps", 0), ("samples", 0), ("max_new_tokens", 1)):

@@ -33,7 +33,7 @@ PLACEHOLDER = "..."
 
 @dataclass(frozen=True)
 class ThoughtsConfig:
-    """How to search thoughts."""
+    """The settings of a search of thoughts."""
 
     count: int = 8
     """Soft tokens."""
@@ -44,7 +44,7 @@ class ThoughtsConfig:
     sigma: float = 0.1
     """Noise, relative to the size of an embedding (root mean square)."""
     decay: float = 0.95
-    """Of sigma, per step."""
+    """Factor of sigma at each step."""
     k: int = 10
     """Top tokens whose probabilities make the confidence."""
     max_new_tokens: int = 1024
@@ -52,7 +52,7 @@ class ThoughtsConfig:
     update: Literal["reward", "random_sign"] = "reward"
     """random_sign is a control: the same steps with the confidence's sign tossed each time."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
     def __post_init__(self):
         for name, least in (("count", 1), ("steps", 0), ("k", 2), ("max_new_tokens", 1)):

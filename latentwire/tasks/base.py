@@ -1,5 +1,4 @@
-"""What every task shares: what a problem is, and reading rows from a file with errors that name the
-line."""
+"""Shared by all tasks: the problem, and reading rows from a file with errors that name the line."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 from latentwire.reading import parse_json
 
 BOM = "\ufeff"
-"""What some editors begin a file in UTF-8 with."""
+"""The mark that some editors begin a file in UTF-8 with."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,13 @@ class Problem:
     gold: str | None = None
     """The right answer where there is one; only grading and the oracle reward `Exact` read it."""
     shown: Any = None
-    """What else a reward may see: ARC's training pairs."""
+    """More that a reward may see: ARC's training pairs."""
 
 
 @runtime_checkable
 class Grade(Protocol):
-    """Whether an answer's text solves a problem. finished: whether the answer ended by itself; of
-    one that was cut off, only what it states in the task's form may count."""
+    """Says whether an answer's text solves a problem. finished: whether the answer ended by itself;
+    of one that was cut off, only what it states in the task's form may count."""
 
     def __call__(self, problem: Problem, text: str, finished: bool = True) -> bool: ...
 
@@ -86,7 +85,7 @@ def read_jsonl(path: Path, fields: dict[str, type]) -> Iterator[dict[str, Any]]:
 
 
 def numbered_rows(path: Path, fields: dict[str, type]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What read_jsonl gives, each with its line's number. One line is held at a time."""
+    """The rows of read_jsonl, each with its line's number. One line is held at a time."""
     empty, start = True, 0
     with _opened(path) as file:
         for number, data in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), 1):

@@ -25,7 +25,7 @@ INSTRUCTIONS: dict[Form, str] = {
         "a string with the answer alone."
     ),
 }
-"""What a prompt says after the question, by form."""
+"""The instruction after the question, by form."""
 
 HUB = {
     "gsm8k": ("openai/gsm8k", "main", "test"),

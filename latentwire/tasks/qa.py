@@ -136,7 +136,7 @@ ANSWER_TOKENS = 20
 
 
 def question_ids(lm: FrozenLM, question: str) -> Tensor:
-    """What follows context and soft prompt, up to where the answer begins."""
+    """The ids that follow context and soft prompt, up to where the answer begins."""
     return torch.cat([lm.tokenize("\n\n" + question.strip()), lm.frame.suffix])
 
 

@@ -1,4 +1,4 @@
-"""What a training is told: how a stage of a recipe trains, and how a session runs it."""
+"""The settings of a training: how a stage of a recipe trains, and how a session runs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latentwire.train.trackers import Tracker, check_trackers
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long and how fast one stage of a recipe trains."""
+    """The length and the rate of one stage of a recipe."""
 
     steps: int
     """Optimizer steps; 0 leaves the stage out."""
@@ -39,7 +39,7 @@ def _launched_precision() -> Any:
 
 @dataclass(frozen=True)
 class Session:
-    """How a run is computed, watched and kept. But for rounding nothing here changes what is
+    """Settings that compute, watch and keep a run. But for rounding nothing here changes what is
     trained, so a run may go on under another one; only objectives that compare a step's texts see
     those of one part and process, and weights with a gate wait for the checks."""
 

@@ -85,7 +85,7 @@ def joint(
     said: Sequence[Sequence[Answer]],
     bits: int | None = None,
 ) -> dict[str, float | int]:
-    """What readers of the same messages answer together.
+    """Scores of the answers that readers of the same messages give together.
 
     said: each reader's answers from its latents. To every question the answers of all readers are
     candidates; each reader gives each candidate its mean log-probability per token, EOS counted,
@@ -121,7 +121,7 @@ def held_out(data: str, readers: Sequence[Reader]) -> list[Passage]:
 
 @torch.no_grad()
 def losses(readers: Sequence[Reader], passages: Sequence[Passage]) -> dict[str, list[Answer]]:
-    """What each reader, by name, loses by latents in place of the text: an Answer for each
+    """The loss of each reader, by name, by latents in place of the text: an Answer for each
     question, with the difference in nats as its `nll`."""
     made = {}
     for reader in readers:

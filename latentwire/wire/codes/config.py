@@ -1,4 +1,4 @@
-"""What a training of latent codes is told."""
+"""The recipe of a training of latent codes."""
 
 from __future__ import annotations
 

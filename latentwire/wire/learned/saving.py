@@ -54,7 +54,8 @@ class SharedConfig:
     format_tokens: int = 16
     """Soft tokens between context and question that set the form of the answer."""
     calibration: Calibration = "regression"
-    """How slots begin that are input embeddings; injectors/embeddings.py says what each is."""
+    """The beginning of slots that are input embeddings; injectors/embeddings.py says what each
+    is."""
     dtype: Dtype = "float32"
     """Number type of the frozen models; what is trained is float32."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latentwire.lm import FrozenLM, KVPrefix
 
 Calibration = Literal["regression", "none", "rms", "channel", "batch"]
-"""How input embeddings begin (embeddings.py)."""
+"""The ways in which input embeddings begin (embeddings.py)."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class LatentBatch:
     """Latents as one reader gets them, rows padded on the left, and where they stand."""
 
     values: Float[Tensor, "b m c"]
-    """Of the codes themselves."""
+    """Values of the codes themselves."""
     states: Float[Tensor, "b m w"]
-    """What the wire's layers made of them."""
+    """States that the wire's layers made of them."""
     mask: Bool[Tensor, "b m"]
     spans: Int[Tensor, " b"]
     """Positions that each row takes up."""
