@@ -8,6 +8,7 @@ from typing import Literal
 
 from latentwire.lens.checks import LensError
 from latentwire.lens.lens import LensConfig
+from latentwire.texts import check_least
 from latentwire.train.loop import LoopConfig
 from latentwire.train.schedules import Schedule
 
@@ -46,13 +47,8 @@ class Data:
     that; without it, every step makes its own anew."""
 
     def __post_init__(self) -> None:
-        least = dict(
-            window=2, skip=0, documents=1, positions=1, measured=1, fitted=0, before=1, after=0
-        )
-        for name, value in least.items():
-            given = getattr(self, name)
-            if given is not None and given < value:
-                raise LensError(f"{name} is {given}; expected at least {value}")
+        check_least(self, LensError, window=2, skip=0, documents=1, positions=1, measured=1)
+        check_least(self, LensError, fitted=0, before=1, after=0)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from latentwire.lm import FrozenLM, Generation, Patch, Prompt, Sampler, Scored
 from latentwire.lm.adapters import fresh_lora
 from latentwire.lm.frozen import Caching
 from latentwire.ridge import Ridge
+from latentwire.texts import check_least
 
 SLOT = "{activation}"
 """Where the activation stands in a template."""
@@ -55,9 +56,7 @@ class DecoderConfig:
             )
         if self.own_copy and self.lora:
             raise LensError(f"own_copy and lora {self.lora}; expected one of them")
-        for name, least in (("layers", 0), ("lora", 0), ("max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise LensError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, LensError, layers=0, lora=0, max_new_tokens=1)
 
 
 class Decoder(nn.Module):

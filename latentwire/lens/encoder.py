@@ -25,6 +25,7 @@ from latentwire.lens.parts import Projection, trainable
 from latentwire.lm import FrozenLM, Prompt
 from latentwire.lm.adapters import fresh_lora
 from latentwire.positions import sinusoids
+from latentwire.texts import check_least
 
 INSTRUCTION = "Read this text and keep in mind what it says:\n"
 
@@ -48,9 +49,7 @@ class EncoderConfig:
     """Tell it the activation's token, which then stands between soft tokens and text."""
 
     def __post_init__(self) -> None:
-        for name, least in (("before", 1), ("after", 0), ("lora", 0)):
-            if getattr(self, name) < least:
-                raise LensError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, LensError, before=1, after=0, lora=0)
 
 
 class Encoder(nn.Module):

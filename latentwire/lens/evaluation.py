@@ -31,6 +31,7 @@ from latentwire.lens.lens import Lens, several
 from latentwire.lens.objectives import next_token_kl
 from latentwire.lm import seed_of, token_log_probs
 from latentwire.terminal import terminal
+from latentwire.texts import check_least
 from latentwire.train.batches import shuffled
 
 BATCH = 16
@@ -61,9 +62,7 @@ class LensEvaluation:
     """Seed of the choice of documents, positions, samples and shuffles."""
 
     def __post_init__(self) -> None:
-        for name, least in (("documents", 2), ("positions", 1), ("samples", 1), ("window", 2)):
-            if getattr(self, name) < least:
-                raise LensError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, LensError, documents=2, positions=1, samples=1, window=2)
 
 
 @torch.no_grad()

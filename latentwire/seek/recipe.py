@@ -20,6 +20,7 @@ from latentwire.seek.thoughts import Thoughts, ThoughtsConfig
 from latentwire.tasks.arc import load_arc
 from latentwire.tasks.base import Problem, Task, check_ids
 from latentwire.tasks.maths import Form, load_maths
+from latentwire.texts import check_least
 
 REWARDS: dict[str, Callable[[FrozenLM, Task], Reward]] = {
     "self": lambda lm, task: SelfVerify(lm),
@@ -75,8 +76,7 @@ class SeekRecipe:
         """Raises ValueError for fields that contradict each other, before any work. Not done when
         one is made, since the command line would wrap the message in a box."""
         self.search()
-        if self.batch < 1 or (self.limit is not None and self.limit < 1):
-            raise ValueError(f"batch {self.batch}, limit {self.limit}; expected at least 1")
+        check_least(self, batch=1, limit=1)
         if not self.temperature > 0:
             raise ValueError(
                 f"temperature is {self.temperature}; expected more than 0 (of samples)"

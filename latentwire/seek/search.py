@@ -30,6 +30,7 @@ from latentwire.seek.policy import Policy
 from latentwire.seek.region import Fraction, Region, RegionError, Span
 from latentwire.seek.rewards.base import Attempt, Rating, Reward, attempt_of, rate
 from latentwire.tasks.base import Problem
+from latentwire.texts import check_least
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,7 @@ class SeekConfig:
     """Seed of everything sampled."""
 
     def __post_init__(self):
-        for name, least in (("steps", 0), ("samples", 0), ("max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, steps=0, samples=0, max_new_tokens=1)
         if not 0 < self.lr < math.inf or (self.clip is not None and not self.clip > 0):
             raise ValueError(f"lr {self.lr}, clip {self.clip}; expected more than 0, and finite")
         if not self.temperature >= 0:

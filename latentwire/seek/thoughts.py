@@ -26,6 +26,7 @@ from latentwire.seek.found import Found, Step, best_of, no_room
 from latentwire.seek.rewards.base import Reward, attempt_of, rate
 from latentwire.seek.rewards.confidence import confidence
 from latentwire.tasks.base import Problem
+from latentwire.texts import check_least
 
 PLACEHOLDER = "..."
 """Its embedding is where thoughts begin."""
@@ -55,9 +56,7 @@ class ThoughtsConfig:
     """Seed of the noise."""
 
     def __post_init__(self):
-        for name, least in (("count", 1), ("steps", 0), ("k", 2), ("max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, count=1, steps=0, k=2, max_new_tokens=1)
         for name in ("lr", "sigma", "decay"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")

@@ -68,6 +68,21 @@ def check_ids(ids: Iterable[str], kind: str, source: str) -> None:
         raise DataError(f"{source}: two {kind} have the id {twice[0]!r}; expected one each")
 
 
+def load_hub(name: str, path: str, config: str | None, split: str) -> Any:
+    """A split of a data set on the Hugging Face hub. name: as the user gave it. Raises DataError
+    where `datasets` is not installed or does not load it."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise DataError(
+            f"{name} needs datasets: pip install datasets, or give a FILE.jsonl instead"
+        ) from None
+    try:
+        return load_dataset(path, config, split=split)
+    except Exception as error:  # datasets raises many kinds; a user needs the reason
+        raise DataError(f"{name} ({path}): {error}; give a FILE.jsonl instead") from None
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 text file's contents; raises DataError where it is missing, empty or not UTF-8."""
     with _opened(path) as file:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from latentwire.texts import check_least
 from latentwire.train.trackers import Tracker, check_trackers
 
 
@@ -25,9 +26,7 @@ class LoopConfig:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("save_every", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, steps=0, save_every=1)
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
@@ -66,10 +65,7 @@ class Session:
     """Newest checkpoints that are kept."""
 
     def __post_init__(self) -> None:
-        limits = {"gradient_accumulation": 1, "check_every": 1, "check_size": 2, "keep": 1}
-        for name, least in limits.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, gradient_accumulation=1, check_every=1, check_size=2, keep=1)
         if self.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"mixed_precision is {self.mixed_precision}; expected no or bf16")
         check_trackers(self.trackers)

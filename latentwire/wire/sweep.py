@@ -34,6 +34,7 @@ from latentwire.lm.identity import identity
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.runs.folder import check_training, digests
 from latentwire.runs.workers import run_isolated
+from latentwire.texts import check_least
 from latentwire.train.alarms import standing
 from latentwire.train.loop import Session
 from latentwire.wire import training
@@ -118,8 +119,7 @@ class Evaluation:
 
     def check(self, grid: Mapping[str, Recipe]) -> None:
         """Raises ValueError for what a member cannot be evaluated with, before any is trained."""
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}; expected at least 1")
+        check_least(self, limit=1)
         load_passages(self.data, self.limit, needles=None)
         for name, recipe in grid.items():
             known = KINDS[type(recipe)].bits(recipe)
