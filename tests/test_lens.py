@@ -314,6 +314,20 @@ def test_a_decoder_with_a_copy_of_its_own_trains_that_and_not_the_lm(tmp_path):
     )
 
 
+def test_fields_of_an_earlier_release_are_read_at_their_one_value(lens, tmp_path):
+    lens.save(tmp_path)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    record["decoder"] |= {"scale": "match", "train_prompt": True}
+    record["encoder"] |= {"after": 0, "project": True}
+    path.write_text(json.dumps(record))
+    assert Lens.from_pretrained(str(tmp_path), lens.lm).config == lens.config
+    record["encoder"]["after"] = 2
+    path.write_text(json.dumps(record))
+    with pytest.raises(LensError, match="encoder.after is a field that this release does not know"):
+        Lens.from_pretrained(str(tmp_path), lens.lm)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -71,7 +71,7 @@ def recipe(text, out, **changes) -> LensRecipe:
         warm=LoopConfig(steps=6, lr=0.01, warmup=1, save_every=2),
         joint=LoopConfig(steps=4, lr=0.005, warmup=1, save_every=2),
         group=3,
-        weights=Weights(kl=on, fluency=on, entropy=on, entropy_floor=5.0),
+        weights=Weights(kl=on),
         tau=Schedule(2.0, 1.0, over=3.0),
         rates=Rates(projections=Schedule(0.5), encoder=Schedule(2.0, 1.0, over=4.0)),
     )
@@ -143,7 +143,7 @@ def test_what_grpo_rewards_by_kl(text, tmp_path):
     lens = Lens(lm, made.lens, recipes._measured(lm, texts, made, tmp_path))
     batch = at(lm, 1, [(texts[0], [6, 11]), (texts[1], [9])])
     parts = steps.joint_losses(lens, None, batch, made, 0, tau=1.0)
-    assert set(parts) == {"mse", "kl", "entropy", "policy"}
+    assert set(parts) == {"mse", "kl", "policy"}
 
     noise = seeded_noise(steps._seeds(batch, made, 0, 3))
     said = lens.decoder.generate(batch.vectors, Sampled(noise, 1.0), 3)

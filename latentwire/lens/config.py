@@ -59,14 +59,8 @@ class Weights:
     """Squared error of the reconstruction, in units of the activations' variance."""
     kl: Schedule = OFF
     """KL of the model's next token after the reconstruction was swapped in."""
-    fluency: Schedule = OFF
-    """KL of the decoder to the frozen LM, per token."""
     reference: Schedule = SLIGHT
     """k3 estimate of the KL to the decoder as the warm start left it, per token (GRPO)."""
-    entropy: Schedule = OFF
-    """The distance of the decoder's entropy below `entropy_floor`."""
-    entropy_floor: float = 1.0
-    """Nats per token."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,16 +37,15 @@ class DecoderConfig:
     layers: int = 0
     """At how many of the first blocks' outputs the activation is put in again, beside the input; as
     many as the model has is all of them. Each place has a projection of its own."""
-    scale: Literal["keep", "match"] = "match"
-    """keep: the activation enters as it is; match: at the norm that is usual at each place."""
-    train_prompt: bool = True
-    """Train the embeddings of the template's words too."""
     lora: int = 0
     """Rank of a LoRA on the LM; 0 for none."""
     own_copy: bool = False
     """Give the decoder a copy of the LM, all of whose weights are trained."""
     max_new_tokens: int = 24
     """Longest explanation, in tokens, EOS counted."""
+
+    RETIRED: ClassVar = {"scale": "match", "train_prompt": True}
+    """Fields of earlier releases, and the only values that are still read."""
 
     def __post_init__(self) -> None:
         slots = self.template.count(SLOT)
@@ -62,7 +61,8 @@ class DecoderConfig:
 class Decoder(nn.Module):
     """An LM that explains activations.
 
-    norm: the usual norm of the activations that it will be given, which `scale="match"` needs.
+    norm: the usual norm of the activations that it will be given; each enters at the norm that is
+    usual at its place.
     """
 
     def __init__(self, lm: FrozenLM, config: DecoderConfig, norm: float = 1.0):
@@ -70,15 +70,12 @@ class Decoder(nn.Module):
         check_places(config.layers, lm)
         self.config, self.norm = config, norm
         self.ids = template_ids(lm, config.template)
-        gain = torch.ones(1 + config.layers)
-        if config.scale == "match":
-            own = _entries(lm, Prompt.from_ids(lm, [torch.cat(self.ids)]), config.layers)
-            # The median, because a first token's norm is many times that of the others.
-            gain = own[:, 0].norm(dim=-1).median(dim=1).values / norm
+        own = _entries(lm, Prompt.from_ids(lm, [torch.cat(self.ids)]), config.layers)
+        # The median, because a first token's norm is many times that of the others.
+        gain = own[:, 0].norm(dim=-1).median(dim=1).values / norm
         self.project = Projection(lm.width, gain.to("cpu", torch.float32))
         before, after = (lm.embed(ids).detach().float().clone() for ids in self.ids)
-        self.before = nn.Parameter(before, requires_grad=config.train_prompt)
-        self.after = nn.Parameter(after, requires_grad=config.train_prompt)
+        self.before, self.after = nn.Parameter(before), nn.Parameter(after)
         self.to(lm.device)
         self.lm = lm.with_adapter(None)
         if config.own_copy:
@@ -141,12 +138,6 @@ class Decoder(nn.Module):
     ) -> Scored:
         """Log-probabilities and entropies of given explanations, c / b for each activation."""
         return self.lm.scored(self._shared(vectors, len(ids)), ids, mask, temperature)
-
-    def logits(
-        self, vectors: Float[Tensor, "b d"], ids: Int[Tensor, "c n"], mask: Bool[Tensor, "c n"]
-    ) -> Float[Tensor, "c n v"]:
-        """Logits that predict each token of given explanations, c / b for each activation."""
-        return self.lm.logits(self._shared(vectors, len(ids)), ids, mask)
 
     def _shared(self, vectors: Tensor, rows: int) -> Prompt:
         """The prompt for `rows` explanations, which share one pass over all but its last token."""

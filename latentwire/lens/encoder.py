@@ -1,4 +1,5 @@
-"""Text to vector: the LM reads an explanation and its state at the read layer is the activation.
+"""Text to vector: the LM reads an explanation, and a linear map of its state at the read layer is
+the activation.
 
 Nothing above the read layer is run. Explanations may be token ids or embeddings, such as those of
 a straight-through generation, through which gradients flow back to the decoder. An encoder may also
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -37,10 +39,6 @@ class EncoderConfig:
     before: int = 8
     """Trained soft tokens in front of the text; at least 1, since a first token's state is unlike
     all others."""
-    after: int = 0
-    """Trained soft tokens behind the text; with 0 the state of its last token is read."""
-    project: bool = True
-    """Put a linear map behind it, the identity at the start."""
     lora: int = 0
     """Rank of a LoRA on the LM; 0 for none."""
     position: bool = False
@@ -48,8 +46,11 @@ class EncoderConfig:
     token: bool = False
     """Tell it the activation's token, which then stands between soft tokens and text."""
 
+    RETIRED: ClassVar = {"after": 0, "project": True}
+    """Fields of earlier releases, and the only values that are still read."""
+
     def __post_init__(self) -> None:
-        check_least(self, LensError, before=1, after=0, lora=0)
+        check_least(self, LensError, before=1, lora=0)
 
 
 class Encoder(nn.Module):
@@ -60,11 +61,10 @@ class Encoder(nn.Module):
         check_layer(layer, lm)
         self.layer, self.config = layer, config
         ids = lm.tokenize(INSTRUCTION)
-        count = config.before + config.after
+        count = config.before
         soft = lm.embed(ids.repeat(math.ceil(count / len(ids)))[:count]).detach().float().clone()
-        self.before = nn.Parameter(soft[: config.before])
-        self.after = nn.Parameter(soft[config.before :]) if config.after else None
-        self.project = Projection(lm.width, torch.ones(1)) if config.project else None
+        self.before = nn.Parameter(soft)
+        self.project = Projection(lm.width, torch.ones(1))
         self.position = nn.Linear(lm.width, lm.width, bias=False) if config.position else None
         if self.position is not None:
             nn.init.zeros_(self.position.weight)  # step 0 is the encoder without it
@@ -83,13 +83,12 @@ class Encoder(nn.Module):
         tokens: of the activations, which an encoder with `position` or `token` needs and another
         one leaves unread.
         """
-        after = [] if self.after is None else [self.after]
         before = self._before(len(texts), tokens)
-        rows = [[*own, text, *after] for own, text in zip(before, texts, strict=True)]
+        rows = [[*own, text] for own, text in zip(before, texts, strict=True)]
         prompt = Prompt.of(self.lm, rows)
         state = self.lm.hidden(prompt, self.layer)[:, -1]
         state = state.to(torch.promote_types(state.dtype, torch.float32))
-        return state if self.project is None else self.project(state)[0]
+        return self.project(state)[0]
 
     def _before(self, rows: int, tokens: Tokens | None) -> list[list[Tensor]]:
         """The soft tokens, and the token where it is told, before each text."""

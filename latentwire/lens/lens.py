@@ -274,8 +274,6 @@ def _check_state(config: LensConfig, state: Mapping[str, Tensor]) -> None:
     those sizes is made."""
     encoder = config.encoder
     sizes = {"encoder.before": (encoder.before, "encoder.before", 0)}
-    if encoder.after:
-        sizes["encoder.after"] = (encoder.after, "encoder.after", 0)
     for part, rank in (("decoder", config.decoder.lora), ("encoder", encoder.lora)):
         down = [n for n in state if n.startswith(f"{part}.lora.") and ".lora_A." in n]
         if rank:

@@ -29,22 +29,6 @@ def next_token_kl(
     return kl_divergence(original.detach(), swapped)
 
 
-def fluency_kl(
-    policy: Float[Tensor, "b n v"], frozen: Float[Tensor, "b n v"], mask: Bool[Tensor, "b n"]
-) -> Float[Tensor, " b"]:
-    """KL(policy || frozen) per token of an explanation: how far the decoder is from what the LM
-    itself would write. Gradients flow to the policy alone."""
-    return _row_mean(kl_divergence(policy, frozen.detach()), mask)
-
-
-def entropy_floor(
-    entropies: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"], floor: float
-) -> Float[Tensor, " b"]:
-    """The distance, in nats per token, of the decoder's entropy below `floor`; 0 where it is
-    above."""
-    return _row_mean((floor - entropies).clamp_min(0.0), mask)
-
-
 def warm_start(log_probs: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
     """Cross-entropy of a given explanation, in nats per token."""
     return -_row_mean(log_probs, mask)

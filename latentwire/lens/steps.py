@@ -15,8 +15,6 @@ from latentwire.lens.decoder import Decoder, words
 from latentwire.lens.interventions import swapping
 from latentwire.lens.lens import Lens
 from latentwire.lens.objectives import (
-    entropy_floor,
-    fluency_kl,
     group_advantages,
     k3,
     next_token_kl,
@@ -27,7 +25,6 @@ from latentwire.lens.objectives import (
 from latentwire.lm import (
     FrozenLM,
     Generation,
-    Prompt,
     Sampled,
     StraightThroughGumbel,
     pad_right,
@@ -163,8 +160,8 @@ def joint_losses(
 ) -> dict[str, Tensor]:
     """The objectives of one step, each a mean over rows; those of weight 0 throughout are left out.
 
-    With GRPO the decoder learns from `policy`, `reference`, `fluency` and `entropy`, and the
-    encoder from `mse` and `kl`; with Gumbel both learn from all of these but the first two.
+    With GRPO the decoder learns from `policy` and `reference`, and the encoder from `mse` and `kl`;
+    with Gumbel both learn from these two.
     """
     decoder, weights, grpo = lens.decoder, recipe.weights, recipe.refine == "grpo"
     samples = recipe.group if grpo else 1
@@ -182,23 +179,15 @@ def joint_losses(
         with torch.set_grad_enabled(weights.kl.on):
             kls = next_token_kl(original, swap(made))
         parts["kl"] = kls.mean()
-    if grpo or weights.entropy.on:
+    if grpo:
         scored = decoder.score(batch.vectors, said.ids, said.mask, recipe.temperature)
-        parts["entropy"] = entropy_floor(scored.entropies, said.mask, weights.entropy_floor).mean()
-        if grpo:
-            cost = (errors if recipe.reward == "mse" or kls is None else kls).detach()
-            advantages = group_advantages(-cost.view(-1, samples)).flatten()
-            parts["policy"] = policy_gradient(scored.log_probs, advantages, said.mask).mean()
+        cost = (errors if recipe.reward == "mse" or kls is None else kls).detach()
+        advantages = group_advantages(-cost.view(-1, samples)).flatten()
+        parts["policy"] = policy_gradient(scored.log_probs, advantages, said.mask).mean()
         if reference is not None:
             with torch.no_grad():
                 before = reference.score(batch.vectors, said.ids, said.mask, recipe.temperature)
             parts["reference"] = k3(scored.log_probs, before.log_probs, said.mask).mean()
-    if weights.fluency.on:
-        start = Prompt.from_ids(lens.lm, [lens.lm.frame.prefix[:1]] * len(said.ids))
-        with torch.no_grad():
-            plain = lens.lm.logits(start, said.ids, said.mask)
-        policy = decoder.logits(batch.vectors, said.ids, said.mask)
-        parts["fluency"] = fluency_kl(policy, plain, said.mask).mean()
     return parts
 
 
