@@ -71,7 +71,7 @@ def never(*_, **__):
         ("shared wire", {"config__ways_in": ["lora"], "config__private": 9}, "expected one way"),
         ("lens", {"encoder__before": 10**9}, "encoder.before is 1000000000, and encoder.before"),
         ("lens", {"decoder__lora": 10**6}, "decoder.lora is 1000000, and"),
-        ("lens", {"decoder__own_copy": True}, "own_copy is true, and the weights have no copy"),
+        ("lens", {"decoder__own_copy": True}, "own_copy is a field that this release does not"),
         ("lens", {"decoder__max_new_tokens": 10**9}, "max_new_tokens is 1000000000"),
         ("lens", {"decoder__template": "x" * 5000 + "{activation}"}, "template has 5012 char"),
         ("lens", {"spread": 0.0}, "spread of the activations is 0.0; expected more than 0"),

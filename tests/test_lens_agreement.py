@@ -1,13 +1,10 @@
 """The decoder's patches through every path: one layer, N layers, all layers, on all families."""
 
-import math
-
 import pytest
 import torch
 from tiny import CONFIGS, tiny_lm
 
 from latentwire.lens.activations import at, draw, stream, tokenized
-from latentwire.lens.checks import LensError
 from latentwire.lens.decoder import Decoder, DecoderConfig, words
 from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.interventions import swapping
@@ -175,29 +172,6 @@ def test_the_encoder_reads_the_state_of_its_last_position(lm):
         embeds = torch.cat([encoder.before, lm.embed(ids)])
         theirs = lm.model(inputs_embeds=embeds[None], output_hidden_states=True).hidden_states
         torch.testing.assert_close(vector, theirs[2][0, -1], atol=1e-5, rtol=1e-5)
-
-
-def test_an_encoder_may_be_told_the_token_and_its_position(lm):
-    plain = Encoder(lm, 1, EncoderConfig(before=3))
-    told = Encoder(lm, 1, EncoderConfig(before=3, position=True, token=True))
-    rows, tokens = [lm.tokenize("a river"), lm.tokenize("in the far north")], [(7, 12), (3, 40)]
-    with_token = [
-        torch.cat([torch.tensor([i]), ids]) for (_, i), ids in zip(tokens, rows, strict=True)
-    ]
-    torch.testing.assert_close(told(rows, tokens), plain(with_token), atol=1e-5, rtol=1e-5)
-    assert told.position is not None
-    with torch.no_grad():
-        told.position.weight.copy_(torch.eye(32))
-    for row, (ids, (position, _)) in enumerate(zip(with_token, tokens, strict=True)):
-        # Vaswani et al.: sin and cos of position / 10000^(2i / width)
-        angles = [position / 10000 ** (2 * i / 32) for i in range(16)]
-        encoding = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
-        alone = Encoder(lm, 1, EncoderConfig(before=3))
-        with torch.no_grad():
-            alone.before[-1] += encoding
-        torch.testing.assert_close(told(rows, tokens)[row], alone([ids])[0], atol=1e-5, rtol=1e-5)
-    with pytest.raises(LensError, match="is told each activation's token and position"):
-        told(rows)
 
 
 def test_the_encoder_takes_soft_text_and_leaves_it_as_it_was(lm):

@@ -18,7 +18,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -68,8 +67,6 @@ class Text:
 
 Place = tuple[Text, Sequence[int]]
 """A text, and positions in it."""
-Tokens = Sequence[tuple[int, int]]
-"""Position, BOS counted, and id of each activation's token."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,6 @@ class Activations:
 
     def __len__(self) -> int:
         return len(self.positions)
-
-    @cached_property
-    def tokens(self) -> Tokens:
-        """The token of each one, which an encoder may be told beside words."""
-        return [(p, int(t.ids[p])) for t, p in zip(self.texts, self.positions, strict=True)]
 
     def pick(self, index: Sequence[int]) -> Activations:
         """Some of them, in the order of `index`."""

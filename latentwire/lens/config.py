@@ -72,7 +72,7 @@ class Rates:
     """Rate of soft tokens; in units of the size of the LM's embeddings too, which differs by
     model."""
     base: Schedule = FULL
-    """LoRA, or the decoder's own copy of the LM."""
+    """Rate of the LoRAs."""
     encoder: Schedule = FULL
     """All of the encoder, on top of the others."""
 
@@ -80,7 +80,7 @@ class Rates:
         """The rate of a part of `Lens.tensors`, which its first two words name. embedding: the size
         of the LM's embeddings (`soft_prompt_rate`)."""
         side, kind = part.split(".")
-        kinds = {"project": self.projections, "lora": self.base, "base": self.base}
+        kinds = {"project": self.projections, "lora": self.base}
         unit = 1.0 if kind in kinds else embedding
         own = unit * kinds.get(kind, self.prompts).at(step, epoch)
         return own * (self.encoder.at(step, epoch) if side == "encoder" else 1.0)

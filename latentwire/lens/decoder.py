@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from latentwire.lens.activations import Text
 from latentwire.lens.checks import LensError, check_places, checked
-from latentwire.lens.parts import Projection, own_copy, trainable
+from latentwire.lens.parts import Projection, trainable
 from latentwire.lm import FrozenLM, Generation, Patch, Prompt, Sampler, Scored
 from latentwire.lm.adapters import fresh_lora
 from latentwire.lm.frozen import Caching
@@ -39,12 +39,10 @@ class DecoderConfig:
     many as the model has is all of them. Each place has a projection of its own."""
     lora: int = 0
     """Rank of a LoRA on the LM; 0 for none."""
-    own_copy: bool = False
-    """Give the decoder a copy of the LM, all of whose weights are trained."""
     max_new_tokens: int = 24
     """Longest explanation, in tokens, EOS counted."""
 
-    RETIRED: ClassVar = {"scale": "match", "train_prompt": True}
+    RETIRED: ClassVar = {"scale": "match", "train_prompt": True, "own_copy": False}
     """Fields of earlier releases, and the only values that are still read."""
 
     def __post_init__(self) -> None:
@@ -53,8 +51,6 @@ class DecoderConfig:
             raise LensError(
                 f"template {self.template!r} has {slots} slots; expected exactly one {SLOT}"
             )
-        if self.own_copy and self.lora:
-            raise LensError(f"own_copy and lora {self.lora}; expected one of them")
         check_least(self, LensError, layers=0, lora=0, max_new_tokens=1)
 
 
@@ -77,11 +73,8 @@ class Decoder(nn.Module):
         before, after = (lm.embed(ids).detach().float().clone() for ids in self.ids)
         self.before, self.after = nn.Parameter(before), nn.Parameter(after)
         self.to(lm.device)
-        self.lm = lm.with_adapter(None)
-        if config.own_copy:
-            self.lm = own_copy(lm)
-        elif config.lora:
-            self.lm = fresh_lora(lm, config.lora, len(lm.blocks))
+        rank = config.lora
+        self.lm = fresh_lora(lm, rank, len(lm.blocks)) if rank else lm.with_adapter(None)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that training changes, by name."""

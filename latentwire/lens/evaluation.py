@@ -18,7 +18,6 @@ from torch import Tensor
 from latentwire.evals.metrics import explained, ratio
 from latentwire.lens.activations import (
     Activations,
-    Tokens,
     at,
     draw,
     read_documents,
@@ -92,7 +91,7 @@ def evaluate_lens(lens: Lens, text: Sequence[Path], config: LensEvaluation | Non
         tuple(i for p in parts for i in p.positions),
     )
     said = explanations(lens, lens.decoder, batch, config)
-    plain = replace(lens.config.decoder, lora=0, own_copy=False)
+    plain = replace(lens.config.decoder, lora=0)
     untrained = Decoder(lens.lm, plain, lens.norm)
     untrained.fit(lens.config.layer, chosen[:FITTED])
     rows = reconstructions(lens, batch, said, explanations(lens, untrained, batch, config), config)
@@ -126,9 +125,8 @@ def explanations(
         range(0, len(batch), BATCH), description="explaining", console=terminal(stderr=True)
     ):
         vectors, k = batch.vectors[start : start + BATCH], config.samples
-        told = [t for t in batch.tokens[start : start + BATCH] for _ in range(k)]
         texts = several(decoder, vectors, k, 1.0, seed_of(config.seed, start))
-        errors = (lens.reconstruct(texts, told) - vectors.repeat_interleave(k, 0)).square().sum(1)
+        errors = (lens.reconstruct(texts) - vectors.repeat_interleave(k, 0)).square().sum(1)
         best = errors.view(-1, k).argmin(1).tolist()
         chosen += [texts[row * k + sample] for row, sample in enumerate(best)]
     return chosen
@@ -151,7 +149,7 @@ def reconstructions(
     numbers = [t.number for t in batch.texts]
     others = [[j for j in _after(i, n) if numbers[j] != numbers[i]] for i in range(n)]
     ranked = lm.logit_lens(batch.vectors).topk(max(1, *counts)).indices
-    heard = partial(_encoded, lens, batch.tokens)
+    heard = partial(_encoded, lens)
     made = {
         "lens": heard([lm.tokenize(t) for t in said]),
         "mean": lens.mean.expand(n, -1),
@@ -232,9 +230,8 @@ def _effects(
     }
 
 
-def _encoded(lens: Lens, tokens: Tokens, texts: Sequence[Tensor]) -> Tensor:
-    parts = [slice(i, i + BATCH) for i in range(0, len(texts), BATCH)]
-    return torch.cat([lens.encoder(texts[part], tokens[part]) for part in parts])
+def _encoded(lens: Lens, texts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([lens.encoder(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
 
 
 def _nearest(
@@ -245,10 +242,10 @@ def _nearest(
     samples: int,
 ) -> Tensor:
     """The nearest vector to each activation, made of as many other examples' words as the lens has
-    tries (with the activation's own token, where the encoder is told that)."""
+    tries."""
     tried = [(i, j) for i, rows in enumerate(others) for j in rows[:samples]]
-    ids, tokens = [lens.lm.tokenize(text) for text in said], batch.tokens
-    made = _encoded(lens, [tokens[i] for i, _ in tried], [ids[j] for _, j in tried])
+    ids = [lens.lm.tokenize(text) for text in said]
+    made = _encoded(lens, [ids[j] for _, j in tried])
     groups = made.split([len(rows[:samples]) for rows in others])
     nearest = [(g - v).square().sum(1).argmin() for g, v in zip(groups, batch.vectors, strict=True)]
     return torch.stack([g[i] for g, i in zip(groups, nearest, strict=True)])

@@ -23,14 +23,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from latentwire.artifact import (
-    ArtifactError,
     check_sizes,
     one_error,
     read_tensors,
     typed,
 )
 from latentwire.files import write_whole
-from latentwire.lens.activations import Statistics, Tokens
+from latentwire.lens.activations import Statistics
 from latentwire.lens.checks import LensError, check_layer, checked
 from latentwire.lens.decoder import Decoder, DecoderConfig, template_ids
 from latentwire.lens.encoder import Encoder, EncoderConfig
@@ -132,26 +131,22 @@ class Lens(nn.Module):
         samples: int = 1,
         temperature: float = 1.0,
         seed: int = 0,
-        tokens: Tokens | None = None,
     ) -> list[list[Explanation]]:
         """`samples` explanations of each activation, best reconstruction first: the greedy one, and
-        others that are drawn. tokens [b]: what the encoder is told beside the words, if it asks."""
+        others that are drawn."""
         vectors = checked(vectors, self.lm)
         texts = several(self.decoder, vectors, samples, temperature, seed)
-        told = None if tokens is None else [t for t in tokens for _ in range(samples)]
-        made = self.reconstruct(texts, told)
+        made = self.reconstruct(texts)
         errors = scaled_mse(made, vectors.repeat_interleave(samples, 0), self.spread).tolist()
         all_made = [Explanation(t, v, e) for t, v, e in zip(texts, made, errors, strict=True)]
         groups = [all_made[i : i + samples] for i in range(0, len(all_made), samples)]
         return [sorted(group, key=lambda e: e.error) for group in groups]
 
-    def reconstruct(
-        self, texts: Sequence[str], tokens: Tokens | None = None
-    ) -> Float[Tensor, "b d"]:
+    def reconstruct(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
         """The encoder's activations of words: texts are tokenized anew, so nothing but their
-        characters carries information (and `tokens`, to an encoder that asks for them)."""
+        characters carries information."""
         check_texts(texts, "texts")
-        return self.encoder([self.lm.tokenize(text) for text in texts], tokens)
+        return self.encoder([self.lm.tokenize(text) for text in texts])
 
     def save(self, folder: Path) -> None:
         """config.json and bf16 weights, with all that a load must find equal."""
@@ -278,8 +273,6 @@ def _check_state(config: LensConfig, state: Mapping[str, Tensor]) -> None:
         down = [n for n in state if n.startswith(f"{part}.lora.") and ".lora_A." in n]
         if rank:
             sizes[f"{part}.lora"] = (rank, down[0] if down else f"{part}.lora", 0)
-    if config.decoder.own_copy and not any(n.startswith("decoder.base.") for n in state):
-        raise ArtifactError("own_copy is true, and the weights have no copy; it was altered")
     check_sizes(state, sizes)
 
 

@@ -123,7 +123,7 @@ def warm_losses(lens: Lens, batch: Activations, written: Sequence[Tensor]) -> di
     end = torch.tensor(lens.lm.stop_ids[:1], device=lens.lm.device)
     ids, mask = pad_right([torch.cat([text, end]) for text in written])
     scored = lens.decoder.score(batch.vectors, ids, mask)
-    mse = scaled_mse(lens.encoder(written, batch.tokens), batch.vectors, lens.spread)
+    mse = scaled_mse(lens.encoder(written), batch.vectors, lens.spread)
     return {"nll": warm_start(scored.log_probs, mask).mean(), "mse": mse.mean()}
 
 
@@ -167,8 +167,7 @@ def joint_losses(
     samples = recipe.group if grpo else 1
     noise = seeded_noise(_seeds(batch, recipe, step, samples))
     said, pieces = _explained(lens, batch, recipe, noise, tau)
-    told = [t for t in batch.tokens for _ in range(samples)]
-    made = lens.encoder(pieces, told)
+    made = lens.encoder(pieces)
     errors = scaled_mse(made, batch.vectors.repeat_interleave(samples, 0), lens.spread)
     parts = {"mse": errors.mean()}
     kls = None
