@@ -12,7 +12,7 @@ def check_texts(texts, what: str) -> None:
         raise TypeError(f"{what} is one text; expected a list of texts, such as [{texts[:20]!r}]")
 
 
-def check_least(config: Any, kind: type[ValueError] = ValueError, /, **least: float) -> None:
+def check_least(config: Any, kind: type[ValueError] = ValueError, /, **least: int) -> None:
     """Raise an error of a kind for fields of a config that are below their least value; None is
     not compared."""
     for name, value in least.items():
