@@ -36,7 +36,8 @@ from latentwire.lm.identity import basis, identity
 from latentwire.runs.folder import append, digests, open_run, rewrite
 from latentwire.runs.workers import Executor, run_local
 from latentwire.seek.found import Found
-from latentwire.seek.recipe import REWARDS, SeekRecipe, load_task
+from latentwire.seek.recipe import SeekRecipe, load_task
+from latentwire.seek.registry import REWARDS, source_of
 from latentwire.seek.rewards.base import Attempt, Reward, rate
 from latentwire.seek.samples import best_of_n
 from latentwire.seek.summary import rights_of, summary_of
@@ -95,7 +96,7 @@ def _resumed(
 ) -> list[dict[str, Any]]:
     """Keep what an earlier session left, each problem once: whole batches, since best of N shares
     a batch's tokens."""
-    files = list(digests(recipe.data.removeprefix("arc:")).values())
+    files = list(digests(source_of(recipe.data)[1]).values())
     records = open_run(out, {**setting, "files": files, **basis({"model": identity(lm)})})
     known = first_of(records, lambda record: record["id"])
     kept = [known[p.id] for p in takewhile(lambda p: p.id in known, problems)]
