@@ -46,7 +46,7 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON in UTF-8 says. Raises ValueError, of one line, for text that is none, that is
+    """The value of JSON in UTF-8. Raises ValueError, of one line, for text that is none, that is
     nested too deeply, or that has a number of thousands of digits or half of a surrogate pair,
     which no file can be written with."""
     try:

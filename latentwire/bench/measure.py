@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds, positions that the model ran over, peak memory."""
+"""Measures a piece of work: seconds, positions that the model ran over, peak memory."""
 
 from __future__ import annotations
 

@@ -111,6 +111,6 @@ def train(
 
 
 def bench(arguments: list[str]) -> None:
-    """What our work costs: `latentwire bench seek`, `bench lens`, `bench train`."""
+    """Measure our work: `latentwire bench seek`, `bench lens`, `bench train`."""
     commands = {"seek": seek, "lens": lens, "train": train}
     run_command(commands, arguments, "latentwire bench")

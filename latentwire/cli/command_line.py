@@ -1,4 +1,4 @@
-"""What commands share: the terminal, results as JSON, and trainings."""
+"""Shared by all commands: the terminal, results as JSON, and trainings."""
 
 import difflib
 import io
@@ -149,7 +149,8 @@ def _parsed(
 
 
 def _in_one_line(parse: Callable[[], Any]) -> Any:
-    """What tyro parses; a mistake that it would draw a box around is a ValueError of one line."""
+    """The arguments as tyro parses them; a mistake that it would draw a box around is a ValueError
+    of one line."""
     said = io.StringIO()
     try:
         with redirect_stderr(said):

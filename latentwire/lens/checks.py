@@ -1,4 +1,4 @@
-"""What a lens refuses: one-line errors that say what was expected."""
+"""Refuses what a lens cannot use: one-line errors that say what was expected."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ from latentwire.texts import check_texts
 
 Caching = Literal["kv", "none", "checkpoint"]
 Dtype = Literal["float32", "bfloat16"]
-"""Of the weights of a frozen LM, in recipes and saved configs."""
+"""Number types of the weights of a frozen LM, in recipes and saved configs."""
 
 
 class FrozenLM(TokenizerMixin):
@@ -68,8 +68,9 @@ class FrozenLM(TokenizerMixin):
     """
 
     fingerprint: str
-    """Of the weights: the same for one copy of a model in float32 and bfloat16, another after
-    quantising or tuning it. Taken while they are whole, since a training may share them out."""
+    """Digest of the weights: the same for one copy of a model in float32 and bfloat16, another
+    after quantising or tuning it. Taken while they are whole, since a training may share them
+    out."""
 
     adapter: str | None = None
     """The LoRA adapter that is on in this view."""
@@ -280,7 +281,7 @@ class FrozenLM(TokenizerMixin):
         mask: Bool[Tensor, "b n"] | None = None,
         temperature: float = 1.0,
     ) -> Scored:
-        """What `score` gives, with the entropy of each distribution beside it."""
+        """The log-probabilities of `score`, with the entropy of each distribution beside it."""
         log_probs = log_softmax(self.logits(prompt, targets, mask), temperature)
         chosen = log_probs.gather(-1, targets[..., None])[..., 0]
         entropies = entropy(log_probs)
@@ -456,7 +457,8 @@ class FrozenLM(TokenizerMixin):
             yield
 
     def _hooks(self, prompt: Prompt) -> list[tuple[Any, Any]]:
-        """What changes block outputs: memories first, since a patch says what an output is."""
+        """The hooks that change block outputs: memories first, since a patch says what an output
+        is."""
         memories = () if prompt.prefix is None else prompt.prefix.memories
         changes = [(m.layer, attending(m)) for m in memories]
         changes += [(p.layer, replacing(p)) for p in prompt.patches]

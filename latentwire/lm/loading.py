@@ -38,8 +38,8 @@ def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype | str) -> 
 
 
 def fingerprint_of(embeddings: Tensor, blocks: Any) -> str:
-    """Of the first embeddings, and the first row of each of the blocks' matrices: models that were
-    tuned from one original often share their embeddings."""
+    """Digest of the first embeddings, and the first row of each of the blocks' matrices: models
+    that were tuned from one original often share their embeddings."""
     matrices = (p for n, p in blocks.named_parameters() if p.dim() > 1 and "lora_" not in n)
     rows = [embeddings[:64], *(matrix[0] for matrix in matrices)]
     some = torch.cat([row.detach().flatten().to("cpu", torch.bfloat16) for row in rows])

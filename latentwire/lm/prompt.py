@@ -53,8 +53,8 @@ class Patch:
 
 @dataclass(frozen=True)
 class Memory:
-    """What every token behind a prefix attends to between two blocks: the output x [b, t, d] of
-    block `layer` becomes `attend(x, keys, values, mask)`.
+    """A memory that every token behind a prefix attends to between two blocks: the output x [b, t,
+    d] of block `layer` becomes `attend(x, keys, values, mask)`.
 
     It must be a function of each column of x alone, so that a prompt may come in parts.
     """
@@ -66,7 +66,7 @@ class Memory:
     mask: Bool[Tensor, "b m"]
 
     def rows(self, index: Int[Tensor, " n"]) -> Memory:
-        """Of the rows that `index` names."""
+        """The rows that `index` names."""
         return replace(
             self, keys=self.keys[index], values=self.values[index], mask=self.mask[index]
         )
@@ -83,7 +83,7 @@ class RaggedKV:
     lengths: Int[Tensor, "b h"]
 
     def rows(self, index: Int[Tensor, " m"]) -> RaggedKV:
-        """Of the rows that `index` names, in its order."""
+        """The rows that `index` names, in its order."""
         first = self.lengths.flatten().cumsum(0).view_as(self.lengths) - self.lengths
         lengths = self.lengths[index]
         column = torch.arange(_longest(lengths), device=lengths.device)

@@ -246,7 +246,7 @@ def _is_ours(folder: Path, entry: wheels.Source) -> bool:
 
 
 def _missing(folder: Path) -> str:
-    """What a model folder lacks, in words, or an empty string."""
+    """The parts that a model folder lacks, in words, or an empty string."""
     if not (folder / "config.json").is_file():
         return "config.json"
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):

@@ -52,7 +52,7 @@ CUTS = {
 """The text cut to the wire's size, and the bytes of all of it where bytes are the size."""
 
 CONTROLS = ("closed_book", "zero_latents", "mismatched_latents")
-"""What a wire that reads its latents must beat."""
+"""The conditions that a wire which reads its latents must beat."""
 
 COLUMNS = ("condition", "EM, %", "F1, %", "wire minus it", "NLL", "top 1, %", "top 5, %")
 FIGURES = ("em", "em_low", "em_high", "f1", "f1_low", "f1_high", "nll", "first1", "first5")
@@ -67,7 +67,7 @@ RESULTS = {
     "differences?": DIFFERENCES,
     **{f"{key}?": float for key in (*RATIOS, *SIZES, *CACHES, *TIMES, "embeds_vs_ids_difference")},
 }
-"""What results.json must hold, as `folder.expect` takes it."""
+"""The shape of results.json, as `folder.expect` takes it."""
 READERS = {"readers": {"*": RESULTS}, "joint?": {"*": float}}
 """The same of several readers."""
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
 from latentwire.reading import shortened
-from latentwire.tasks.base import DataError, check_ids, read_jsonl
+from latentwire.tasks.base import DataError, check_ids, load_hub, read_jsonl
 from latentwire.texts import check_texts
 
 
@@ -79,17 +79,10 @@ def load_questions(source: str, limit: int | None = None, least: int = 1) -> lis
 
 
 def _read_hub(name: str, limit: int | None) -> list[Question]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise DataError(f"hub:{name} needs datasets: pip install datasets") from None
-    try:
-        path, _, split = name.partition("#")
-        rows: Any = load_dataset(path, split=(split or "train") + (f"[:{limit}]" if limit else ""))
-        missing = {"id", "context", "question", "answers"} - set(rows.column_names)
-    except Exception as error:  # datasets raises many kinds; a user needs the reason
-        raise DataError(f"hub:{name}: {error}") from None
-    if missing:
+    path, _, split = name.partition("#")
+    part = (split or "train") + (f"[:{limit}]" if limit else "")
+    rows = load_hub(f"hub:{name}", path, None, part)
+    if missing := {"id", "context", "question", "answers"} - set(rows.column_names):
         raise DataError(f"hub:{name}: no column {sorted(missing)}; expected SQuAD's columns")
     answers = [r["answers"] for r in rows]
     listed = [a["text"] if isinstance(a, dict) else a for a in answers]  # SQuAD's, or plain lists
@@ -136,7 +129,7 @@ ANSWER_TOKENS = 20
 
 
 def question_ids(lm: FrozenLM, question: str) -> Tensor:
-    """What follows context and soft prompt, up to where the answer begins."""
+    """The ids that follow context and soft prompt, up to where the answer begins."""
     return torch.cat([lm.tokenize("\n\n" + question.strip()), lm.frame.suffix])
 
 

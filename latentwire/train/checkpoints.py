@@ -159,7 +159,7 @@ def _check(path: Path, name: str, saved: Tensor, tensor: Tensor) -> None:
 
 
 def _moments(tensor: Tensor, step: int) -> tuple[str, ...]:
-    """What the optimizer holds of a tensor after so many steps."""
+    """The optimizer's moments of a tensor after so many steps."""
     return MOMENTS if step and tensor.requires_grad else ()
 
 

@@ -12,7 +12,7 @@ from latentwire.wire.codes.wire import CodeWire
 from latentwire.wire.config import WireConfig, read_config
 from latentwire.wire.folder import WireError, folder_of, kind_of
 from latentwire.wire.learned.reader import Reader as SharedReader
-from latentwire.wire.learned.shared_wire import KIND as SHARED_KIND
+from latentwire.wire.learned.saving import KIND as SHARED_KIND
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.text_wire import KIND as TEXT_KIND
 from latentwire.wire.text_wire import TextReader, TextWire

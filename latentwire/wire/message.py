@@ -44,7 +44,7 @@ class Message:
     reader: str
     """Name of the LM that it was made for."""
     fingerprint: str
-    """Of that LM's weights: 16 hex digits."""
+    """Fingerprint of that LM's weights: 16 hex digits."""
     latents: CompressedKV
     bits: int = 16
     """Bits of one code, one of codec.BITS; below 16 a reader gets latents that are rounded."""

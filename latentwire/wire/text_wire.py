@@ -45,7 +45,7 @@ decoded to say so."""
 
 @dataclass(frozen=True)
 class Saved:
-    """What config.json of a text wire holds."""
+    """The fields of config.json of a text wire."""
 
     source: str
     """Zoo name, Hugging Face id or folder of the LM in whose code the text travels."""
@@ -97,9 +97,9 @@ class TextWire:
         return [self.message(text) for text in texts]
 
     def texts(self, messages: Sequence[TextMessage]) -> list[str]:
-        """What the messages say, to the letter; the last REMEMBERED of them are decoded once,
-        however many readers open them. Raises MessageError for one in another LM's code,
-        and for one that comes out as another text than was sent."""
+        """The texts of messages, to the letter; the last REMEMBERED of them are decoded once,
+        however many readers open them. Raises MessageError for one in another LM's code, and for
+        one that comes out as another text than was sent."""
         source = self.code.lm
         known = {m: text for m in messages if (text := self._read.get(m)) is not None}
         new = [m for m in dict.fromkeys(messages) if m not in known]
@@ -216,7 +216,7 @@ class TextReader:
 
     @property
     def keep(self) -> str | None:
-        """What of a text the reader keeps as text."""
+        """The rule of what the reader keeps of a text as text."""
         return self.wire.keep
 
     @property

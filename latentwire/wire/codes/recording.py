@@ -1,4 +1,4 @@
-"""What frozen models give of a passage, computed once and kept in a run folder.
+"""Recordings of frozen models on a passage, computed once and kept in a run folder.
 
 Training the attention of a decoder, and distilling a reader's answers, need of the frozen models
 only what they compute from the full text: the source's features, the queries that a reader's
@@ -78,7 +78,7 @@ def reader_attention(
     passage: Passage,
     layers: range,
 ) -> dict[str, Tensor]:
-    """What a reader does with one passage's full text when it is asked and answers.
+    """A reader's attention to one passage's full text when it is asked and answers.
 
     tokens: of the source's, those that have a code. layers: the attention of these alone, all in
     order, or none. queries [q, l, h, e] scaled and before

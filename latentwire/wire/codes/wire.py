@@ -46,7 +46,7 @@ KIND, FORMAT_VERSION = "code wire", 1
 
 @dataclass(frozen=True)
 class SavedReader:
-    """What config.json says of one reader."""
+    """The fields of config.json for one reader."""
 
     name: str
     dtype: Dtype
@@ -61,7 +61,7 @@ class SavedReader:
 
 @dataclass(frozen=True)
 class Saved:
-    """What config.json of a code wire holds."""
+    """The fields of config.json of a code wire."""
 
     code: CodeConfig
     source_weights: str
@@ -200,7 +200,7 @@ class CodeWire:
         return self.source.tokenize(text)
 
     def features(self, text: str) -> Float[Tensor, "n f"]:
-        """What the code is made of: states of the source's pass over a text."""
+        """The features that the code is made of: states of the source's pass over a text."""
         head = head_of(self.source)
         return read(self.source, head, self.code.config, self.tokenize(text))
 
