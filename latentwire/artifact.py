@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from latentwire.reading import LARGEST, read_regular, shortened
+from latentwire.reading import LARGEST, InputError, read_regular, shortened
 
 WORDS = {
     str: "text",
@@ -38,7 +38,7 @@ WORDS = {
 T = TypeVar("T")
 
 
-class ArtifactError(ValueError):
+class ArtifactError(InputError):
     """A saved file is not what `save` wrote. One line that names the field or the tensor."""
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import regex
 
+from latentwire.reading import InputError
+
 SECONDS = 2.0
 """Longest search of one text."""
 
 
-class PatternError(ValueError):
+class PatternError(InputError):
     """A regular expression does not compile, or takes too long."""
 
 

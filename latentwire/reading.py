@@ -27,6 +27,24 @@ RENAMED = {
 """Names in the results of older releases, and today's."""
 
 
+LINE = 1000
+"""Most characters of an error's line."""
+
+
+class InputError(ValueError):
+    """What came from outside cannot be used. Told in one line that a terminal can show, whatever
+    names and texts of a file stand in it."""
+
+    def __init__(self, text: str):
+        line, half = escaped(text), LINE // 2 - 4
+        super().__init__(line if len(line) <= LINE else f"{line[:half]} [...] {line[-half:]}")
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """A text in which the characters that a terminal would obey are escaped, but for those kept."""
+    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
+
+
 def read_regular(path: Path, most: int | None = None) -> bytes:
     """The bytes of a regular file. Raises OSError where there is none, where it is a folder, a
     device or a pipe, which may never end, or where it has more than `most` bytes."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from latentwire.reading import escaped
+
 
 def terminal(**options: Any) -> Console:
     """A console of rich that prints texts as they are; styles are given beside them."""
@@ -19,4 +21,4 @@ def terminal(**options: Any) -> Console:
 def printable(text: str) -> str:
     """A text without characters that a terminal would obey, such as escape sequences; line breaks
     and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    return escaped(text, kept="\n\t")

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latentwire.reading import RENAMED, parse_json, shortened
+from latentwire.reading import RENAMED, InputError, parse_json, shortened
 
 WORDS = {
     str: "text",
@@ -25,7 +25,7 @@ WORDS = {
 }
 
 
-class ReportError(ValueError):
+class ReportError(InputError):
     """A run folder does not hold what a report needs."""
 
 

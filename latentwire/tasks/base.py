@@ -12,7 +12,7 @@ from pathlib import Path
 from stat import S_ISCHR
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
-from latentwire.reading import parse_json
+from latentwire.reading import InputError, parse_json
 
 BOM = "\ufeff"
 """What some editors begin a file in UTF-8 with."""
@@ -53,7 +53,7 @@ class Task:
     grade: Grade
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A file of examples cannot be used. One line: file, line, expected, got."""
 
 
