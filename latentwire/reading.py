@@ -10,6 +10,7 @@ import json
 import os
 import reprlib
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,20 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
             raise OSError(errno.EFBIG, why, str(path))
         with open(descriptor, "rb", closefd=False) as file:
             return file.read(status.st_size)
+    except (MemoryError, OverflowError):
+        why = f"{status.st_size} bytes; this machine has no memory for them"
+        raise OSError(errno.ENOMEM, why, str(path)) from None
     finally:
         os.close(descriptor)
 
 
 def parse_json(text: str | bytes) -> Any:
     """What JSON in UTF-8 says. Raises ValueError, of one line, for text that is none, that is
-    nested too deeply, or that has a number of thousands of digits or half of a surrogate pair,
-    which no file can be written with."""
+    nested too deeply, that names a field of an object twice, or that has a number of thousands of
+    digits or half of a surrogate pair, which no file can be written with."""
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_fields)
         if "\\ud" in text.lower():
             check_unicode(json.dumps(value, ensure_ascii=False))
     except RecursionError:
@@ -80,6 +84,15 @@ def parse_json(text: str | bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     return value
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's fields. Python would keep the last of those of one name."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, count in Counter(k for k, _ in pairs).items() if count > 1)
+        raise ValueError(f"field {shortened(twice)} stands twice in an object")
+    return fields
 
 
 def check_unicode(text: str) -> None:

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from latentwire.reading import escaped
 from latentwire.report.comparison import DIFFERENCES, difference, gap
 from latentwire.report.folder import expect
 
@@ -121,7 +122,7 @@ class TextTable(Table):
     """A table whose cells are texts, whatever console prints it."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        super().add_row(*(Text(str(cell)) for cell in cells), **options)
+        super().add_row(*(Text(escaped(str(cell))) for cell in cells), **options)
 
 
 def terminal_table(columns: Sequence[str], caption: str) -> Table:

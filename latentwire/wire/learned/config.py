@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from latentwire.texts import check_texts
 from latentwire.train.loop import LoopConfig
 from latentwire.wire.learned.objectives import Objectives
 from latentwire.wire.learned.shared_wire import SharedConfig
@@ -49,6 +50,7 @@ class SharedRecipe:
     """Of the order of the data and of its pieces."""
 
     def __post_init__(self) -> None:
+        check_texts(self.data, "data")
         for name in ("batch_size", "questions", "longest", "held_out", "fitted"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")

@@ -92,6 +92,8 @@ class SharedConfig:
     """Of the frozen models; what is trained is float32."""
 
     def __post_init__(self) -> None:
+        check_texts(self.readers, "readers")
+        check_texts(self.ways_in, "ways_in")
         if not self.readers or len(set(self.readers)) < len(self.readers):
             raise WireError(
                 f"readers are {shortened(self.readers)}; expected at least one, no name twice"
