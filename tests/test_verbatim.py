@@ -84,9 +84,7 @@ def test_a_regular_expression_that_takes_all_memory_is_given_up():
     def finditer(text, timeout):  # as "(?R)" does, once it has taken a gigabyte
         raise MemoryError
 
-    with pytest.raises(
-        patterns.PatternError, match=r"'\(\?R\)' took all memory on a text of 2 char"
-    ):
+    with pytest.raises(patterns.PatternError, match=r"'\(\?R\)' took all memory on a text of 2 c"):
         list(patterns.find_all(SimpleNamespace(pattern="(?R)", finditer=finditer), "ab"))
 
 
