@@ -59,10 +59,11 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
             why = f"{status.st_size} bytes; expected at most {most}"
             raise OSError(errno.EFBIG, why, str(path))
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size)
-    except (MemoryError, OverflowError):
-        why = f"{status.st_size} bytes; this machine has no memory for them"
-        raise OSError(errno.ENOMEM, why, str(path)) from None
+            try:
+                return file.read(status.st_size)
+            except (MemoryError, OverflowError):
+                why = f"{status.st_size} bytes; this machine has no memory for them"
+                raise OSError(errno.ENOMEM, why, str(path)) from None
     finally:
         os.close(descriptor)
 
