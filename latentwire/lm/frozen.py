@@ -190,13 +190,16 @@ class FrozenLM(TokenizerMixin):
         assert prefix is not None
         return States(torch.stack(inputs), final, prefix)
 
-    def attentions(self, prompt: Prompt) -> list[Float[Tensor, "b h t k"]]:
-        """Attention probabilities of every layer, over the prefix's slots and then the embeds;
-        those of single heads come first, padded to the longest of the layer."""
+    def attentions(
+        self, prompt: Prompt, reduce: Callable[[Tensor], Tensor] = lambda attention: attention
+    ) -> list[Tensor]:
+        """Attention probabilities [b, h, t, k] of every layer, over the prefix's slots and then the
+        embeds; those of single heads come first, padded to the longest of the layer. reduce: what
+        is kept of each layer's, since all of them together may be gigabytes."""
         maps: list[Tensor] = []
 
         def keep(_module, _args, output):
-            maps.append(output[1])
+            maps.append(reduce(output[1]))
 
         hooks = [(attention, keep) for attention in self._attentions]
         self._forward(prompt, hooks=hooks, attention=attending_eagerly)

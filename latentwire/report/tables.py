@@ -19,6 +19,7 @@ from latentwire.report.folder import expect
 NAMES = {
     "text": "full text",
     "wire": "wire",
+    "evicted": "its slots without the residual: eviction alone",
     "truncated_tokens": "truncated to equal tokens",
     "pruned_tokens": "pruned to equal tokens",
     "truncated_bytes": "truncated to equal bytes",
@@ -31,6 +32,7 @@ NAMES = {
 """Conditions as people call them, in the order in which they are shown."""
 
 SHORT = {
+    "evicted": "eviction alone",
     "truncated_tokens": "equal tokens",
     "pruned_tokens": "pruned",
     "truncated_bytes": "equal bytes",
