@@ -28,7 +28,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from latentwire.card import base_models, save_card
-from latentwire.reading import LARGEST, read_regular, shortened
+from latentwire.reading import LARGEST, InputError, read_regular, shortened
 
 WORDS = {
     str: "text",
@@ -41,7 +41,7 @@ WORDS = {
 T = TypeVar("T")
 
 
-class ArtifactError(ValueError):
+class ArtifactError(InputError):
     """A saved file is not what `save` wrote. One line that names the field or the tensor."""
 
 

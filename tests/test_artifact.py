@@ -111,6 +111,13 @@ def test_only_regular_files_are_read(kind, name, how, folder):
         load_kind(kind, folder)
 
 
+@pytest.mark.parametrize("kind", ["wire", "shared wire", "code wire", "lens"])
+def test_a_file_that_no_memory_can_hold_is_refused(kind, folder):
+    os.truncate(sorted(folder.glob("*.safetensors"))[0], 1 << 43)  # a hole takes no room on a disk
+    with pytest.raises(ERRORS[kind], match=r"no memory for them|bytes; expected at most"):
+        load_kind(kind, folder)
+
+
 def test_a_config_is_small(tmp_path):
     (tmp_path / "config.json").write_bytes(b" " * (1 << 20) + b"{}")
     with pytest.raises(WireError, match="1048578 bytes; expected at most 1048576"):

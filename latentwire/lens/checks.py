@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from latentwire.lm import FrozenLM
+from latentwire.reading import InputError
 
 
-class LensError(ValueError):
+class LensError(InputError):
     """A lens or its input cannot be used. One line: what, expected, got, what to do."""
 
 

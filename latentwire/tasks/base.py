@@ -11,7 +11,7 @@ from pathlib import Path
 from stat import S_ISCHR
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
-from latentwire.reading import parse_json
+from latentwire.reading import InputError, parse_json
 
 BOM = "\ufeff"
 """The mark that some editors begin a file in UTF-8 with."""
@@ -52,7 +52,7 @@ class Task:
     grade: Grade
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A file of examples cannot be used. One line: file, line, expected, got."""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def _problem(name: str, number: int, where: str, row: dict[str, Any], form: Form
         got = type(answer).__name__
         raise DataError(f"{where}: field 'answer' is {got}; expected a string or a number")
     if isinstance(answer, float):
+        if not isfinite(answer):
+            raise DataError(f"{where}: field 'answer' is {answer}; expected a finite number")
         answer = format(Decimal(str(answer)), "f")  # not 1e-07, where e is a number
     gold = "" if answer is None else str(answer).rpartition("####")[2].strip()
     if len(gold) > LONGEST:

@@ -35,6 +35,9 @@ class Question:
     question: str
     answers: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        check_texts(self.answers, "answers")
+
 
 @dataclass(frozen=True)
 class Passage:

@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from latentwire.files import digest, first_of, read_rows, write_whole
+from latentwire.reading import InputError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint cannot be written, or does not belong to these parameters."""
 
 

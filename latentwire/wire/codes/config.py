@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentwire.lm import Dtype
-from latentwire.texts import check_least
+from latentwire.texts import check_least, check_texts
 from latentwire.train.settings import LoopConfig
 from latentwire.wire.codes.code import CodeConfig
 
@@ -66,6 +66,7 @@ class CodeRecipe:
     """Seed of the order of the data."""
 
     def __post_init__(self) -> None:
+        check_texts(self.readers, "readers")
         if len(self.readers) != len(self.hidden) or len(set(self.readers)) < len(self.readers):
             raise ValueError(
                 f"readers are {self.readers} and hidden is {self.hidden}; expected one width for "

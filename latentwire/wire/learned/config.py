@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from latentwire.texts import check_least
+from latentwire.texts import check_least, check_texts
 from latentwire.train.loop import LoopConfig
 from latentwire.wire.learned.objectives import Objectives
 from latentwire.wire.learned.saving import SharedConfig
@@ -51,6 +51,7 @@ class SharedRecipe:
     """Seed of the order of the data and of its pieces."""
 
     def __post_init__(self) -> None:
+        check_texts(self.data, "data")
         check_least(self, batch_size=1, questions=1, longest=1, held_out=1, fitted=1)
         if self.objectives.embeds.on and self.wire.injector != "embeddings":
             raise ValueError(

@@ -18,6 +18,7 @@ from latentwire.artifact import check_counts, check_sizes, one_error, read_tenso
 from latentwire.files import write_whole
 from latentwire.lm import Dtype
 from latentwire.reading import shortened
+from latentwire.texts import check_texts
 from latentwire.wire.folder import WireError, read_record
 from latentwire.wire.learned.encoders import ENCODERS
 from latentwire.wire.learned.encoders.base import EncoderConfig
@@ -60,6 +61,7 @@ class SharedConfig:
     """Number type of the frozen models; what is trained is float32."""
 
     def __post_init__(self) -> None:
+        check_texts(self.readers, "readers")
         if not self.readers or len(set(self.readers)) < len(self.readers):
             raise WireError(
                 f"readers are {shortened(self.readers)}; expected at least one, no name twice"
