@@ -13,36 +13,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import (
     AbstractContextManager,
-    ExitStack,
     contextmanager,
     nullcontext,
     suppress,
 )
 from copy import copy
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from latentwire.lm.adapters import adapted, add, lora_parameters, resting
-from latentwire.lm.cache import as_cache, attention_mask, grown, head_mask
-from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
+from latentwire.lm.cache import as_cache, attention_mask, grown
+from latentwire.lm.checkpointing import recomputed
 from latentwire.lm.devices import accelerator
 from latentwire.lm.families import family_of, softcap
-from latentwire.lm.finite import check_finite
+from latentwire.lm.generation import Caching, generated
 from latentwire.lm.hooks import (
     Reached,
     attending,
     attending_eagerly,
+    attending_sparingly,
     attention_seen,
     entered,
     hooked,
-    masked,
     replacing,
     tensor_of,
 )
@@ -55,7 +52,6 @@ from latentwire.lm.turns import LOADING, turn
 from latentwire.lm.zoo import locate
 from latentwire.texts import check_texts
 
-Caching = Literal["kv", "none", "checkpoint"]
 Dtype = Literal["float32", "bfloat16"]
 """Of the weights of a frozen LM, in recipes and saved configs."""
 
@@ -191,8 +187,8 @@ class FrozenLM(TokenizerMixin):
         return States(torch.stack(inputs), final, prefix)
 
     def attentions(self, prompt: Prompt) -> list[Float[Tensor, "b h t k"]]:
-        """Attention probabilities of every layer, over the prefix's slots and then the embeds;
-        those of single heads come first, padded to the longest of the layer."""
+        """Attention probabilities of every layer, over the prefix's columns and then the embeds.
+        Raises ValueError for a prefix with slots of single heads."""
         maps: list[Tensor] = []
 
         def keep(_module, _args, output):
@@ -314,53 +310,7 @@ class FrozenLM(TokenizerMixin):
         self._check_length(int((prompt.next_position + most).max()))
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
         with resting(self.model, self.adapter):
-            return self._generate(prompt, sampler, most, stops, stop_strings, caching, samples)
-
-    def _generate(
-        self,
-        prompt: Prompt,
-        sampler: Sampler,
-        most: Int[Tensor, " b"],
-        stops: Sequence[int],
-        stop_strings: Sequence[str],
-        caching: Caching,
-        samples: int,
-    ) -> Generation:
-        alive = torch.ones(len(prompt.mask) * samples, dtype=torch.bool, device=self.device)
-        ids, masks, log_probs, embeds = [], [], [], []
-        most = most.repeat_interleave(samples)
-        wanted = torch.is_grad_enabled()
-        for step in range(int(most.max())):
-            with torch.set_grad_enabled(wanted):
-                final, prefix = self._step(prompt, caching)
-            check_finite({f"the state that {self.name} ends at": final}, FloatingPointError)
-            wanted = final.requires_grad  # else the cache need not be copied at each step
-            if step == 0 and samples > 1:
-                final, prompt = final.repeat_interleave(samples, 0), prompt.repeat(samples)
-                prefix = None if prefix is None else prefix.repeat(samples)
-            logits = self.head(final)
-            choice = sampler(logits, step)
-            chosen = torch.where(alive, choice.ids, stops[0] if stops else 0)
-            chosen_log_probs = token_log_probs(logits, chosen, sampler.temperature)
-            soft = choice.weights
-            embed = self.embed(chosen) if soft is None else self.embed_soft(soft)
-            ids.append(chosen)
-            masks.append(alive)
-            log_probs.append(chosen_log_probs.masked_fill(~alive, 0.0))
-            embeds.append(embed)
-            fed = prompt.append(embed[:, None], alive[:, None])
-            prompt = _after(fed, prefix) if prefix is not None else fed
-            alive = alive & ~torch.isin(chosen, torch.tensor(stops, device=self.device))
-            alive = alive & (step + 1 < most)
-            if stop_strings:
-                texts = self._texts(torch.stack(ids, 1), torch.stack(masks, 1), stops)
-                ended = [any(s in t for s in stop_strings) for t in texts]
-                alive = alive & ~torch.tensor(ended, device=self.device)
-            if not alive.any():
-                break
-        all_ids, mask = torch.stack(ids, 1), torch.stack(masks, 1)
-        texts = [_cut(t, stop_strings) for t in self._texts(all_ids, mask, stops)]
-        return Generation(all_ids, mask, torch.stack(log_probs, 1), torch.stack(embeds, 1), texts)
+            return generated(self, prompt, sampler, most, stops, stop_strings, caching, samples)
 
     # -- adapters -----------------------------------------------------------------------------
 
@@ -391,15 +341,23 @@ class FrozenLM(TokenizerMixin):
         prompt: Prompt,
         keep_cache: bool = False,
         hooks: Sequence[tuple[Any, Any]] = (),
-        attention: Callable[[Any], AbstractContextManager[None]] = nullcontext,
+        attention: Callable[[Any], AbstractContextManager[None]] | None = None,
     ) -> tuple[Tensor, KVPrefix | None]:
         """Final states [b, t, d] and, on request, the grown cache. Every path ends here, in one
         turn. hooks: see modules after all that the prompt does to them. attention: what another
-        attention implementation is on in."""
+        attention implementation is on in; it needs all masks, and knows no slots of heads."""
         self._check_length(int(prompt.positions.max()) + 1)
+        slots = prompt.prefix is not None and prompt.prefix.ragged
+        if slots and attention is not None:
+            raise ValueError(
+                "maps of attention over slots of single heads; expected a plain prefix"
+            )
+        sparing = attention is None and self.model.config._attn_implementation == "sdpa"
+        if sparing or slots:
+            attention = partial(attending_sparingly, prompt)
         cached = keep_cache or prompt.prefix is not None
         cache = as_cache(prompt.prefix, keep_cache) if cached else None
-        setting = partial(self._setting, prompt, attention)
+        setting = partial(self._setting, attention or nullcontext)
         with (
             turn(self.model),
             hooked([*self._hooks(prompt), *hooks]),
@@ -407,7 +365,7 @@ class FrozenLM(TokenizerMixin):
         ):
             output = self.body(
                 inputs_embeds=prompt.embeds,
-                attention_mask=attention_mask(prompt, self.model.config),
+                attention_mask=attention_mask(prompt, self.model.config, sparing),
                 position_ids=prompt.positions,
                 past_key_values=cache,
                 use_cache=cache is not None,
@@ -424,32 +382,10 @@ class FrozenLM(TokenizerMixin):
         with adapted(self.model, self.adapter):
             return module(x)
 
-    def _step(self, prompt: Prompt, caching: Caching) -> tuple[Tensor, KVPrefix | None]:
-        """The state [b, d] that predicts the next token, and the cache to go on with."""
-        if caching == "kv":
-            final, prefix = self._forward(prompt, keep_cache=True)
-            return final[:, -1], prefix
-        if caching == "none":
-            return self.last_hidden(prompt)[:, -1], None
-
-        def last(embeds: Tensor) -> Tensor:
-            with gradient_checkpointing(False):  # of the whole, and not of each block as well
-                return self.last_hidden(replace(prompt, embeds=embeds))[:, -1]
-
-        return checkpoint(last, prompt.embeds, use_reentrant=False), None  # pyright: ignore
-
     @contextmanager
-    def _setting(
-        self, prompt: Prompt, attention: Callable[[Any], AbstractContextManager[None]]
-    ) -> Iterator[None]:
-        """A turn with what has to be on while blocks run: the adapter, masks for each head, and the
-        attention implementation."""
-        slots = prompt.prefix is not None and prompt.prefix.ragged
-        change = partial(head_mask, prompt, self.model.config)
-        with adapted(self.model, self.adapter), ExitStack() as stack:
-            if slots:
-                stack.enter_context(masked(self._attentions, change))
-            stack.enter_context(attention(self.model))
+    def _setting(self, attention: Callable[[Any], AbstractContextManager[None]]) -> Iterator[None]:
+        """A turn with what has to be on while blocks run: the adapter and the attention."""
+        with adapted(self.model, self.adapter), attention(self.model):
             yield
 
     def _hooks(self, prompt: Prompt) -> list[tuple[Any, Any]]:
@@ -471,13 +407,3 @@ class FrozenLM(TokenizerMixin):
                 f"input takes {used} positions; {self.name} has a context length of "
                 f"{self.context_length}"
             )
-
-
-def _after(fed: Prompt, prefix: KVPrefix) -> Prompt:
-    """The last column of `fed` alone, after the cache of everything before it."""
-    return Prompt(fed.embeds[:, -1:], fed.mask[:, -1:], fed.positions[:, -1:], prefix)
-
-
-def _cut(text: str, stop_strings: Sequence[str]) -> str:
-    found = [text.index(s) for s in stop_strings if s in text]
-    return text[: min(found)] if found else text

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from latentwire.lm.prompt import Memory, Patch
+from latentwire.lm.families import window_of
+from latentwire.lm.prompt import Memory, Patch, Prompt
 
 
 class Reached(Exception):
@@ -45,20 +46,6 @@ def _with(output: Any, hidden: Tensor) -> Any:
 
 
 @contextmanager
-def masked(modules: Sequence[Any], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Attention modules, one a layer, that are given `change(layer, mask)` for their mask."""
-
-    def changing(layer: int):
-        def change_mask(_module, args, kwargs):
-            return args, {**kwargs, "attention_mask": change(layer, kwargs["attention_mask"])}
-
-        return change_mask
-
-    with entered([(module, changing(layer)) for layer, module in enumerate(modules)]):
-        yield
-
-
-@contextmanager
 def attending_eagerly(model: Any) -> Iterator[None]:
     """Attention as plain matrix products, which give probabilities beside the output."""
     with _implementation(model, "eager"):
@@ -75,8 +62,36 @@ def attention_seen(see: Callable[..., None], model: Any) -> Iterator[None]:
         see(module.layer_idx, query * options["scaling"], key, value, mask)
         return attend(module, query, key, value, mask, **options)
 
-    name = f"latentwire-{id(see)}"  # of this pass: other models may be seen at the same time
-    ALL_ATTENTION_FUNCTIONS.register(name, seen)
+    with _attending_by(seen, model):
+        yield
+
+
+@contextmanager
+def attending_sparingly(prompt: Prompt, model: Any) -> Iterator[None]:
+    """Attention of a pass over `prompt`: over each head's own slots where its prefix has any, and
+    causal where a layer's mask is None."""
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    slots = () if prompt.prefix is None else prompt.prefix.ragged
+    last = int(prompt.positions.max())
+
+    def over(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any):
+        if not slots:
+            return attend(module, query, key, value, mask, **options)
+        layer, scaled = module.layer_idx, query * options["scaling"]
+        window = window_of(model.config, layer)
+        if window is not None and last - slots[layer].first < window:
+            window = None  # all of it is seen
+        output = slots[layer].attend(scaled, key, value, mask, prompt.positions, window)
+        return output.transpose(1, 2), None
+
+    with _attending_by(over, model):
+        yield
+
+
+@contextmanager
+def _attending_by(attend: Callable[..., Any], model: Any) -> Iterator[None]:
+    name = f"latentwire-{id(attend)}"  # of this pass: other models may run at the same time
+    ALL_ATTENTION_FUNCTIONS.register(name, attend)
     try:
         with _implementation(model, name):
             yield
@@ -86,12 +101,15 @@ def attention_seen(see: Callable[..., None], model: Any) -> Iterator[None]:
 
 @contextmanager
 def _implementation(model: Any, name: str) -> Iterator[None]:
-    before = model.config._attn_implementation
-    model.set_attn_implementation(name)
+    """In the config alone, which all layers share: `set_attn_implementation` walks through all
+    modules, which costs milliseconds, and this is done for each token."""
+    config = model.config
+    before = config._attn_implementation
+    config._attn_implementation = name
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        config._attn_implementation = before
 
 
 @contextmanager
