@@ -29,7 +29,8 @@ class Room:
     def claimed(self, tensor: Tensor, more: int) -> bool:
         """Take `more` columns behind `tensor` if it is all that is in here and they fit: of several
         that go on from one prefix the first has them, and the others need rooms of their own."""
-        ours = tensor.data_ptr() == self.buffer.data_ptr() and len(tensor) == len(self.buffer)
+        rows = self.buffer.shape[0]
+        ours = tensor.data_ptr() == self.buffer.data_ptr() and tensor.shape[0] == rows
         with _CLAIMING:
             whole = tensor.shape[2] == self.used
             fits = ours and whole and self.used + more <= self.buffer.shape[2]

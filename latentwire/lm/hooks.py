@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from latentwire.lm.families import window_of
+from latentwire.lm.families import sliding_windows, window_of
 from latentwire.lm.prompt import Memory, Patch, Prompt
+from latentwire.lm.ragged import RaggedKV
 
 
 class Reached(Exception):
@@ -72,20 +73,29 @@ def attending_sparingly(prompt: Prompt, model: Any) -> Iterator[None]:
     causal where a layer's mask is None."""
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     slots = () if prompt.prefix is None else prompt.prefix.ragged
-    last = int(prompt.positions.max())
+    since = _since(prompt, slots, model.config)
 
     def over(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any):
         if not slots:
             return attend(module, query, key, value, mask, **options)
-        layer, scaled = module.layer_idx, query * options["scaling"]
-        window = window_of(model.config, layer)
-        if window is not None and last - slots[layer].first < window:
-            window = None  # all of it is seen
-        output = slots[layer].attend(scaled, key, value, mask, prompt.positions, window)
-        return output.transpose(1, 2), None
+        layer = module.layer_idx
+        scaled = query * options["scaling"]
+        return slots[layer].attend(scaled, key, value, mask, since[layer]).transpose(1, 2), None
 
     with _attending_by(over, model):
         yield
+
+
+def _since(prompt: Prompt, slots: Sequence[RaggedKV], config: Any) -> list[Tensor | None]:
+    """The first position that each column sees in each layer; None where that is all of them."""
+    if not slots or sliding_windows(config) is None:
+        return [None] * len(slots)
+    last = int(prompt.positions.max())
+    windows = [window_of(config, layer) for layer in range(len(slots))]
+    return [
+        None if window is None or last - held.first < window else prompt.positions - window + 1
+        for window, held in zip(windows, slots, strict=True)
+    ]
 
 
 @contextmanager

@@ -61,47 +61,39 @@ class RaggedKV:
         keys: Float[Tensor, "b h k e"],
         values: Float[Tensor, "b h k e"],
         mask: Float[Tensor, "b 1 t k"] | None,
-        positions: Int[Tensor, "b t"],
-        window: int | None,
+        since: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b q t e"]:
         """Attention over each head's slots and then the columns that all heads have. queries are
-        scaled; mask: additive, of those columns; positions: of the queries; window: how far back
-        they see, None for all. Computed in float32 or finer, whatever autocast is on."""
-        with torch.autocast(queries.device.type, enabled=False):
-            return self._attend(queries, keys, values, mask, positions, window)
-
-    def _attend(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor | None,
-        positions: Tensor,
-        window: int | None,
-    ) -> Tensor:
-        (b, h, k, e), (heads, t) = keys.shape, queries.shape[1:3]
-        grouped = _precise(queries).reshape(b, h, -1, e)  # g queries of a head, one after another
-        shared = grouped @ _precise(keys).transpose(2, 3)
+        scaled; mask: additive, of those columns; since: the first position that each query sees
+        slots at, None where it sees all. Computed in float32 or finer, whatever autocast is on."""
+        device = queries.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self.attend(queries, keys, values, mask, since)
+        (b, h, k, e), t = keys.shape, queries.shape[2]
+        # The g query heads of a KV head lie one after another: each is g * t queries.
+        grouped = _precise(queries).reshape(b * h, -1, e)
+        shared = torch.bmm(grouped, _precise(keys).flatten(0, 1).transpose(1, 2))
         if mask is not None:
-            shared = (shared.view(b, h, -1, t, k) + mask[:, :, None]).view(b, h, -1, k)
+            shared = (shared.view(b, h, -1, t, k) + mask[:, :, None]).view(b * h, -1, k)
         gather, restore = self._sharing
-        mine, ours, since = gather(grouped), gather(shared), None
-        if window is not None:
-            begins = (positions - window + 1)[:, None].expand(b, h, t)
-            since = gather(begins.repeat(1, 1, heads // h))[..., None]
+        mine, ours = gather(grouped), gather(shared)
+        if since is not None:
+            of_heads = since.repeat(1, grouped.shape[1] // t).repeat_interleave(h, 0)
+            since = gather(of_heads)[..., None]
         outputs, weights = [], []
         for some, part in self.parts():
-            n = some.keys.shape[1]
-            logits = mine[part] @ _precise(some.keys).transpose(1, 2)
-            logits = logits if some.bias is None else logits + some.bias
+            n, own = some.keys.shape[1], _precise(some.keys).transpose(1, 2)
+            bias = mine.new_zeros(()) if some.bias is None else some.bias
+            logits = torch.baddbmm(bias, mine[part], own)
             if since is not None:
                 logits = logits.masked_fill(some.positions[:, None] < since[part], -torch.inf)
             share = torch.cat([logits, ours[part]], -1).softmax(-1)
-            outputs.append(share[..., :n] @ _precise(some.values))
+            outputs.append(torch.bmm(share[..., :n], _precise(some.values)))
             weights.append(share[..., n:])
-        output = restore(_joined(outputs), grouped)
-        output = output + restore(_joined(weights), shared) @ _precise(values)
-        return output.view(b, heads, t, e).to(queries.dtype)
+        output, weight = restore(_joined(outputs)), restore(_joined(weights))
+        output = torch.baddbmm(output, weight, _precise(values).flatten(0, 1))
+        return output.view(b, -1, t, e).to(queries.dtype)
 
     def parts(self) -> Iterator[tuple[Heads, slice]]:
         """The heads of all contexts in the order of `_order`, some at a time, and which they are.
@@ -171,9 +163,9 @@ class RaggedKV:
         return Heads(keys, values, positions, None if even else bias)
 
     @cached_property
-    def _sharing(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
-        """Two functions: rows [b, h, m, *] to heads of contexts in order [p, s * m, *], where the s
-        rows of one context lie side by side; and back to the shape of a given tensor."""
+    def _sharing(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Two functions: heads of rows [b * h, m, *] to heads of contexts in order [p, s * m, *],
+        where those of the s rows of one context lie side by side; and the inverse."""
         device, h, order = self.keys.device, self.lengths.shape[1], self._order
         rows: dict[int, list[int]] = {}
         for row, owner in enumerate(self._owners):
@@ -188,18 +180,21 @@ class RaggedKV:
             for row, owner in enumerate(self._owners)
             for head in range(h)
         ]
-        if most == 1 and back == [*range(len(order))]:  # as they are: no copy
-            return lambda x: x.flatten(0, 1), lambda x, like: x.view(like.shape[:3] + x.shape[2:])
+        if most == 1 and back == [*range(len(order))]:  # as they are
+            return _same, _same
         taken, returned = (torch.tensor(x, device=device) for x in (places, back))
 
         def gather(x: Tensor) -> Tensor:
-            return x.flatten(0, 1)[taken].flatten(1, 2)
+            return x[taken].flatten(1, 2)
 
-        def restore(x: Tensor, like: Tensor) -> Tensor:
-            each = x.view(-1, like.shape[2], *x.shape[2:])
-            return each[returned].view(like.shape[:3] + x.shape[2:])
+        def restore(x: Tensor) -> Tensor:
+            return x.unflatten(1, (most, -1)).flatten(0, 1)[returned]
 
         return gather, restore
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -207,4 +202,4 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
