@@ -19,13 +19,13 @@ from torch import Tensor
 
 from latentwire.bench.measure import Cost, measured
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt
-from latentwire.tasks.qa import question_prompt, read_questions, with_soft_prompt
+from latentwire.tasks.qa import question_prompt, read_questions
 from latentwire.wire.wire import Wire
 
-READ = 4000
+READ = 1000
 """Most tokens that the texts of one case have together, if not one has more; rows beyond them
 repeat these."""
-STEPS, TIMES = 4, 3
+STEPS, TIMES = 4, 2
 """Tokens that are decoded for one figure, and how often it is measured."""
 QUESTION = "What happened first?"
 RATIOS = {
@@ -68,8 +68,7 @@ def _case(wire: Wire, texts: Sequence[Tensor], rows: int) -> dict[str, Any]:
     contexts = [lm.detokenize(text) for text in texts]
     latents = wire.encode(contexts)
     many = (latents * rows)[:rows]
-    behind = question_prompt(lm, [QUESTION], wire.prefix(latents[:1])).embeds
-    asked = torch.cat([wire.format.to(behind)[None], behind], 1)
+    asked = question_prompt(lm, [QUESTION], wire.prefix(latents[:1]), wire.format).embeds
     caches = {
         "hf_token_text": _repeated(lm, torch.stack(whole), rows),
         "hf_token_slots": _repeated(lm, torch.stack(whole)[:, : -(-n // wire.ratio)], rows),
@@ -77,8 +76,8 @@ def _case(wire: Wire, texts: Sequence[Tensor], rows: int) -> dict[str, Any]:
     alike = wire.prefix(latents[:1]).rows(torch.zeros(rows, dtype=torch.long, device=lm.device))
 
     def first_token() -> None:
-        prefix = with_soft_prompt(lm, wire.format, wire.prefix(latents[:1]))
-        lm.head(lm.last_hidden(question_prompt(lm, [QUESTION], prefix))[:, -1]).argmax(-1).item()
+        prompt = question_prompt(lm, [QUESTION], wire.prefix(latents[:1]), wire.format)
+        lm.head(lm.last_hidden(prompt)[:, -1]).argmax(-1).item()
 
     def hf_first_token() -> None:
         embeds = torch.cat([lm.embed(whole[0])[None], asked], 1)

@@ -145,7 +145,8 @@ def wire(
         for case, row in result["cases"].items():
             shown = [f"{row['cpu'][name]:.2f} ({row['wall'][name]:.2f})" for name in RATIOS]
             shown.append("-" if row["memory"] is None else f"{row['memory']:.2f}")
-            print(f"{reader.reader} {case:10} " + " ".join(f"{x:>15}" for x in shown))
+            line = " ".join(f"{x:>15}" for x in shown)
+            print(f"{reader.reader} {case:10} {line}", flush=True)
     write_json(json_out, results)
 
 

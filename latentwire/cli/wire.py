@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from latentwire.cli.command_line import (
+    DTYPE,
     MODEL,
     WIRE,
     Positional,
     check_folder,
+    chosen_dtype,
     out,
     run_command,
     run_training,
@@ -27,6 +29,7 @@ def ask(
     full_text: bool = False,
     ratio: int | None = None,
     keep: str | None = None,
+    dtype: DTYPE = None,
 ) -> None:
     """Answer a question about a text file that the reader sees only as latents.
 
@@ -40,6 +43,8 @@ def ask(
         ratio: Tokens in per latent out, where it is to be another than the wire's own.
         keep: What of the text to keep as text beside the latents: numbers, names, or what a regular
             expression finds.
+        dtype: Number type of the readers' weights, where it is to be another than the wire was
+            trained with; auto is bfloat16 on devices that are faster with it.
     """
     from latentwire.evals import baselines
     from latentwire.tasks import qa
@@ -50,7 +55,7 @@ def ask(
     if not question.strip():
         raise DataError("the question is empty; expected text")
     text = read_text(context)
-    loaded: Any = load_with(wire, ratio, keep)
+    loaded: Any = load_with(wire, ratio, keep, dtype=chosen_dtype(dtype))
     (message,) = loaded.send([text])
     for reader in loaded.readers:
         lm = reader.lm
@@ -58,8 +63,9 @@ def ask(
         tokens, latents = len(lm.tokenize(text)), reader.latents(text)
         out.print(f"{lm.name} read {tokens} tokens as {latents} latents", style="dim")
         if full_text:
-            read = qa.with_soft_prompt(lm, reader.format, baselines.full_text(lm)([text]))
-            print(printable(f"full text: {qa.answers(lm, [question], read)[0]}"))
+            read = baselines.full_text(lm)([text])
+            (answer,) = qa.answers(lm, [question], read, soft_prompt=reader.format)
+            print(printable(f"full text: {answer}"))
 
 
 def evaluate(
@@ -73,6 +79,7 @@ def evaluate(
     keep: str | None = None,
     needles: Literal["number", "uuid"] | None = None,
     ray: str | None = None,
+    dtype: DTYPE = None,
 ) -> None:
     """Score a wire beside full text, truncation, no text, and latents that say nothing.
 
@@ -92,6 +99,8 @@ def evaluate(
         needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the
             questions of the data.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
+        dtype: Number type of the readers' weights, where it is to be another than the wire was
+            trained with; auto is bfloat16 on devices that are faster with it.
     """
     from latentwire.files import owned
     from latentwire.report.page import write_report
@@ -106,12 +115,16 @@ def evaluate(
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
+    weights = chosen_dtype(dtype)
 
     def executor(number: int) -> Any:
-        return on_ray(ray, partial(load_reader, wire, ratio, keep, number)) if ray else None
+        return (
+            on_ray(ray, partial(load_reader, wire, ratio, keep, number, weights)) if ray else None
+        )
 
     with owned(run):  # before any model is loaded
-        loaded, asked = load_with(wire, ratio, keep), (data or ALMANAC, limit, run, bits, needles)
+        loaded = load_with(wire, ratio, keep, dtype=weights)
+        asked = (data or ALMANAC, limit, run, bits, needles)
         with nullcontext() if ray is None else connected(ray):  # once, for all readers
             if isinstance(loaded, Wire):
                 result = evaluate_wire(loaded, *asked, executor(0))

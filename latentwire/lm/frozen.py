@@ -34,6 +34,7 @@ from latentwire.lm.families import family_of, softcap
 from latentwire.lm.generation import Caching, generated
 from latentwire.lm.hooks import (
     Reached,
+    Stack,
     attending,
     attending_eagerly,
     attending_sparingly,
@@ -173,18 +174,15 @@ class FrozenLM(TokenizerMixin):
             self._forward(prompt, hooks=[(self.blocks[layer], stop)])
         return box[0]
 
-    def states(self, prompt: Prompt) -> States:
-        """Everything that one pass computes: the input of every block, the final states, the
-        cache."""
-        inputs: list[Tensor] = []
-
-        def keep(_module, args, kwargs):
-            inputs.append(args[0] if args else kwargs["hidden_states"])
-
-        with turn(self.model), entered([(block, keep) for block in self.blocks]):
+    def states(self, prompt: Prompt, layers: Sequence[int] | None = None) -> States:
+        """What one pass computes: the inputs of blocks (of `layers`, ascending; all if None), the
+        final states, the cache."""
+        layers = range(len(self.blocks)) if layers is None else layers
+        seen = Stack(len(layers))
+        with turn(self.model), entered([(self.blocks[layer], seen.add) for layer in layers]):
             final, prefix = self._forward(prompt, keep_cache=True)
         assert prefix is not None
-        return States(torch.stack(inputs), final, prefix)
+        return States(seen.stacked(), final, prefix)
 
     def attentions(self, prompt: Prompt) -> list[Float[Tensor, "b h t k"]]:
         """Attention probabilities of every layer, over the prefix's columns and then the embeds.

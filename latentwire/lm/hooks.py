@@ -24,6 +24,25 @@ def tensor_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+class Stack:
+    """The inputs of some blocks as one tensor [l, b, t, d]."""
+
+    def __init__(self, size: int):
+        self.size, self._inputs = size, []
+        self._whole: Tensor | None = None
+
+    def add(self, _module: Any, args: Any, kwargs: Any) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if not torch.is_grad_enabled():  # in place from the start: stacked, it would be there twice
+            if self._whole is None:
+                self._whole = hidden.new_empty(self.size, *hidden.shape)
+            hidden = self._whole[len(self._inputs)].copy_(hidden)
+        self._inputs.append(hidden)
+
+    def stacked(self) -> Tensor:
+        return torch.stack(self._inputs) if self._whole is None else self._whole
+
+
 def replacing(patch: Patch):
     def replace_output(_module, _args, output):
         hidden = tensor_of(output)

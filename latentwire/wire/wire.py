@@ -200,13 +200,17 @@ class Wire(nn.Module):
             windows = zip(*(x.split(self.config.window) for x in (tokens, verbatim)), strict=True)
             jobs += [(row, *w, start) for w, start in zip(windows, starts, strict=True)]
             layouts.append(([start - len(self.head) for start in starts], span))
-        made: list[list[CompressedKV]] = [[] for _ in contexts]
+        order = sorted(range(len(jobs)), key=lambda job: len(jobs[job][1]))  # for little padding
+        windows: dict[int, CompressedKV] = {}
         for first in range(0, len(jobs), batch):
-            part = jobs[first : first + batch]
-            rows, pieces, verbatim, starts = zip(*part, strict=True)
+            which = order[first : first + batch]
+            _, pieces, verbatim, starts = zip(*(jobs[job] for job in which), strict=True)
             kept = None if self.keep is None else verbatim
-            for row, z in zip(rows, self.compress(*self.read(pieces, starts), kept), strict=True):
-                made[row].append(z)
+            compressed = self.compress(*self.read(pieces, starts), kept)
+            windows.update(zip(which, compressed, strict=True))
+        made: list[list[CompressedKV]] = [[] for _ in contexts]
+        for job, (row, *_) in enumerate(jobs):
+            made[row].append(windows[job])
         return [CompressedKV.joined(zs, *layout) for zs, layout in zip(made, layouts, strict=True)]
 
     @property
@@ -295,11 +299,14 @@ class Wire(nn.Module):
         write_whole(folder / "config.json", json.dumps(record, indent=1))
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, lm: FrozenLM | None = None) -> Wire:
+    def from_pretrained(
+        cls, name: str | Path, lm: FrozenLM | None = None, dtype: Dtype | None = None
+    ) -> Wire:
         """Load a wire from a folder or the Hugging Face hub (owner/name), or the shipped one by the
         name "default".
 
-        lm: its reader if it is loaded already, else it is loaded (and fetched) by name. Raises
+        lm: its reader if it is loaded already, else it is loaded (and fetched) by name. dtype: of
+        the reader's weights then, as it was trained if None. Raises
         WireError for a folder that is no wire, weights that were truncated or altered, or a reader
         of another architecture, and ZooError where the hub has no such wire.
         """
@@ -310,7 +317,7 @@ class Wire(nn.Module):
             state = read_tensors(folder / WEIGHTS, origin.sha256)
             sizes = {"rank": (config.rank, "slots.down", 2)}
             check_sizes(state, {**sizes, "format_tokens": (config.format_tokens, "format", 0)})
-        lm = lm or FrozenLM.from_pretrained(config.reader, config.dtype)
+        lm = lm or FrozenLM.from_pretrained(config.reader, dtype or config.dtype)
         if lm.architecture != origin.architecture:
             raise WireError(
                 f"{folder} was trained for {config.reader} {origin.architecture}; "
