@@ -2,12 +2,14 @@
 
 Read in this order: prompt.py (what may enter a model), frozen.py (the forward function, scoring),
 generation.py (the only generation loop), samplers.py (logits to tokens), cache.py, ragged.py
-(attention over slots of single heads), hooks.py, families.py (what differs between architectures); tokenizer.py (texts and token ids), loading.py and zoo.py (where
+(attention over slots of single heads), hooks.py, families.py (what differs between architectures);
+tokenizer.py (texts and token ids), loading.py and zoo.py (where
 models come from), adapters.py, doctor.py.
 """
 
 from latentwire.lm.checkpointing import gradient_checkpointing
-from latentwire.lm.frozen import Dtype, FrozenLM
+from latentwire.lm.devices import Dtype
+from latentwire.lm.frozen import FrozenLM
 from latentwire.lm.outputs import (
     Generation,
     Scored,

@@ -8,6 +8,8 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
+Dtype = Literal["float32", "bfloat16"]
+"""Of the weights of a frozen LM, in recipes and saved configs."""
 HAVE_FLOAT64 = ("cpu", "cuda", "meta")
 """Kinds of devices that surely have it: Apple's and some of Intel's have none."""
 
@@ -20,7 +22,7 @@ def accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator(check_available=True)
 
 
-def fast_dtype(device: str) -> Literal["float32", "bfloat16"]:
+def fast_dtype(device: str) -> Dtype:
     """The number type that a kind of device computes LMs in the fastest: bfloat16 where it has
     instructions for it (of CPUs, AVX512-BF16 or AMX), else float32."""
     if device == "cpu":

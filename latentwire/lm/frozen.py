@@ -11,15 +11,10 @@ exists once, in `predicting`; logits are computed only for the states whose pred
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import (
-    AbstractContextManager,
-    contextmanager,
-    nullcontext,
-    suppress,
-)
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import copy
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,35 +24,35 @@ from transformers import AutoModelForCausalLM
 from latentwire.lm.adapters import adapted, add, lora_parameters, resting
 from latentwire.lm.cache import as_cache, attention_mask, grown
 from latentwire.lm.checkpointing import recomputed
-from latentwire.lm.devices import accelerator
+from latentwire.lm.devices import Dtype, accelerator
 from latentwire.lm.families import family_of, softcap
 from latentwire.lm.generation import Caching, generated
 from latentwire.lm.hooks import (
     Reached,
     Stack,
-    attending,
     attending_eagerly,
     attending_sparingly,
     attention_seen,
+    changing,
     entered,
     hooked,
-    replacing,
     tensor_of,
 )
 from latentwire.lm.loading import check_setting, fingerprint_of, load_model
 from latentwire.lm.outputs import Generation, Scored, States, entropy, log_softmax, token_log_probs
 from latentwire.lm.prompt import KVPrefix, Prompt
 from latentwire.lm.samplers import Sampler
+from latentwire.lm.shape import ShapeMixin
 from latentwire.lm.tokenizer import TokenizerMixin
 from latentwire.lm.turns import LOADING, turn
 from latentwire.lm.zoo import locate
 from latentwire.texts import check_texts
 
-Dtype = Literal["float32", "bfloat16"]
-"""Of the weights of a frozen LM, in recipes and saved configs."""
+Attention = Callable[[Any], AbstractContextManager[None]]
+"""What puts another attention implementation on a model."""
 
 
-class FrozenLM(TokenizerMixin):
+class FrozenLM(TokenizerMixin, ShapeMixin):
     """A causal LM whose weights never change and never get gradients.
 
     Gradients flow through it to whatever made the prompt. A view made by `with_adapter` runs the
@@ -90,47 +85,6 @@ class FrozenLM(TokenizerMixin):
         with LOADING:
             model, tokenizer = load_model(locate(name), AutoModelForCausalLM, "a causal LM", dtype)
         return cls(model.to(device or accelerator() or "cpu"), tokenizer, name)
-
-    # -- what the model is ------------------------------------------------------------------
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
-    @property
-    def body(self) -> Any:
-        """The decoder without its head."""
-        return getattr(self.model, self._family.body)
-
-    @property
-    def blocks(self) -> Any:
-        return getattr(self.body, self._family.blocks)
-
-    @property
-    def _attentions(self) -> list[Any]:
-        return [getattr(block, self._family.attends) for block in self.blocks]
-
-    @property
-    def width(self) -> int:
-        return self.model.config.hidden_size
-
-    @property
-    def kv_shape(self) -> tuple[int, int]:
-        """KV heads of a layer, and the width of one."""
-        config = self.model.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        return heads, getattr(config, "head_dim", None) or self.width // config.num_attention_heads
-
-    @property
-    def context_length(self) -> int:
-        """Most positions that the model was made for, in tokens."""
-        return self.model.config.max_position_embeddings
-
-    @property
-    def architecture(self) -> str:
-        """Family and sizes: what two copies of one model share."""
-        config = self.model.config
-        return f"{config.model_type}-{len(self.blocks)}x{self.width}-v{config.vocab_size}"
 
     # -- the model as functions ---------------------------------------------------------------
 
@@ -339,35 +293,25 @@ class FrozenLM(TokenizerMixin):
         prompt: Prompt,
         keep_cache: bool = False,
         hooks: Sequence[tuple[Any, Any]] = (),
-        attention: Callable[[Any], AbstractContextManager[None]] | None = None,
+        attention: Attention | None = None,
     ) -> tuple[Tensor, KVPrefix | None]:
         """Final states [b, t, d] and, on request, the grown cache. Every path ends here, in one
         turn. hooks: see modules after all that the prompt does to them. attention: what another
         attention implementation is on in; it needs all masks, and knows no slots of heads."""
         self._check_length(int(prompt.positions.max()) + 1)
-        slots = prompt.prefix is not None and prompt.prefix.ragged
-        if slots and attention is not None:
-            raise ValueError(
-                "maps of attention over slots of single heads; expected a plain prefix"
-            )
-        sparing = attention is None and self.model.config._attn_implementation == "sdpa"
-        if sparing or slots:
-            attention = partial(attending_sparingly, prompt)
         cached = keep_cache or prompt.prefix is not None
         cache = as_cache(prompt.prefix, keep_cache) if cached else None
-        setting = partial(self._setting, attention or nullcontext)
-        with (
-            turn(self.model),
-            hooked([*self._hooks(prompt), *hooks]),
-            recomputed(self.blocks, setting),
-        ):
-            output = self.body(
-                inputs_embeds=prompt.embeds,
-                attention_mask=attention_mask(prompt, self.model.config, sparing),
-                position_ids=prompt.positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
+        with turn(self.model):  # what attends now is the model's own, and of no other pass
+            setting, sparing = self._attention(prompt, attention)
+            changes = [(self._block(layer), hook) for layer, hook in changing(prompt)]
+            with hooked([*changes, *hooks]), recomputed(self.blocks, setting):
+                output = self.body(
+                    inputs_embeds=prompt.embeds,
+                    attention_mask=attention_mask(prompt, self.model.config, sparing),
+                    position_ids=prompt.positions,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                )
         if not keep_cache:
             return output.last_hidden_state, None
         assert cache is not None
@@ -380,28 +324,24 @@ class FrozenLM(TokenizerMixin):
         with adapted(self.model, self.adapter):
             return module(x)
 
+    def _attention(
+        self, prompt: Prompt, other: Attention | None
+    ) -> tuple[Callable[[], AbstractContextManager[None]], bool]:
+        """What has to be on while blocks run, and whether it can do without masks."""
+        sparing = other is None and self.model.config._attn_implementation == "sdpa"
+        if prompt.prefix is not None and prompt.prefix.ragged:
+            if other is not None:
+                raise ValueError(
+                    "the prefix has slots of single heads, of whose attention there are no maps; "
+                    "expected a prefix without"
+                )
+            return partial(self._setting, partial(attending_sparingly, prompt)), sparing
+        if sparing:
+            other = partial(attending_sparingly, prompt)
+        return partial(self._setting, other or nullcontext), sparing
+
     @contextmanager
-    def _setting(self, attention: Callable[[Any], AbstractContextManager[None]]) -> Iterator[None]:
+    def _setting(self, attention: Attention) -> Iterator[None]:
         """A turn with what has to be on while blocks run: the adapter and the attention."""
         with adapted(self.model, self.adapter), attention(self.model):
             yield
-
-    def _hooks(self, prompt: Prompt) -> list[tuple[Any, Any]]:
-        """What changes block outputs: memories first, since a patch says what an output is."""
-        memories = () if prompt.prefix is None else prompt.prefix.memories
-        changes = [(m.layer, attending(m)) for m in memories]
-        changes += [(p.layer, replacing(p)) for p in prompt.patches]
-        for layer, _ in changes:
-            self._check_layer(layer)
-        return [(self.blocks[layer], hook) for layer, hook in changes]
-
-    def _check_layer(self, layer: int) -> None:
-        if not 0 <= layer < len(self.blocks):
-            raise ValueError(f"layer {layer} of {self.name}; expected 0..{len(self.blocks) - 1}")
-
-    def _check_length(self, used: int) -> None:
-        if used > self.context_length:
-            raise ValueError(
-                f"input takes {used} positions; {self.name} has a context length of "
-                f"{self.context_length}"
-            )

@@ -61,6 +61,14 @@ def attending(memory: Memory):
     return attend
 
 
+def changing(prompt: Prompt) -> list[tuple[int, Any]]:
+    """What changes block outputs in a pass over a prompt, by layer: memories first, since a patch
+    says what an output is."""
+    memories = () if prompt.prefix is None else prompt.prefix.memories
+    changes = [(memory.layer, attending(memory)) for memory in memories]
+    return changes + [(patch.layer, replacing(patch)) for patch in prompt.patches]
+
+
 def _with(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 

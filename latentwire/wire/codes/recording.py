@@ -76,18 +76,19 @@ def reader_attention(
     source: FrozenLM,
     tokens: int,
     passage: Passage,
-    layers: range,
+    layers: range | None = None,
 ) -> dict[str, Tensor]:
     """What a reader does with one passage's full text when it is asked and answers.
 
-    tokens: of the source's, those that have a code. layers: the attention of these alone, all in
-    order, or none. queries [q, l, h, e] scaled and before
+    tokens: of the source's, those that have a code. layers: the attention of these alone, in
+    order; of all if None. queries [q, l, h, e] scaled and before
     rotation; offsets [q], their positions behind the text; attention [q, l, h, n + 1] on the
     source's tokens, each reader token's counted where it ends, and on all else; outputs
     [q, l, h, e], what attention reads from the text; others [q, l, h], the log of the sum over all
     else; teacher [k, d], the states that predict the answers.
     """
     start, text = len(reader.frame.prefix), passage.context
+    layers = range(len(reader.blocks)) if layers is None else layers
     ids, owner, context = own_reading(source, tokens, reader, text)
     targets, mask = answer_targets(reader, [passage])
     prompt = passages_prompt(reader, format_tokens, [passage], context)
