@@ -1,11 +1,13 @@
-"""Loads what `save` wrote, when a stranger may have written it instead: configs become dataclasses
-of checked types, weights become finite floating tensors, and sizes are compared with the weights
-before anything of those sizes is allocated.
+"""Loads what `save` wrote, when a stranger may have written it instead, and publishes it on the
+Hugging Face hub. Configs become dataclasses of checked types, weights become finite floating
+tensors, and sizes are compared with the weights before anything of those sizes is allocated.
 
     with one_error(WireError, f"{folder}/config.json"):
         config = typed(WireConfig, read_config(folder))
     state = read_tensors(folder / "wire.safetensors", sha256)
     check_sizes(state, {"rank": (config.rank, "slots.down", 2)})
+
+    push_to_hub("runs/qwen3-4x/wire", "me/qwen3-4x", "runs/qwen3-eval/results.json")
 
 Everything here raises ArtifactError, which `one_error` turns into the error of a kind.
 """
@@ -25,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from latentwire.card import base_models, save_card
 from latentwire.reading import LARGEST, read_regular, shortened
 
 WORDS = {
@@ -162,3 +165,33 @@ def check_counts(state: Mapping[str, Tensor], counts: Mapping[str, tuple[int, st
                 f"{field} is {value}, and the weights have {len(parts)}: config.json does not fit "
                 "the weights; it was altered"
             )
+
+
+def push_to_hub(
+    folder: str | Path, repo: str, results: str | Path | None = None, private: bool = False
+) -> str:
+    """Upload a saved wire, wire of codes or lens to the Hugging Face hub, with a model card; the
+    address of the commit. `from_pretrained(repo)` loads it there.
+
+    repo: owner/name; made if there is none. results: what an evaluation wrote with --json or as
+    results.json, for the card. A README.md that the folder has already is kept unless results are
+    given. Raises ValueError, of one line, for a folder that holds none, for results that cannot be
+    read, and for whatever the hub answers.
+    """
+    from huggingface_hub import HfApi
+
+    folder, api = Path(folder), HfApi()
+    base_models(folder)
+    if results is not None or not (folder / "README.md").is_file():
+        save_card(folder, repo, results)
+    files = ["README.md", "config.json", "*.safetensors", "*/config.json"]
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=files)
+    except Exception as error:  # no network, no token, a bad name: all mean that nothing is there
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"cannot push to {repo!r} ({type(error).__name__}: {reason}); expected owner/name on "
+            "the Hugging Face hub, and a token that may write there (hf auth login, or HF_TOKEN)"
+        ) from error
+    return str(commit.commit_url)

@@ -1,7 +1,7 @@
 """One layer's attention for a decoded token, in microseconds of CPU time (one thread, least of
-up to 60): Hugging Face over as many slots in every head (`slots`) and over the full text (`text`), its
-growing cache included; ours over slots of single heads at 4x (`ours`), the same where all rows ask
-about one text (`shared`), and as it was, padded again at every token (`padded`).
+up to 60): Hugging Face over as many slots in every head (`slots`) and over the full text (`text`),
+its growing cache included; ours over slots of single heads at 4x (`ours`), the same where all rows
+ask about one text (`shared`), and as it was, padded again at every token (`padded`).
 
     OMP_NUM_THREADS=1 python reproduce/profile-attention.py | tee reproduce/profile-attention.txt
 """

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The table of seek in docs/results.md: smollm2-135m on the first 100 problems of a GSM8K test file, with the
-# oracle reward and with the model checking itself, and the attempts of docs/LOG.md, which are made
+# oracle reward and with the model checking itself, and the attempts of docs/decisions.md, which are made
 # on 32 easier problems (SVAMP), since it solves next to none of GSM8K. On one core: 1 to 2 hours for
 # each of the two rewards, 10 minutes for an attempt.
 #   reproduce/seek-gsm8k.sh FOLDER_WITH_gsm8k_test.jsonl_AND_svamp.jsonl [exact|self|attempts]

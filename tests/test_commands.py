@@ -91,7 +91,7 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert status == 0, err
     result = json.loads((tmp_path / "o.json").read_text())
     assert result == json.loads((folder / "results.json").read_text())
-    names = ["text", "wire", "truncated_tokens", "pruned_tokens", "truncated_bytes"]
+    names = ["text", "wire", "evicted", "truncated_tokens", "pruned_tokens", "truncated_bytes"]
     names += ["truncated_zstd", "closed_book", "zero_latents", "mismatched_latents"]
     assert list(result["rows"]) == names
     for row in result["rows"].values():
@@ -106,9 +106,34 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert result["message_bytes"] > 0 and result["text_bytes"] == 20.5
     # A text of one line has nothing to compress; a frame of zstd has 9 bytes of its own.
     assert 20.5 < result["zstd_bytes"] <= 20.5 + 9 and result["bits"] == 16
-    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 9
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 10
     assert result["embeds_vs_ids_difference"] == 0 and "keep" not in result
     assert "<html" in (folder / "report.html").read_text()
+
+
+def test_eval_and_ask_by_selectors(wire, shared, tmp_path, monkeypatch, capsys):
+    data, out = write(tmp_path / "d.jsonl", jsonl(ROWS)), tmp_path / "o.json"
+    also = ("--also", "random", "--also", "key_norm")
+    asked = ("--data", data, "--json", str(out))
+    status, printed, err = run(monkeypatch, capsys, "eval", wire, *asked, *also)
+    assert status == 0, err
+    names = ["wire", "evicted", "evicted_by_random", "evicted_by_key_norm"]
+    assert list(json.loads(out.read_text())["rows"])[1:5] == names
+    assert "eviction alone" in printed and "evicted by key norm" in printed
+    for name in (wire, shared):  # none of a wire of codes, which has no cache of the text
+        status, _, err = run(monkeypatch, capsys, "eval", name, "--data", data, "--also", "best")
+        assert status == 2 and err.count("\n") == 1
+        assert "no selector 'best'; expected one of: attention, key_norm" in err
+    status, _, err = run(monkeypatch, capsys, "eval", shared, "--data", data, "--also", "random")
+    assert status == 2 and "has codes alone" in err and err.count("\n") == 1
+    context = write(tmp_path / "note.txt", "The Elbe rises in the Giant Mountains. " * 5)
+    model = ("tiny-llama", "--selector", "streaming")
+    more = ("--context", context, "Where?", "--wire", *model)
+    status, printed, _ = run(monkeypatch, capsys, "ask", *more)
+    assert status == 0 and "read 195 tokens as 49 latents" in printed
+    status, _, err = run(monkeypatch, capsys, "eval", *model, *asked, "--ratio", "2")
+    result = json.loads(out.read_text())
+    assert status == 0 and result["ratio"] == 2 and "evicted" not in result["rows"], err
 
 
 @pytest.mark.parametrize(

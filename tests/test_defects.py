@@ -147,19 +147,19 @@ def test_a_messages_bytes_are_those_of_one_example(lm, tmp_path):  # noqa: F811
 
 def test_nothing_is_fitted_on_held_out_passages(lm, quick, monkeypatch):  # noqa: F811
     fitted: list[str] = []
-    fit, attention = recipes.batch_of, recipes._attention
+    fit, attention = recipes.batch_of, recipes.attention_received
 
     def batch_of(*arguments):
         batch = fit(*arguments)
         fitted.extend(p.context for p in batch.passages)
         return batch
 
-    def spied(wire, passage, prefix):
+    def spied(lm, soft_prompt, passage, *rest):
         fitted.append(passage.context)
-        return attention(wire, passage, prefix)
+        return attention(lm, soft_prompt, passage, *rest)
 
     monkeypatch.setattr(recipes, "batch_of", batch_of)
-    monkeypatch.setattr(recipes, "_attention", spied)
+    monkeypatch.setattr(recipes, "attention_received", spied)
     # As many passages for the scorer as there are, and steps enough to see each several times.
     train_wire(replace(quick, scorer_passages=100, slots=replace(quick.slots, steps=8)))
     contexts = [p.context for p in passages_of(quick.data)]

@@ -105,7 +105,7 @@ def test_a_run_that_finds_everything_trains_the_same(lm, quick, tmp_path, monkey
     monkeypatch.setenv("LATENTWIRE_FEATURES", str(tmp_path / "features"))
     first = train_wire(replace(quick, out=tmp_path / "a"))
     # Nothing frozen is computed again by a run that only differs in what is trained.
-    monkeypatch.setattr(recipes, "_attention", lambda *_: pytest.fail("it is there"))
+    monkeypatch.setattr(recipes, "attention_received", lambda *_: pytest.fail("it is there"))
     monkeypatch.setattr(
         type(lm), "shifted_hidden", forbidden_without_gradient(type(lm).shifted_hidden)
     )

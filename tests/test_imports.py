@@ -8,7 +8,17 @@ import pytest
 
 import latentwire
 
-BASE = {"files", "texts", "reading", "artifact", "patterns", "terminal", "ridge", "positions"}
+BASE = {
+    "files",
+    "texts",
+    "reading",
+    "artifact",
+    "card",
+    "patterns",
+    "terminal",
+    "ridge",
+    "positions",
+}
 """Modules of no room; each may be used by any."""
 SHARED = {"lm", "tasks", "train", "evals", "runs"}
 SYSTEMS = {"wire", "lens", "seek"}

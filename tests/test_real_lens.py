@@ -14,4 +14,4 @@ def test_the_shipped_lens_explains_text_it_has_never_seen(tmp_path):
     result = evaluate_lens(lens, [text], LensEvaluation(documents=16, positions=2))
     assert result["fve"] > 0.3
     for name in ("mean", "zero", "other_text", "current_token", "untrained_decoder", "logit_lens"):
-        assert result["fve"] > result["controls"][name]["fve_high"], name
+        assert result["differences"][name]["low"] > 0, name

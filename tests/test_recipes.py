@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_lm, tokenizer
+from torch import Tensor
 from zstandard import compress
 
 from latentwire.evals import harness
@@ -20,10 +21,11 @@ from latentwire.tasks.base import DataError
 from latentwire.tasks.needles import with_needles
 from latentwire.tasks.qa import Passage, Question, by_context, load_questions
 from latentwire.train.loop import LoopConfig
-from latentwire.wire import evaluation
+from latentwire.wire import costs, importance
 from latentwire.wire import training as recipes
 from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.evaluation import conditions, evaluate_wire
+from latentwire.wire.importance import attention_received
 from latentwire.wire.training import WireRecipe, train_wire
 from latentwire.wire.training_checks import check_latents
 from latentwire.wire.wire import Wire, WireConfig, WireError
@@ -88,11 +90,26 @@ def test_training_lowers_the_loss_and_resumes_exactly(lm, data, tmp_path, monkey
     assert (straight / weights).read_bytes() == (resumed / weights).read_bytes()
 
 
+def test_a_residual_is_trained_on_a_selector_that_needs_no_training(lm, data, tmp_path):
+    given = recipe(data, tmp_path / "run")
+    settings = replace(given.wire, selector="streaming")
+    short = replace(given, wire=settings, slots=replace(given.slots, steps=2))
+    folder = train_wire(short)
+    assert not (folder / "scorer.safetensors").exists()
+    wire = Wire.from_pretrained(folder / "wire", lm)
+    assert wire.config == settings and wire.slots.up.abs().max() > 0
+    (latents,) = wire.encode(["abcdefghijklmnop"])
+    assert latents.positions.view(-1, 8).tolist() == [[0, 1, 2, 3, 12, 13, 14, 15]] * 6
+    for nothing in ("rank", "format_tokens"):
+        with pytest.raises(ValueError, match=f"wire.{nothing} is 0; expected at least 1"):
+            replace(given, wire=replace(given.wire, **{nothing: 0}))
+
+
 def test_attention_is_read_off_hugging_faces_own_maps(lm):
     wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
     passage = Passage("Ada was born.", (Question("1", "Ada was born.", "Who?", ("Ada",)),))
-    _, states = recipes._read(wire, [passage])
-    ours = recipes._attention(wire, passage, states.prefix)
+    reading = recipes._read(wire, [passage])
+    ours = attention_received(lm, wire.format, passage, *reading.ids, reading.states.prefix)
 
     head, text = lm.frame.prefix, lm.tokenize(passage.context)
     again = lm.tokenize("\n\nRepeat the text above word for word.")
@@ -117,14 +134,24 @@ def test_attention_from_many_questions_is_the_mean_over_passes_of_a_few(lm, monk
     wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
     text, answers = "Ada was born in 1815.", ["Ada", "born", "1815", "in 1815", "was"]
     asked = [Question(a, text, f"Who or {a}?", (a,)) for a in answers]
-    _, states = recipes._read(wire, [Passage(text, tuple(asked))])
-    alone = [recipes._attention(wire, Passage(text, (q,)), states.prefix) for q in asked]
+    reading = recipes._read(wire, [Passage(text, tuple(asked))])
+
+    def received(*some: Question) -> Tensor:
+        passage = Passage(text, some)
+        return attention_received(lm, wire.format, passage, *reading.ids, reading.states.prefix)
+
+    alone = [received(q) for q in asked]
     attentions, rows = lm.attentions, []
-    monkeypatch.setattr(lm, "attentions", lambda p: rows.append(len(p.mask)) or attentions(p))
-    monkeypatch.setattr(recipes, "ASKED", 2)
-    ours = recipes._attention(wire, Passage(text, tuple(asked)), states.prefix)
+
+    def counted(prompt, reduce):
+        rows.append(len(prompt.mask))
+        return attentions(prompt, reduce)
+
+    monkeypatch.setattr(lm, "attentions", counted)
+    monkeypatch.setattr(importance, "ASKED", 2)
+    ours = received(*asked)
     torch.testing.assert_close(ours, torch.stack(alone).mean(0), atol=1e-6, rtol=1e-5)
-    assert rows == [1, 2, 2, 1]
+    assert sorted(rows) == [1, 1, 2, 2]
 
 
 def test_evaluation_scores_what_hugging_face_would(lm, data):
@@ -196,7 +223,7 @@ def test_pruning_keeps_the_tokens_that_hugging_face_finds_least_likely(lm):
 def test_replayed_embeddings_are_told_from_the_text_where_they_differ(lm, data, monkeypatch):
     wire = Wire(lm, WireConfig("tiny-llama", window=64, rank=4, format_tokens=3))
     passages = by_context(load_questions(data, 4))
-    assert evaluation.embeds_vs_ids_difference(wire, passages) == 0
+    assert costs.embeds_vs_ids_difference(wire, passages) == 0
 
     def log_probs(context: str, question: Question) -> torch.Tensor:
         answer = torch.tensor([*lm.tokenize(f" {question.answers[0]}"), lm.stop_ids[0]])
@@ -211,8 +238,8 @@ def test_replayed_embeddings_are_told_from_the_text_where_they_differ(lm, data, 
         for p in passages
         for q in p.questions
     ]
-    monkeypatch.setattr(evaluation, "replayed", closed_book)
-    found = evaluation.embeds_vs_ids_difference(wire, passages)
+    monkeypatch.setattr(costs, "replayed", closed_book)
+    found = costs.embeds_vs_ids_difference(wire, passages)
     assert found == pytest.approx(max(differences), abs=1e-4)
 
 

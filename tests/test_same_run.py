@@ -291,7 +291,7 @@ def test_a_folder_in_use_is_refused_before_a_model_is_loaded(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(FrozenLM, "from_pretrained", None)
-    grid = "from latentwire.wire.training import smollm2_4x\ngrid = {'a': smollm2_4x()}\n"
+    grid = "from latentwire.wire.recipe import smollm2_4x\ngrid = {'a': smollm2_4x()}\n"
     Path("grid.py").write_text(grid)
     Path("d.txt").write_text("One document.\n\nAnother document.\n")
     Path("sums.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')

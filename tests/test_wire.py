@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentwire.lm import FrozenLM, Prompt
-from latentwire.wire.corrector import chosen, kept_and_segment
+from latentwire.wire.compressor import chosen
+from latentwire.wire.corrector import kept_and_segment
 from latentwire.wire.load import load_wire
-from latentwire.wire.scorer import FLOOR, RidgeFit, Scorer, normed
+from latentwire.wire.scorer_fit import FLOOR, RidgeFit
+from latentwire.wire.selectors.scorer import Scorer, normed
 from latentwire.wire.wire import Wire, WireConfig, WireError
 
 TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]
@@ -60,8 +62,8 @@ def test_untrained_wire_at_ratio_one_equals_text(lm):
 def test_slots_are_what_the_reader_has_for_the_best_scored_tokens_of_all_heads(lm):
     wire = make_wire(lm, trained=False)
     ids = lm.tokenize("abcdefghijklmnopqrstuvwxyz")  # no token twice, so that no scores are tied
-    prompt, states = wire.read([ids], [len(wire.head)])
-    latents = wire.compress(prompt, states)[0]
+    reading = wire.read([ids], [len(wire.head)])
+    latents, states = wire.compress(reading)[0], reading.states
     scores = wire.scorer(states.inputs)[:, 0]
     layers, heads, tokens = scores.shape
     places = [(x, y, t) for x in range(layers) for y in range(heads) for t in range(tokens)]
@@ -176,9 +178,9 @@ def test_more_rows_are_no_more_operations_in_a_layer(lm):
             return func(*args, **(kwargs or {}))
 
     def operations(rows: int) -> int:
-        prompt, states = wire.read([lm.tokenize(TEXTS[0])] * rows, [len(wire.head)] * rows)
+        reading = wire.read([lm.tokenize(TEXTS[0])] * rows, [len(wire.head)] * rows)
         with Counted() as counted:
-            wire.compress(prompt, states)
+            wire.compress(reading)
         return counted.count
 
     wire, few, many = make_wire(lm), 2, 6
@@ -198,7 +200,7 @@ def test_a_long_text_is_compressed_window_by_window(lm):
     pieces = [
         wire.read([ids], [at]) for ids, at in zip(lm.tokenize(text).split(16), starts, strict=True)
     ]
-    apart = [wire.compress(*piece)[0] for piece in pieces]
+    apart = [wire.compress(piece)[0] for piece in pieces]
     assert torch.equal(latents.lengths, sum(z.lengths for z in apart))
     for i in range(latents.lengths.numel()):  # a head's slots, window after window
         head = [z.keys.split(z.lengths.flatten().tolist())[i] for z in apart]

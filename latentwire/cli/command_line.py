@@ -50,11 +50,11 @@ def write_json(path: Path | None, result: dict[str, Any]) -> None:
         write_whole(path, json.dumps(result, indent=1))
 
 
-def run_command(
+def parse_command(
     commands: Callable | Mapping[str, Callable], arguments: list[str], prog: str
-) -> int:
-    """Parse the arguments of a command, or of one of several by name, and run it; the exit status.
-    Raises ValueError, of one line, for arguments that it does not take."""
+) -> Callable[[], int | None]:
+    """The call that the arguments ask for, of a command or of one of several by name. Raises
+    ValueError, of one line, for arguments that it does not take."""
 
     def parsed(command: Callable) -> Callable:
         @wraps(command)
@@ -68,7 +68,15 @@ def run_command(
         parse = partial(tyro.extras.subcommand_cli_from_dict, all_parsed)
     else:
         parse = partial(tyro.cli, parsed(commands))
-    return _in_one_line(partial(parse, args=arguments, prog=prog))() or 0
+    return _in_one_line(partial(parse, args=arguments, prog=prog))
+
+
+def run_command(
+    commands: Callable | Mapping[str, Callable], arguments: list[str], prog: str
+) -> int:
+    """Parse the arguments of a command, or of one of several by name, and run it; the exit status.
+    Raises ValueError as parse_command does."""
+    return parse_command(commands, arguments, prog)() or 0
 
 
 def run_training(

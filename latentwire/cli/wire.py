@@ -29,6 +29,7 @@ def ask(
     full_text: bool = False,
     ratio: int | None = None,
     keep: str | None = None,
+    selector: str | None = None,
     dtype: DTYPE = None,
 ) -> None:
     """Answer a question about a text file that the reader sees only as latents.
@@ -43,6 +44,8 @@ def ask(
         ratio: Tokens in per latent out, where it is to be another than the wire's own.
         keep: What of the text to keep as text beside the latents: numbers, names, or what a regular
             expression finds.
+        selector: Compress without any training, by this selector; an unknown name lists them all.
+            --wire is then a model by zoo name, Hugging Face id or folder.
         dtype: Number type of the readers' weights, where it is to be another than the wire was
             trained with; auto is bfloat16 on devices that are faster with it.
     """
@@ -55,7 +58,7 @@ def ask(
     if not question.strip():
         raise DataError("the question is empty; expected text")
     text = read_text(context)
-    loaded: Any = load_with(wire, ratio, keep, dtype=chosen_dtype(dtype))
+    loaded: Any = load_with(wire, ratio, keep, selector, dtype=chosen_dtype(dtype))
     (message,) = loaded.send([text])
     for reader in loaded.readers:
         lm = reader.lm
@@ -78,6 +81,8 @@ def evaluate(
     ratio: int | None = None,
     keep: str | None = None,
     needles: Literal["number", "uuid"] | None = None,
+    also: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    selector: str | None = None,
     ray: str | None = None,
     dtype: DTYPE = None,
 ) -> None:
@@ -98,39 +103,52 @@ def evaluate(
             expression finds.
         needles: Ask for a 12-digit number or a UUID that is hidden in each passage, in place of the
             questions of the data.
+        also: Score eviction alone by this selector too, at the same ratio; key_norm, say. May be
+            given several times; an unknown name lists them all.
+        selector: Compress without any training, by this selector; an unknown name lists them all.
+            WIRE is then a model by zoo name, Hugging Face id or folder.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
         dtype: Number type of the readers' weights, where it is to be another than the wire was
             trained with; auto is bfloat16 on devices that are faster with it.
     """
     from latentwire.files import owned
-    from latentwire.report.page import write_report
-    from latentwire.report.tables import results_table
-    from latentwire.report.verdict import joint_verdict, verdict
     from latentwire.runs.workers import connected, on_ray
     from latentwire.wire.evaluation import ALMANAC, evaluate_wire
     from latentwire.wire.joint import evaluate_readers
     from latentwire.wire.load import load_reader, load_with
+    from latentwire.wire.selectors import selector_of
     from latentwire.wire.wire import Wire
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; expected at least 1")
     check_folder(json_out)
+    for name in also:  # a mistake in one is told before any model is loaded
+        selector_of(name)
     weights = chosen_dtype(dtype)
 
     def executor(number: int) -> Any:
-        return (
-            on_ray(ray, partial(load_reader, wire, ratio, keep, number, weights)) if ray else None
-        )
+        one = partial(load_reader, wire, ratio, keep, selector, number, weights)
+        return on_ray(ray, one) if ray else None
 
     with owned(run):  # before any model is loaded
-        loaded = load_with(wire, ratio, keep, dtype=weights)
+        loaded = load_with(wire, ratio, keep, selector, dtype=weights)
         asked = (data or ALMANAC, limit, run, bits, needles)
         with nullcontext() if ray is None else connected(ray):  # once, for all readers
             if isinstance(loaded, Wire):
-                result = evaluate_wire(loaded, *asked, executor(0))
+                result = evaluate_wire(loaded, *asked, executor(0), also)
             else:
-                result = evaluate_readers(loaded, *asked, executor if ray else None)
-    each = result.get("readers", {loaded.readers[0].reader: result})
+                result = evaluate_readers(loaded, *asked, executor if ray else None, also)
+    _show(result, run)
+    write_json(json_out, result)
+
+
+def _show(result: dict[str, Any], run: Path | None) -> None:
+    """Print tables and verdicts, and write the report where there is a run folder."""
+    from latentwire.report.page import write_report
+    from latentwire.report.tables import results_table
+    from latentwire.report.verdict import joint_verdict, verdict
+
+    each = result.get("readers", {result.get("reader"): result})
     for i, (name, one) in enumerate(each.items()):
         folder = f"reader-{i}" if "readers" in result else "."
         if len(each) > 1:
@@ -144,7 +162,6 @@ def evaluate(
         out.print(joint_verdict(result["joint"]))
     if run is not None and "readers" in result:
         print(f"report of all: {write_report(run)}")
-    write_json(json_out, result)
 
 
 def train(arguments: list[str]) -> int:
@@ -154,7 +171,8 @@ def train(arguments: list[str]) -> int:
     from latentwire.wire.codes.training import train_codes
     from latentwire.wire.learned import config as shared_config
     from latentwire.wire.learned.training import train_shared
-    from latentwire.wire.training import RECIPES, train_wire
+    from latentwire.wire.recipe import RECIPES
+    from latentwire.wire.training import train_wire
 
     def run(recipe, session) -> Path:
         if isinstance(recipe, codes_config.CodeRecipe):

@@ -138,13 +138,16 @@ class FrozenLM(TokenizerMixin, ShapeMixin):
         assert prefix is not None
         return States(seen.stacked(), final, prefix)
 
-    def attentions(self, prompt: Prompt) -> list[Float[Tensor, "b h t k"]]:
-        """Attention probabilities of every layer, over the prefix's columns and then the embeds.
+    def attentions(
+        self, prompt: Prompt, reduce: Callable[[Tensor], Tensor] = lambda attention: attention
+    ) -> list[Tensor]:
+        """Attention probabilities [b, h, t, k] of every layer, over the prefix's columns, then the
+        embeds. reduce: what is kept of each layer's, since all of them together may be gigabytes.
         Raises ValueError for a prefix with slots of single heads."""
         maps: list[Tensor] = []
 
         def keep(_module, _args, output):
-            maps.append(output[1])
+            maps.append(reduce(output[1]))
 
         hooks = [(attention, keep) for attention in self._attentions]
         self._forward(prompt, hooks=hooks, attention=attending_eagerly)

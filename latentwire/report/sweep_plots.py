@@ -19,6 +19,7 @@ Unit = Literal["tokens", "bytes"]
 MARKERS: dict[str, dict[str, Any]] = {
     "text": {"marker": "s", "color": INK},
     "text_zstd": {"marker": "s", "color": INK, "markerfacecolor": "none"},
+    "evicted": {"marker": "o", "color": INK, "markerfacecolor": "none"},
     "truncated_tokens": {"marker": "v", "color": INK},
     "pruned_tokens": {"marker": "d", "color": INK},
     "truncated_bytes": {"marker": "v", "color": INK, "markerfacecolor": "none"},
@@ -41,7 +42,7 @@ def cost(one: dict[str, Any], condition: str, unit: Unit) -> float | None:
         return tokens if unit == "tokens" else text
     if condition == "text_zstd":
         return zipped if unit == "bytes" else None
-    if condition in ("wire", "zero_latents", "mismatched_latents"):
+    if condition in ("wire", "evicted", "zero_latents", "mismatched_latents"):
         return latents if unit == "tokens" else message
     whole = zipped if condition == "truncated_zstd" else text
     if not tokens or not whole or latents is None or message is None:

@@ -18,6 +18,7 @@ from latentwire.report.folder import expect
 NAMES = {
     "text": "full text",
     "wire": "wire",
+    "evicted": "its slots without the residual: eviction alone",
     "truncated_tokens": "truncated to equal tokens",
     "pruned_tokens": "pruned to equal tokens",
     "truncated_bytes": "truncated to equal bytes",
@@ -30,6 +31,7 @@ NAMES = {
 """Conditions as people call them, in the order in which they are shown."""
 
 SHORT = {
+    "evicted": "eviction alone",
     "truncated_tokens": "equal tokens",
     "pruned_tokens": "pruned",
     "truncated_bytes": "equal bytes",

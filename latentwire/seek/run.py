@@ -39,11 +39,8 @@ from latentwire.runs.folder import append, digests, open_run, rewrite
 from latentwire.runs.workers import Executor, run_local
 from latentwire.seek.answers import Answers, prompt_ids
 from latentwire.seek.region import Fraction, Section
+from latentwire.seek.registry import REWARDS, RewardName, load_problems, source_of
 from latentwire.seek.rewards.base import Attempt, Reward, attempt_of, rate
-from latentwire.seek.rewards.confidence import Confidence
-from latentwire.seek.rewards.exact import Exact
-from latentwire.seek.rewards.program import Program
-from latentwire.seek.rewards.self_verify import SelfVerify
 from latentwire.seek.search import (
     Found,
     Seek,
@@ -55,17 +52,9 @@ from latentwire.seek.search import (
 )
 from latentwire.seek.summary import rights_of, summary_of
 from latentwire.seek.thoughts import Thoughts, ThoughtsConfig
-from latentwire.tasks.arc import load_arc
 from latentwire.tasks.base import Grade, Problem, Task, check_ids
-from latentwire.tasks.maths import Form, load_maths
+from latentwire.tasks.maths import Form
 from latentwire.terminal import terminal
-
-REWARDS: dict[str, Callable[[FrozenLM, Task], Reward]] = {
-    "self": lambda lm, task: SelfVerify(lm),
-    "exact": lambda lm, task: Exact(task.grade),
-    "program": lambda lm, task: Program(),
-    "confidence": lambda lm, task: Confidence(lm),
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ class SeekRecipe:
     data: str = "gsm8k"
     """gsm8k, math500 or aime (from the hub), a FILE.jsonl with rows {"question", "answer"}, or
     arc:FILE_OR_FOLDER."""
-    reward: Literal["self", "exact", "program", "confidence"] = "self"
+    reward: RewardName = "self"
     """self: the model checks itself; exact: knows the gold answer, an oracle; program: runs the
     answer's program on ARC's training pairs; confidence: probabilities of the answer."""
     strategy: Literal["states", "thoughts"] = "states"
@@ -124,7 +113,7 @@ class SeekRecipe:
             unused = ("k", "section", "lr", "samples", "baseline", "compat")
             if given := [f for f in unused if getattr(self, f) != getattr(SeekRecipe, f)]:
                 raise ValueError(f"strategy thoughts has no {given[0]}; leave it out")
-        arc = self.data.startswith("arc:")
+        arc = source_of(self.data)[0] == "arc"
         if (self.reward == "program" and not arc) or (self.reward == "exact" and arc):
             raise ValueError(
                 f"reward {self.reward} with data {self.data}; expected program with arc:..., and "
@@ -133,7 +122,7 @@ class SeekRecipe:
 
     def folder(self) -> Path:
         """Where a run is kept unless it is told."""
-        return Path("runs") / f"seek-{Path(self.data.removeprefix('arc:')).stem}-{self.reward}"
+        return Path("runs") / f"seek-{Path(source_of(self.data)[1]).stem}-{self.reward}"
 
     def search(self) -> SeekConfig:
         """The search that this describes."""
@@ -172,13 +161,8 @@ class SeekRecipe:
 
 
 def load_task(recipe: SeekRecipe) -> Task:
-    """The problems of a recipe. Raises DataError for a source without any, or with an id twice."""
-    if recipe.data.startswith("arc:"):
-        task = load_arc(Path(recipe.data[4:]), recipe.limit)
-    else:
-        task = load_maths(recipe.data, recipe.limit, recipe.form)
-    check_ids((p.id for p in task.problems), "problems", recipe.data)
-    return task
+    """The problems of a recipe. Raises DataError as load_problems does."""
+    return load_problems(recipe.data, recipe.limit, recipe.form)
 
 
 def run_seek(
@@ -232,7 +216,7 @@ def _resumed(
 ) -> list[dict[str, Any]]:
     """Keep what an earlier session left, each problem once: whole batches, since best of N shares
     a batch's tokens."""
-    files = list(digests(recipe.data.removeprefix("arc:")).values())
+    files = list(digests(source_of(recipe.data)[1]).values())
     records = open_run(out, {**setting, "files": files, **basis({"model": identity(lm)})})
     known = first_of(records, lambda record: record["id"])
     kept = [known[p.id] for p in takewhile(lambda p: p.id in known, problems)]

@@ -123,8 +123,8 @@ def answer_ids(lm: FrozenLM, answer: str) -> Tensor:
 
 def with_soft_prompt(lm: FrozenLM, soft_prompt: Tensor | None, prefix: KVPrefix) -> KVPrefix:
     """Each row of a context's prefix with the soft prompt [n, d] after it, once for all of its
-    questions; the prefix as it is where there are none."""
-    if soft_prompt is None:
+    questions; the prefix as it is where there is no soft prompt, or an empty one."""
+    if soft_prompt is None or len(soft_prompt) == 0:
         return prefix
     return lm.prefill(Prompt.of(lm, [[soft_prompt]] * len(prefix.mask), prefix))
 

@@ -4,7 +4,7 @@
 of one channel of one head, and the lowest value of the group, are stored too, as half floats.
 Groups lie along the slots because a few channels are far larger than the rest (KIVI, Liu et al.
 2024, arXiv 2402.02750, which groups values along the channels; here that doubles their error). Keys
-stay rotated: un-rotating them first makes the error larger (docs/LOG.md has both measurements).
+stay rotated: un-rotating them first makes the error larger (docs/decisions.md has both figures).
 
     codes = pack(keys, values, lengths, bits=4)            # docs/wire-format.md has the layout
     keys, values = unpack(codes, lengths, keys.shape[1], bits=4)

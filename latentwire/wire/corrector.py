@@ -1,18 +1,14 @@
-"""A context's keys and values, cut to the slots that the reader's heads need most.
+"""A learned residual that makes each kept slot stand for the tokens since the slot before it.
 
-All heads of all layers compete for one number of slots, since a few of them look far back and most
-do not: those with the highest scores are kept, at their own positions, at least one in each head
-(AdaKV, Feng et al. 2024, arXiv 2407.11550; KVzip, Kim et al. 2025, arXiv 2505.23416). What is
-dropped is not lost: each slot stands for the tokens since the slot before it, and a learned
-low-rank residual, zero at the start, moves its key and value by what those tokens hold. So step 0
-is a cache with tokens left out, which the reader already understands, and training fills the gaps.
-
-Tokens may be named that every head keeps beside these, whatever their scores.
+What a selector drops is not lost: a low-rank residual, zero at the start, moves the key and the
+value of each slot by what the tokens before it held. So step 0 is a cache with tokens left out,
+which the reader already understands, and training fills the gaps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,8 +16,25 @@ from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
 from latentwire.lm.families import rotate
-from latentwire.wire.compressed_kv import CompressedKV
-from latentwire.wire.scorer import normed
+from latentwire.wire.selectors.base import Reading
+from latentwire.wire.selectors.scorer import normed
+
+
+@dataclass(frozen=True)
+class LayerSlots:
+    """The slots that stay in one layer of some rows: all rows of the first head, then those of the
+    next, each in order of its tokens."""
+
+    head: Int[Tensor, " n"]
+    row: Int[Tensor, " n"]
+    token: Int[Tensor, " n"]
+    """Column of the padded rows."""
+    keys: Float[Tensor, "n e"]
+    values: Float[Tensor, "n e"]
+    lengths: Int[Tensor, "b h"]
+    """Slots of each head."""
+    movable: Bool[Tensor, " n"] | None
+    """Those that a corrector moves; None for all."""
 
 
 class ResidualCorrector(nn.Module):
@@ -34,79 +47,30 @@ class ResidualCorrector(nn.Module):
         self.up = nn.Parameter(torch.zeros(layers, heads, rank, 2 * head_dim))
 
     def forward(
-        self,
-        lm: FrozenLM,
-        inputs: Float[Tensor, "l b t d"],
-        keys: Sequence[Float[Tensor, "b h t e"]],
-        values: Sequence[Float[Tensor, "b h t e"]],
-        scores: Float[Tensor, "l b h t"],
-        positions: Int[Tensor, "b t"],
-        mask: Bool[Tensor, "b t"],
-        counts: Int[Tensor, " b"],
-        verbatim: Bool[Tensor, "b t"] | None = None,
-    ) -> list[CompressedKV]:
-        """The tokens of each row (True in mask) to keep as slots: `counts` a head on average by
-        their scores, and beside them the verbatim ones in every head. Where a head would not have
-        kept a verbatim one by itself, it has the key and value that the reader itself has for it.
-
-        Rows go through a layer together: on a GPU the number of operations is what a step costs.
-        """
-        kept, moved, sizes = chosen(scores, mask, counts), None, mask.sum(-1)
-        if verbatim is not None:
-            own = kept
-            kept = chosen(scores, mask, torch.minimum(counts + verbatim.sum(-1), sizes), verbatim)
-            moved = own | ~verbatim[:, None]
-        lengths, rows = kept.sum(-1), [[] for _ in mask]
-        of_heads, of_rows = lengths.sum(1).tolist(), lengths.sum(2).tolist()
-        # Heads before rows, since each head has matrices of its own.
-        places = kept.transpose(1, 2).nonzero()[:, 1:].split([sum(n) for n in of_rows])
+        self, lm: FrozenLM, reading: Reading, slots: Sequence[LayerSlots]
+    ) -> Iterator[LayerSlots]:
+        """The slots of each layer, moved. Rows go through a layer together: on a GPU the number of
+        operations is what a step costs."""
         # unbind, since the gradient of each parameter[layer] would be as large as the parameter
-        parts = zip(places, self.down.unbind(), self.up.unbind(), strict=True)
-        for layer, (place, down, up) in enumerate(parts):
-            head, row, token = place.unbind(1)
-            features = kept_and_segment(normed(inputs[layer]), mask, head, row, token)
-            hidden = torch.nn.functional.gelu(features @ down).split(of_heads[layer])
+        parts = zip(slots, self.down.unbind(), self.up.unbind(), strict=True)
+        for layer, (kept, down, up) in enumerate(parts):
+            states = normed(reading.states.inputs[layer])
+            features = kept_and_segment(states, reading.mask, kept.head, kept.row, kept.token)
+            of_heads = kept.lengths.sum(0).tolist()
+            hidden = torch.nn.functional.gelu(features @ down).split(of_heads)
             moves = torch.cat([x @ own for x, own in zip(hidden, up.unbind(), strict=True)])
-            if moved is not None:
-                moves = moves * moved[layer, row, head, token][:, None]
+            if kept.movable is not None:
+                moves = moves * kept.movable[:, None]
             delta_k, delta_v = moves.chunk(2, -1)
-            turned = rotate(lm.model, layer, delta_k[None, None], positions[row, token][None, None])
+            positions = reading.prompt.positions[kept.row, kept.token]
+            turned = rotate(lm.model, layer, delta_k[None, None], positions[None, None])
             # Deltas are in units of the head's own keys and values, whose sizes differ by layer.
-            k, v = (x[layer][row, head, token].float() for x in (keys, values))
-            owner = (row * len(up) + head, lengths[layer].flatten())
-            k = k + turned[0, 0] * _rms(k, *owner)
-            v = v + delta_v * _rms(v, *owner)
-            order = row.argsort(stable=True)
-            of_text = token - (mask.shape[1] - sizes)[row]
-            split = (x[order].split(of_rows[layer]) for x in (k, v, of_text))
-            for made, slots in zip(rows, zip(*split, strict=True), strict=True):
-                made.append(slots)
-        latents = []
-        for row, (made, span) in enumerate(zip(rows, sizes.tolist(), strict=True)):
-            k, v, place = (torch.cat(part) for part in zip(*made, strict=True))
-            latents.append(CompressedKV(k, v, place, lengths[:, row], span))
-        return latents
-
-
-def chosen(
-    scores: Float[Tensor, "l b h t"],
-    mask: Bool[Tensor, "b t"],
-    counts: Int[Tensor, " b"],
-    verbatim: Bool[Tensor, "b t"] | None = None,
-) -> Bool[Tensor, "l b h t"]:
-    """The verbatim tokens of every head, and of all heads' others those with the highest scores,
-    `counts` a head on average and at least one in each; of each row by itself."""
-    scores = scores.masked_fill(~mask[:, None], -torch.inf)
-    if verbatim is not None:
-        scores = scores.masked_fill(verbatim[:, None], torch.inf)
-    scores = scores.scatter(-1, scores.argmax(-1, keepdim=True), torch.inf)
-    flat = scores.transpose(0, 1).flatten(1)
-    total = counts[:, None] * scores[:, 0, :, 0].numel()
-    best = torch.arange(flat.shape[1], device=flat.device) < total
-    kept = torch.zeros_like(best).scatter(
-        -1, flat.argsort(dim=-1, descending=True, stable=True), best
-    )
-    return kept.unflatten(1, (len(scores), *scores.shape[2:])).transpose(0, 1)
+            owner = (kept.row * len(up) + kept.head, kept.lengths.flatten())
+            yield replace(
+                kept,
+                keys=kept.keys + turned[0, 0] * _rms(kept.keys, *owner),
+                values=kept.values + delta_v * _rms(kept.values, *owner),
+            )
 
 
 def kept_and_segment(

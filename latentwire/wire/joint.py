@@ -25,12 +25,12 @@ from latentwire.terminal import terminal
 from latentwire.wire.codes.wire import CodeWire
 from latentwire.wire.evaluation import (
     ALMANAC,
-    Reader,
     conditions,
     evaluate_reader,
     load_passages,
 )
 from latentwire.wire.learned.shared_wire import SharedWire
+from latentwire.wire.protocol import Reader
 from latentwire.wire.text_code import BATCH
 from latentwire.wire.text_wire import TextWire
 
@@ -48,10 +48,11 @@ def evaluate_readers(
     bits: int | None = None,
     needles: str | None = None,
     executor: Callable[[int], Executor] | None = None,
+    also: Sequence[str] = (),
 ) -> dict:
     """Every reader of a wire, scored as evaluate_wire does, each with a run folder of its own in
     `out`, and what they answer together: {"readers": {name: result}, "joint": scores, ...}.
-    executor: who answers for the reader of a number."""
+    executor: who answers for the reader of a number. also: as in evaluate_wire."""
     results, said = {}, []
     passages, _ = load_passages(data, limit, needles)
     setting = {"kind": "readers", "readers": [reader.reader for reader in wire.readers]}
@@ -64,7 +65,7 @@ def evaluate_readers(
             folder = None if out is None else out / f"reader-{i}"
             asked = (data, limit, folder, bits, needles)
             workers = None if executor is None else executor(i)
-            results[reader.reader], answers = evaluate_reader(reader, *asked, workers)
+            results[reader.reader], answers = evaluate_reader(reader, *asked, workers, also)
             said.append([a for a in answers if a.condition == "wire"])
         together = {"kind": "readers", "readers": results}
         if len(said) > 1:

@@ -9,6 +9,7 @@ from latentwire.lm import Dtype, FrozenLM
 from latentwire.wire.codes.reader import CodeReader
 from latentwire.wire.codes.wire import KIND as CODE_KIND
 from latentwire.wire.codes.wire import CodeWire
+from latentwire.wire.config import WireConfig, read_config
 from latentwire.wire.folder import WireError, folder_of, kind_of
 from latentwire.wire.learned.reader import Reader as SharedReader
 from latentwire.wire.learned.shared_wire import KIND as SHARED_KIND
@@ -16,7 +17,7 @@ from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.text_wire import KIND as TEXT_KIND
 from latentwire.wire.text_wire import TextReader, TextWire
 from latentwire.wire.verbatim import finder
-from latentwire.wire.wire import Wire, read_config
+from latentwire.wire.wire import Wire
 
 AnyWire = Wire | SharedWire | TextWire | CodeWire
 Reader = Wire | SharedReader | TextReader | CodeReader
@@ -46,15 +47,20 @@ def load_with(
     name: str | Path,
     ratio: int | None = None,
     keep: str | None = None,
+    selector: str | None = None,
     only: int | None = None,
     dtype: Dtype | None = None,
 ) -> AnyWire:
-    """A wire, at another ratio than its own unless that is None, with what a rule finds
-    kept as text unless that is None. only: of a wire of text or of codes this reader alone, by its
-    place. Raises WireError for a rule where nothing travels that it could look into, and for a
-    ratio of learned codes that have one alone."""
+    """A wire, at another ratio than its own unless that is None, with what a rule finds kept as
+    text unless that is None. selector: `name` is a model's, whose wire this selector makes without
+    any training. only: of a wire of text or of codes this reader alone, by its place. Raises
+    WireError for a rule where nothing travels that it could look into, and for a ratio of learned
+    codes that have one alone."""
     if keep is not None:  # a mistake in it is told before models are loaded
         finder(keep)
+    if selector is not None:
+        ratio = ratio or WireConfig.ratio
+        return Wire.of(str(name), selector, ratio, dtype=dtype).keeping(keep)
     if only is not None and (kind := kind_of(name)) in APART:
         wire = APART[kind].from_pretrained(name, only=only, dtype=dtype)
     else:
@@ -76,9 +82,10 @@ def load_reader(
     name: str | Path,
     ratio: int | None,
     keep: str | None,
+    selector: str | None,
     number: int,
     dtype: Dtype | None = None,
 ) -> Reader:
     """One of the readers of `load_with`, for a worker, which may have no room for them all."""
-    wire = load_with(name, ratio, keep, number, dtype)
+    wire = load_with(name, ratio, keep, selector, number, dtype)
     return wire.readers[0 if isinstance(wire, TextWire | CodeWire) else number]

@@ -2,10 +2,10 @@
 
 # grid.py
 from dataclasses import replace
-from latentwire.wire.training import smollm2_4x
+from latentwire.wire.recipe import smollm2_4x
 
 base = smollm2_4x()
-grid = {f"{n}x": replace(base, wire=replace(base.wire, ratio=n)) for n in (2, 4, 8)}
+grid = {f"{n}x": replace(base, wire=replace(base.wire, ratio=n), ratios=(n,)) for n in (2, 4, 8)}
 
 latentwire sweep grid.py --data squad_dev.jsonl --limit 500
 latentwire report runs/grid

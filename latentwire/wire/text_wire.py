@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -230,6 +230,10 @@ class TextReader:
         """Raises MessageError for any: the text is sent to the letter."""
         if bits is not None:
             raise MessageError(f"this wire sends text to the letter; got codes of {bits} bits")
+
+    def evictions(self, also: Sequence[str] = ()) -> dict[str, TextReader]:
+        """Rows of an evaluation, as Wire.evictions has them."""
+        return {n: replace(self, wire=wire) for n, wire in self.wire.evictions(also).items()}
 
     @property
     def source(self) -> str:

@@ -4,7 +4,8 @@ Three stages, each resumable, each on top of the one before:
 
 1. format: the soft tokens that set the form of an answer, on full text, so that the text reference
    is as strong as it can be and the wire never gets credit for form;
-2. scorer: which tokens each head needs, in closed form from attention;
+2. scorer: which tokens each head needs, in closed form from attention; left out where the wire has
+   a selector that needs no training;
 3. slots: the residual, by distillation from the same reader with the full text in front of it (KL
    over the answer's positions) plus answer cross-entropy, at several ratios in turn.
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from latentwire.files import owned, write_whole
-from latentwire.lm import FrozenLM, KVPrefix, Prompt, States
+from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.identity import identity
 from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.features import Features
@@ -53,80 +54,17 @@ from latentwire.tasks.qa import (
 from latentwire.terminal import terminal
 from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
-from latentwire.train.loop import LoopConfig, Session, train
+from latentwire.train.loop import Session, train
 from latentwire.train.losses import distillation, token_loss
+from latentwire.wire.config import read_config
 from latentwire.wire.folder import WireError, folder_of
-from latentwire.wire.scorer import RidgeFit
+from latentwire.wire.importance import attention_received
+from latentwire.wire.recipe import WireRecipe
+from latentwire.wire.scorer_fit import RidgeFit
+from latentwire.wire.selectors import TRAINED, Reading
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.training_checks import Forced, check_latents, check_text
-from latentwire.wire.wire import Wire, WireConfig, read_config
-
-ASKED = 32
-"""Most questions of a passage that the scorer looks at in one pass."""
-
-
-@dataclass(frozen=True)
-class WireRecipe:
-    """A complete training of one wire."""
-
-    name: str
-    """Of the run folder, runs/NAME, unless `out` says otherwise."""
-    wire: WireConfig
-    """The wire that is trained."""
-    data: str = "hub:rajpurkar/squad"
-    """A JSONL file with rows {"id", "context", "question", "answers"}, or hub:NAME."""
-    out: Path | None = None
-    """Run folder; a folder that holds this run already is gone on with."""
-    init_from: str | None = None
-    """A trained wire of the same reader and sizes to go on from, by folder, hub id or name."""
-    ratios: tuple[int, ...] = ()
-    """Tokens in per latent out in stage 3, one of them a step, in turn; the wire's own if none."""
-    format: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=450, lr=0.025, save_every=20)
-    )
-    """Stage 1; the rate is in multiples of the size of the reader's embeddings."""
-    scorer_passages: int = 200
-    """Passages that the scorer is fitted on (stage 2)."""
-    slots: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500, lr=1e-3, save_every=20))
-    """Stage 3."""
-    batch_size: int = 4
-    """Passages per step."""
-    questions: int = 5
-    """Most questions per passage and step; a passage that has more comes several times."""
-    held_out: int = 100
-    """Passages at the end of the file that are never trained on, for choosing between recipes."""
-    seed: int = 0
-    """Of the order of the data."""
-
-    def __post_init__(self) -> None:
-        for name in ("scorer_passages", "batch_size", "questions", "held_out"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if min(self.ratios, default=1) < 1:
-            raise ValueError(f"ratios are {self.ratios}; expected none below 1")
-        if self.ratios and self.wire.ratio not in self.ratios:
-            raise ValueError(
-                f"ratios are {self.ratios}; expected the wire's own, {self.wire.ratio}, among them"
-            )
-
-
-def smollm2_4x() -> WireRecipe:
-    """smollm2-135m reads a quarter of the tokens, or fewer: the shipped wire."""
-    wire = WireConfig(reader="smollm2-135m", ratio=4)
-    return WireRecipe("smollm2-4x", wire, ratios=(4, 8, 16))
-
-
-def smollm2_2x() -> WireRecipe:
-    """smollm2-135m reads half of the tokens."""
-    return WireRecipe("smollm2-2x", WireConfig(reader="smollm2-135m", ratio=2))
-
-
-def gemma3_4x() -> WireRecipe:
-    """gemma3-270m reads a quarter of the tokens, or fewer."""
-    return WireRecipe("gemma3-4x", WireConfig(reader="gemma3-270m", ratio=4), ratios=(4, 8, 16))
-
-
-RECIPES = {"smollm2-4x": smollm2_4x, "smollm2-2x": smollm2_2x, "gemma3-4x": gemma3_4x}
+from latentwire.wire.wire import Wire
 
 
 def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
@@ -170,7 +108,7 @@ def _train(recipe: WireRecipe, session: Session, out: Path) -> Path:
     checked = _checked(wire, passages[kept:], recipe, session)
     parts = in_parts(passages[:kept], recipe.questions)
     train_format(wire, parts, recipe, out, checked, session)
-    if recipe.init_from is None:
+    if recipe.init_from is None and recipe.wire.selector == TRAINED:
         # From all of the file: neighbours are often of one article.
         spread = passages[: kept : max(1, kept // recipe.scorer_passages)]
         fit_scorer(wire, spread[: recipe.scorer_passages], out, features)
@@ -185,7 +123,7 @@ def _train(recipe: WireRecipe, session: Session, out: Path) -> Path:
 def _begin(wire: Wire, name: str, lm: FrozenLM) -> None:
     """Take the weights of another wire. Raises WireError for one of another reader or size."""
     known = Wire.from_pretrained(name, lm)
-    for size in ("reader", "rank", "format_tokens"):
+    for size in ("reader", "rank", "format_tokens", "selector"):
         theirs, ours = getattr(known.config, size), getattr(wire.config, size)
         if theirs != ours:
             raise WireError(f"init_from is {name}, whose {size} is {theirs}; expected {ours}")
@@ -223,7 +161,7 @@ def train_format(
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         waited = coming(step)
         batch = batch_of(wire.lm, passages, recipe, step, waited)
-        text = _read(wire, batch.passages)[1].prefix
+        text = _read(wire, batch.passages).states.prefix
         prompt = passages_prompt(wire.lm, wire.format, batch.passages, text)
         logits = wire.lm.packed_logits(prompt, batch.targets, batch.mask)
         return token_loss(logits, batch.targets[batch.mask]), {**batch.figures}
@@ -247,12 +185,14 @@ def fit_scorer(
     path = out / "scorer.safetensors"
 
     def fitted() -> dict[str, Tensor]:
-        layers, width, heads = wire.scorer.weight.shape
+        lm, (layers, width, heads) = wire.lm, wire.scorer.weight.shape
         fit = RidgeFit(layers, width, heads)
         console = terminal(stderr=True, quiet=parallel.rank() > 0)
         for passage in track(passages, description="scorer", console=console):
-            _, states = _read(wire, [passage])
-            fit.add(states.inputs[:, 0], _attention(wire, passage, states.prefix))
+            reading = _read(wire, [passage])
+            states, (ids,) = reading.states, reading.ids
+            received = attention_received(lm, wire.format, passage, ids, states.prefix)
+            fit.add(states.inputs[:, 0], received)
         fit.solve(wire.scorer)
         return wire.scorer.state_dict()
 
@@ -326,11 +266,11 @@ def slots_losses(
     work, by its name, for who wants to know what it costs. features: where the teacher's states are
     kept."""
     with within("encoder"):
-        prompt, states = _read(wire, batch.passages)
-        latents = wire.prefix(wire.compress(prompt, states))
+        reading = _read(wire, batch.passages)
+        latents = wire.prefix(wire.compress(reading))
     with within("reader forward"):
         with torch.no_grad():
-            teacher = wire.lm.head(_teacher(wire, batch, states.prefix, features))
+            teacher = wire.lm.head(_teacher(wire, batch, reading.states.prefix, features))
         asked = passages_prompt(wire.lm, wire.format, batch.passages, latents)
         student = wire.lm.packed_logits(asked, batch.targets, batch.mask)
     with within("loss"):
@@ -394,7 +334,7 @@ def _ready(lm: FrozenLM, passages: Sequence[Passage], recipe: WireRecipe) -> Com
     return ahead(lambda step: tokenise(lm, parallel.share(_chosen(passages, recipe, step))))
 
 
-def _read(wire: Wire, batch: Sequence[Passage]) -> tuple[Prompt, States]:
+def _read(wire: Wire, batch: Sequence[Passage]) -> Reading:
     """The LM's pass over the texts: its cache is the text condition, its states are what the wire
     compresses. Texts are cut to the wire's window."""
     rows = _rows(wire, batch)
@@ -403,33 +343,3 @@ def _read(wire: Wire, batch: Sequence[Passage]) -> tuple[Prompt, States]:
 
 def _rows(wire: Wire, batch: Sequence[Passage]) -> list[Tensor]:
     return [wire.lm.tokenize(p.context)[: wire.config.window] for p in batch]
-
-
-def _attention(wire: Wire, passage: Passage, prefix: KVPrefix) -> Tensor:
-    """Attention [l, h, t] that each token of the passage gets: the largest of any token of its
-    repetition, plus the largest of each question's tokens, averaged over questions."""
-    lm, ids = wire.lm, wire.lm.tokenize(passage.context)[: wire.config.window]
-    again = torch.cat(
-        [lm.tokenize("\n\nRepeat the text above word for word."), lm.frame.suffix, ids]
-    )
-    repeated = _received(wire, lm.attentions(Prompt.from_ids(lm, [again], prefix)), len(ids))
-    asked = []
-    for part in in_parts([passage], ASKED):
-        targets, mask = answer_targets(lm, [part])
-        prompt = passages_prompt(lm, wire.format, [part], prefix)
-        questions = prompt.append(lm.embed(targets), mask)
-        asked.append(_received(wire, lm.attentions(questions), len(ids), questions.mask))
-    return (repeated + torch.cat(asked)).mean(0)
-
-
-def _received(
-    wire: Wire, maps: Sequence[Tensor], tokens: int, real: Tensor | None = None
-) -> Tensor:
-    """[b, l, h, t]: the most attention that any real query of a row gives each of the `tokens`
-    slots after the head, over the query heads that share a KV head."""
-    heads, start = wire.scorer.weight.shape[-1], len(wire.head)
-    seen = torch.stack([m[..., start : start + tokens] for m in maps], 1)
-    if real is not None:
-        seen = seen * real[:, None, None, :, None]
-    b, layers, query_heads, t, n = seen.shape
-    return seen.reshape(b, layers, heads, query_heads // heads * t, n).amax(3)

@@ -18,16 +18,17 @@ from torch import Tensor
 from latentwire.evals.baselines import Condition
 from latentwire.evals.harness import BATCH, Answer, evaluate
 from latentwire.evals.metrics import bootstrap, ratio
-from latentwire.lm import FrozenLM, KVPrefix, Prompt, States, token_log_probs
+from latentwire.lm import FrozenLM, KVPrefix, token_log_probs
 from latentwire.tasks.qa import Passage
 from latentwire.train.alarms import pairwise_cosine
 from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.evaluation import conditions
+from latentwire.wire.selectors import Reading
 from latentwire.wire.wire import Wire
 
 Forced = Callable[[Sequence[Passage], KVPrefix], tuple[Tensor, Tensor, Tensor]]
 """(passages, their contexts) -> training's logits [b, n, v], targets [b, n] and mask [b, n]."""
-Read = Callable[[Sequence[Passage]], tuple[Prompt, States]]
+Read = Callable[[Sequence[Passage]], Reading]
 """Training's own pass over the texts."""
 
 
@@ -38,7 +39,7 @@ def check_text(
     """Check the soft prompt, with the full text as context; {} for fewer than two passages."""
     if len(passages) < 2:
         return {}
-    rows = [forced_rows(*forced(b, read(b)[1].prefix)) for b in _batches(passages)]
+    rows = [forced_rows(*forced(b, read(b).states.prefix)) for b in _batches(passages)]
     return _scores(wire, passages, torch.cat(rows), conditions(wire, passages)["text"])
 
 
@@ -52,8 +53,8 @@ def check_latents(
         return {}
 
     def compressed(batch: Sequence[Passage]) -> tuple[list[CompressedKV], list[_Sums]]:
-        prompt, states = read(batch)
-        return wire.compress(prompt, states), [_sums(z) for z in _whole(prompt, states)]
+        reading = read(batch)
+        return wire.compress(reading), [_sums(z) for z in _whole(reading)]
 
     made = [compressed(batch) for batch in _batches(passages)]
     latents, texts = [z for row, _ in made for z in row], [z for _, row in made for z in row]
@@ -146,10 +147,10 @@ def _sums(z: CompressedKV) -> _Sums:
     return _Sums(means, keys, values, z.keys.numel())
 
 
-def _whole(prompt: Prompt, states: States) -> Iterator[CompressedKV]:
+def _whole(reading: Reading) -> Iterator[CompressedKV]:
     """The uncompressed keys and values of each row's text, one after another."""
-    for row, n in enumerate(prompt.mask.sum(1).tolist()):
-        kept = (states.prefix.keys, states.prefix.values)
+    for row, n in enumerate(reading.mask.sum(1).tolist()):
+        kept = (reading.keys, reading.values)
         keys, values = (torch.stack([layer[row, :, -n:] for layer in kv]) for kv in kept)
         lengths = torch.full(keys.shape[:2], n, device=keys.device)
         places = torch.arange(n, device=keys.device).repeat(lengths.numel())

@@ -1,6 +1,7 @@
 """The wire: a text in, a few slots of keys and values out, read by a frozen LM in its place.
 
-wire = Wire.from_pretrained("default")
+wire = Wire.from_pretrained("default")                           # trained, or without any training:
+wire = Wire.of("smollm2-135m", selector="repetition", ratio=4)
 prefix = wire.prefix(wire.encode([open("README.md").read()]))    # a cache to continue from
 (message,) = wire.send([open("README.md").read()])               # the same as bytes
 ask(wire, message, ["What is it for?"])                          # latentwire.tasks.qa
@@ -10,14 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,67 +23,28 @@ import torch
 from jaxtyping import Bool
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from latentwire.artifact import check_sizes, fill, one_error, read_tensors, typed
 from latentwire.files import write_whole
-from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt, States
+from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt
 from latentwire.lm.finite import check_finite
 from latentwire.lm.soft_prompt import initial_soft_prompt
 from latentwire.texts import check_texts
 from latentwire.wire.compressed_kv import CompressedKV, as_prefix, head_of
+from latentwire.wire.compressor import KVCompressor
+from latentwire.wire.config import FORMAT_VERSION, Origin, WireConfig, read_config
 from latentwire.wire.corrector import ResidualCorrector
-from latentwire.wire.folder import WireError, folder_of, read_record
-from latentwire.wire.message import GAP, Message, MessageError, check_bits
-from latentwire.wire.scorer import Scorer
+from latentwire.wire.folder import WireError, folder_of
+from latentwire.wire.message import Message, MessageError, check_bits
+from latentwire.wire.selectors import TRAINED, Reading, Scorer, Selector, selector_of
 from latentwire.wire.verbatim import finder
+from latentwire.wire.windows import RESERVE, Windows
 
-FORMAT_VERSION = 1
 WEIGHTS = "wire.safetensors"
 BITS = 16
 """Bits of a message's codes, unless told otherwise."""
 REMEMBERED = 4096
 """Texts whose messages' sizes are kept."""
-RESERVE = 256
-"""Positions kept free after a context for the soft prompt, question and answer."""
-
-
-@dataclass(frozen=True)
-class WireConfig:
-    """What a wire is; saved beside its weights."""
-
-    reader: str
-    """Zoo name, Hugging Face id or folder of the LM that reads it."""
-    ratio: int = 4
-    """Tokens in per latent out."""
-    window: int = 512
-    """Most tokens that are encoded in one pass; longer texts are cut into windows."""
-    rank: int = 128
-    """Width of the bottleneck of each layer's residual."""
-    format_tokens: int = 16
-    """Soft tokens between context and question that set the form of the answer."""
-    dtype: Dtype = "float32"
-    """Of the reader's weights; the wire's own are float32."""
-
-    def __post_init__(self) -> None:
-        for name in ("ratio", "window", "rank", "format_tokens"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
-        if self.window > GAP // 2:  # a head may have one slot in each of two windows
-            raise WireError(f"window is {self.window}; expected at most {GAP // 2}")
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a wire was trained for, saved beside its weights."""
-
-    sha256: str
-    """Of the file of weights."""
-    architecture: str
-    """Of the reader."""
-    reader_weights: str
-    """The reader's fingerprint."""
 
 
 class Wire(nn.Module):
@@ -99,13 +58,40 @@ class Wire(nn.Module):
         super().__init__()
         self.lm, self.config = lm, config
         layers, (heads, head_dim) = len(lm.blocks), lm.kv_shape
-        self.scorer = Scorer(layers, lm.width, heads)
+        trained = config.selector == TRAINED
+        self.scorer = Scorer(layers if trained else 0, lm.width, heads)
         self.slots = ResidualCorrector(layers, lm.width, heads, head_dim, config.rank)
         self.format = nn.Parameter(initial_soft_prompt(lm, config.format_tokens).float())
+        self.compressor = KVCompressor(
+            lm,
+            self.scorer if trained else selector_of(config.selector),
+            self.slots if config.rank else None,
+        )
         self.keep: str | None = None  # no part of what is trained and saved
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
         self._costs: dict[tuple, tuple[int, int]] = {}
         self.to(lm.device)
+
+    @classmethod
+    def of(
+        cls,
+        lm: FrozenLM | str,
+        selector: str = "repetition",
+        ratio: int = 4,
+        window: int | None = None,
+        dtype: Dtype | None = None,
+    ) -> Wire:
+        """A wire without any training, for any supported model, loaded or by name: eviction alone,
+        and no soft prompt. selector: a name of selectors/. window: 512 tokens, or as many as the
+        model has room for, if None. dtype: of the weights of a model that is loaded, float32 if
+        None. Raises WireError for a selector that there is not."""
+        selector_of(selector)  # a mistake in it is told before the model is loaded
+        lm = FrozenLM.from_pretrained(lm, dtype or "float32") if isinstance(lm, str) else lm
+        window = window or min(
+            WireConfig.window, lm.context_length - len(lm.frame.prefix) - RESERVE
+        )
+        dtype = "bfloat16" if lm.dtype == torch.bfloat16 else "float32"
+        return cls(lm, WireConfig(lm.name, ratio, window, 0, 0, dtype, selector)).eval()
 
     @cached_property
     def head(self) -> KVPrefix:
@@ -114,9 +100,11 @@ class Wire(nn.Module):
 
     def check_window(self) -> None:
         """Raises WireError where the reader cannot read one whole window and answer."""
-        most = self.lm.context_length - len(self.head) - RESERVE
-        if self.config.window > most:
-            raise WireError(f"window is {self.config.window}; {self.lm.name} has room for {most}")
+        self._windows.check()
+
+    @property
+    def _windows(self) -> Windows:
+        return Windows(self.lm, self.config.window, self.ratio, self.keep)
 
     @property
     def reader(self) -> str:
@@ -156,6 +144,20 @@ class Wire(nn.Module):
         wire.keep = rule
         return wire
 
+    def evicting(self, selector: Selector | None = None) -> Wire:
+        """The same wire without its residual: its slots are the reader's own keys and values of the
+        tokens that its selector keeps, or another. Either reads the messages of the other."""
+        wire = copy(self)
+        wire.compressor = KVCompressor(self.lm, selector or self.compressor.selector)
+        wire._costs = {}  # other slots take other bytes
+        return wire
+
+    def evictions(self, also: Sequence[str] = ()) -> dict[str, Wire]:
+        """Rows of an evaluation, by name: eviction alone, where there is a residual to leave out,
+        and by other selectors of selectors/. Raises WireError for one that there is not."""
+        alone = {"evicted": self.evicting()} if self.compressor.corrector else {}
+        return alone | {f"evicted_by_{n}": self.evicting(selector_of(n)) for n in also}
+
     @property
     def bits(self) -> int:
         """Of a message's codes, unless told otherwise."""
@@ -167,7 +169,7 @@ class Wire(nn.Module):
 
     def latents(self, text: str) -> int:
         """Latents that a text becomes."""
-        return self._count(self._verbatim(text))
+        return self._windows.slots(text)
 
     def cost(self, text: str, bits: int = BITS) -> tuple[int, int]:
         """Latents and bytes of the message of a text, which is made for it; the last ones are
@@ -188,30 +190,20 @@ class Wire(nn.Module):
         part of.
         """
         check_texts(contexts, "contexts")
-        ids = [self.lm.tokenize(c) for c in contexts]
-        jobs: list[tuple[int, Tensor, Tensor, int]] = []
-        layouts = []
-        for row, tokens in enumerate(ids):
-            if len(tokens) == 0:
-                raise WireError(f"context {row} is empty; expected at least one token")
-            check_kept(self.lm, row, contexts[row], tokens)
-            verbatim = self._verbatim(contexts[row])
-            starts, span = self._layout(verbatim)
-            windows = zip(*(x.split(self.config.window) for x in (tokens, verbatim)), strict=True)
-            jobs += [(row, *w, start) for w, start in zip(windows, starts, strict=True)]
-            layouts.append(([start - len(self.head) for start in starts], span))
+        cuts = [self._windows.cut(row, text) for row, text in enumerate(contexts)]
+        jobs = [(row, *window) for row, cut in enumerate(cuts) for window in cut.windows]
         order = sorted(range(len(jobs)), key=lambda job: len(jobs[job][1]))  # for little padding
         windows: dict[int, CompressedKV] = {}
         for first in range(0, len(jobs), batch):
             which = order[first : first + batch]
             _, pieces, verbatim, starts = zip(*(jobs[job] for job in which), strict=True)
             kept = None if self.keep is None else verbatim
-            compressed = self.compress(*self.read(pieces, starts), kept)
-            windows.update(zip(which, compressed, strict=True))
-        made: list[list[CompressedKV]] = [[] for _ in contexts]
+            windows.update(zip(which, self.compress(self.read(pieces, starts), kept), strict=True))
+        compressed: list[list[CompressedKV]] = [[] for _ in contexts]
         for job, (row, *_) in enumerate(jobs):
-            made[row].append(windows[job])
-        return [CompressedKV.joined(zs, *layout) for zs, layout in zip(made, layouts, strict=True)]
+            compressed[row].append(windows[job])
+        joined = zip(compressed, cuts, strict=True)
+        return [CompressedKV.joined(zs, cut.starts, cut.span) for zs, cut in joined]
 
     @property
     def models(self) -> Mapping[str, FrozenLM]:
@@ -293,7 +285,7 @@ class Wire(nn.Module):
             "sha256": hashlib.sha256(weights).hexdigest(),
             "architecture": self.lm.architecture,
             "reader_weights": self.lm.fingerprint,
-            **asdict(self.config),
+            **{k: v for k, v in asdict(self.config).items() if (k, v) != ("selector", TRAINED)},
         }
         write_whole(folder / WEIGHTS, weights)
         write_whole(folder / "config.json", json.dumps(record, indent=1))
@@ -344,110 +336,17 @@ class Wire(nn.Module):
         state = {k: v.detach().to("cpu", torch.bfloat16) for k, v in self.state_dict().items()}
         return save(state)
 
-    def _verbatim(self, text: str) -> Bool[Tensor, " t"]:
-        """Which tokens of a text are kept as text."""
-        verbatim = torch.zeros(len(self.lm.tokenize(text)), dtype=torch.bool, device=self.lm.device)
-        if self.keep is not None:
-            begin, end = self.lm.offsets(text).T.contiguous()
-            spans = torch.tensor([*finder(self.keep)(text)] or [(0, 0)]).to(begin)
-            first, last = spans.T.contiguous()
-            # Spans are in order: a token touches those that begin before its end, less those that
-            # end before it begins.
-            begun, over = (
-                torch.searchsorted(first, end),
-                torch.searchsorted(last, begin, right=True),
-            )
-            verbatim = begun > over
-        return verbatim
-
-    def _count(self, verbatim: Bool[Tensor, " t"]) -> int:
-        """Latents of a text of which some tokens are kept as text."""
-        return sum(map(self._count_window, verbatim.split(self.config.window)))
-
-    def _count_window(self, verbatim: Bool[Tensor, " t"]) -> int:
-        return min(
-            math.ceil(len(verbatim) / self.config.ratio) + int(verbatim.sum()), len(verbatim)
-        )
-
-    def _layout(self, verbatim: Bool[Tensor, " t"]) -> tuple[list[int], int]:
-        """Position of each window's first token, and positions taken in all.
-
-        Windows stand one after another; where a text is longer than the reader's window they
-        overlap, evenly, so that the last one still ends inside it.
-        """
-        head, tokens, latents = len(self.head), len(verbatim), self._count(verbatim)
-        windows = verbatim.split(self.config.window)
-        room = self.lm.context_length - head - RESERVE
-        if room < len(windows[0]):
-            self.check_window()
-        if room < self._count(torch.zeros_like(verbatim)):
-            most = room * self.config.ratio
-            raise WireError(
-                f"context has {tokens} tokens; at most {most} fit {self.lm.name} at "
-                f"{self.config.ratio}x: cut the text"
-            )
-        if room < latents:
-            raise WireError(
-                f"context becomes {latents} latents with {self.keep!r} kept as text; "
-                f"{self.lm.name} has room for {room}: cut the text or keep less of it"
-            )
-        stride = float(self.config.window)
-        if tokens > room:
-            stride = (room - self.config.window) / (len(windows) - 1)
-        starts = [head + int(i * stride) for i in range(len(windows))]
-        ends = [start + len(window) for start, window in zip(starts, windows, strict=True)]
-        return starts, max(ends) - head  # the last window may be short, and end before another
-
-    def read(self, pieces: Sequence[Tensor], starts: Sequence[int]) -> tuple[Prompt, States]:
+    def read(self, pieces: Sequence[Tensor], starts: Sequence[int]) -> Reading:
         """The LM's one pass over windows of ids, each after the head and from its own position."""
         head = self.head.rows(torch.zeros(len(pieces), dtype=torch.long, device=self.lm.device))
         placed = replace(head, next_position=torch.tensor(starts, device=self.lm.device))
         with torch.no_grad():
             prompt = Prompt.from_ids(self.lm, pieces, placed)
-            return prompt, self.lm.states(prompt)
+            return Reading(tuple(pieces), prompt, self.lm.states(prompt))
 
     def compress(
-        self, prompt: Prompt, states: States, verbatim: Sequence[Bool[Tensor, " _"]] | None = None
+        self, reading: Reading, verbatim: Sequence[Bool[Tensor, " _"]] | None = None
     ) -> list[CompressedKV]:
         """What `read` gave, as latents: one per window. verbatim: which tokens are kept as text, in
         each window; None for none of them."""
-        with torch.no_grad():
-            scores = self.scorer(states.inputs)
-            check_finite({"a score of a token": scores}, WireError)
-        width, sizes = prompt.mask.shape[1], prompt.mask.sum(-1)
-        kept = None
-        if verbatim is not None:
-            kept = torch.stack([pad(window, (width - len(window), 0)) for window in verbatim])
-        return self.slots(
-            self.lm,
-            states.inputs,
-            [k[:, :, -width:] for k in states.prefix.keys],
-            [v[:, :, -width:] for v in states.prefix.values],
-            scores,
-            prompt.positions,
-            prompt.mask,
-            (sizes + self.config.ratio - 1) // self.config.ratio,
-            kept,
-        )
-
-
-def check_kept(lm: FrozenLM, row: int, text: str, ids: Tensor) -> None:
-    """Raises WireError where a tokenizer without byte fallback put one token for all that it does
-    not know: the reader would answer from a text with holes. Spaces and Unicode forms may differ.
-    """
-    back = lm.spelled(ids)
-    ours, theirs = ("".join(unicodedata.normalize("NFKC", t).split()) for t in (text, back))
-    if ours != theirs:
-        lost = next(a for a, b in zip_longest(ours, theirs, fillvalue="") if a != b)
-        raise WireError(
-            f"context {row}: {lm.name}'s tokenizer cannot hold all of it (first {lost!r}); "
-            "take that out or use another reader"
-        )
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of a wire of one reader. Raises WireError for a folder that holds none."""
-    record = read_record(folder, None, FORMAT_VERSION)
-    if not isinstance(record.get("reader"), str):
-        raise WireError(f"{folder}/config.json is not a wire's; expected the one that save wrote")
-    return record
+        return self.compressor(reading, self.ratio, verbatim)

@@ -13,7 +13,6 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 
@@ -32,17 +31,11 @@ ROWS = {16: BESIDE, 8: BESIDE, 4: BESIDE, 2: BESIDE, 1: ("wire", "text")}
 
 def scores_of(reader: TextReader, passages: Sequence, rows: Sequence[str]) -> dict[str, dict]:
     """Some rows of an evaluation of one reader."""
-    plain = deepcopy(reader.wire.slots)
-    plain.up.data.zero_()
-    trained, found = reader.wire.slots, {}
+    every, scores = conditions(reader, passages), {}
     for name in rows:
-        reader.wire.slots = plain if name == "evicted" else trained
-        made = conditions(reader, passages)  # anew, since it remembers what it compressed
-        some = {name: made["wire" if name == "evicted" else name]}
-        answers = chain(*evaluate(reader.lm, reader.format, passages, some))
-        found[name] = summarise(list(answers))
-    reader.wire.slots = trained
-    return found
+        answers = chain(*evaluate(reader.lm, reader.format, passages, {name: every[name]}))
+        scores[name] = summarise(list(answers))
+    return scores
 
 
 def main(data: str, only: str | None = None) -> None:

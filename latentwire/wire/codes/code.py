@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.wire.folder import WireError
-from latentwire.wire.scorer import normed
+from latentwire.wire.selectors.scorer import normed
 
 REACH = 3.5
 """Deviations that the levels of a channel span on either side of its mean."""

@@ -19,10 +19,10 @@ from latentwire.lm.families import rotate
 from latentwire.wire.codes.decoder import Decoder
 from latentwire.wire.codes.message import HEADER_BYTES, CodeMessage
 from latentwire.wire.compressed_kv import CompressedKV, as_prefix, head_of
-from latentwire.wire.corrector import chosen
+from latentwire.wire.compressor import chosen
 from latentwire.wire.folder import WireError
 from latentwire.wire.message import MessageError
-from latentwire.wire.wire import RESERVE
+from latentwire.wire.windows import RESERVE
 
 if TYPE_CHECKING:
     from latentwire.wire.codes.wire import CodeWire
@@ -109,6 +109,13 @@ class CodeReader(nn.Module):
         reader.ratio = ratio
         return reader
 
+    def evictions(self, also: Sequence[str] = ()) -> dict[str, CodeReader]:
+        """No rows of an evaluation: the reader has no cache of the text to evict from. Raises
+        WireError where some are asked for."""
+        if also:
+            raise WireError("this wire has codes alone; only one of slots is compared by selectors")
+        return {}
+
     def check_bits(self, bits: int | None) -> None:
         """Raises MessageError for other bits than the code was trained with."""
         if bits not in (None, self.bits):
@@ -161,7 +168,7 @@ class CodeReader(nn.Module):
 
     def compress(self, contents: Sequence[Codes]) -> list[CompressedKV]:
         """Contents as the slots that the reader's heads need most: all heads of all layers compete,
-        as in slots.py, by scores that are read from the codes."""
+        as in compressor.py, by scores that are read from the codes."""
         lm, sizes = self.lm, [len(content.values) for content in contents]
         values = torch.cat([content.values for content in contents]).to(lm.device)
         k, v = self.decoder(values)

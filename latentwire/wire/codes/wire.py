@@ -39,7 +39,7 @@ from latentwire.wire.codes.message import TEXT_BYTES, CodeMessage
 from latentwire.wire.codes.reader import CodeReader, weights
 from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.folder import WireError, folder_of, read_record
-from latentwire.wire.wire import check_kept
+from latentwire.wire.windows import check_kept
 
 KIND, FORMAT_VERSION = "code wire", 1
 

@@ -13,7 +13,7 @@ from latentwire.lm.soft_prompt import initial_soft_prompt
 from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.learned.encoders.base import in_blocks, padded, transformer
 from latentwire.wire.learned.injectors import INJECTORS, Calibration, LatentBatch
-from latentwire.wire.wire import RESERVE
+from latentwire.wire.windows import RESERVE
 
 
 class Adapter(nn.Module):

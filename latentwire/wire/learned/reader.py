@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.sentences import SentenceEncoder
+from latentwire.wire.folder import WireError
 from latentwire.wire.learned import fsq
 from latentwire.wire.learned.adapter import Adapter
 from latentwire.wire.learned.private import Layout
@@ -93,6 +94,13 @@ class Reader:
     def layout(self) -> Layout:
         """Of the latents that it gets."""
         return self.wire.layout.of(self.number)
+
+    def evictions(self, also: Sequence[str] = ()) -> dict[str, Reader]:
+        """No rows of an evaluation: the reader has no cache of the text to evict from. Raises
+        WireError where some are asked for."""
+        if also:
+            raise WireError("this wire has codes alone; only one of slots is compared by selectors")
+        return {}
 
     def check_bits(self, bits: int | None) -> None:
         """Raises MessageError for other bits than the code was trained with."""

@@ -51,7 +51,7 @@ from latentwire.wire.learned.pooling import POOLINGS
 from latentwire.wire.learned.private import Layout, Private
 from latentwire.wire.learned.reader import Reader
 from latentwire.wire.learned.shared_message import SharedMessage, message_size
-from latentwire.wire.wire import check_kept
+from latentwire.wire.windows import check_kept
 
 KIND, FORMAT_VERSION = "shared wire", 1
 FILE = re.compile(r"(shared|reader-\d{1,9})-\d{1,9}\.safetensors")

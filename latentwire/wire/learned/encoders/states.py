@@ -14,7 +14,7 @@ from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.positions import sinusoids
 from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.learned.encoders.base import EncoderConfig, WritingEncoder, transformer, writer
-from latentwire.wire.scorer import normed
+from latentwire.wire.selectors.scorer import normed
 
 MIXTURES = 4
 """Weighted sums over the layers that are read side by side."""
