@@ -127,7 +127,7 @@ def evaluate(
     weights = chosen_dtype(dtype)
 
     def executor(number: int) -> Any:
-        one = partial(load_reader, wire, ratio, keep, selector, number, weights)
+        one = partial(load_reader, wire, ratio, keep, number, selector, weights)
         return on_ray(ray, one) if ray else None
 
     with owned(run):  # before any model is loaded

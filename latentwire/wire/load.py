@@ -82,8 +82,8 @@ def load_reader(
     name: str | Path,
     ratio: int | None,
     keep: str | None,
-    selector: str | None,
     number: int,
+    selector: str | None = None,
     dtype: Dtype | None = None,
 ) -> Reader:
     """One of the readers of `load_with`, for a worker, which may have no room for them all."""
