@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 from dataclasses import make_dataclass
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -22,6 +22,18 @@ WIRE = Positional[Annotated[str, tyro.conf.arg(metavar="WIRE")]]
 LENS = Positional[Annotated[str, tyro.conf.arg(metavar="LENS")]]
 MODEL = Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
 TEXT = Positional[Annotated[str, tyro.conf.arg(metavar="TEXT")]]
+DTYPE = Literal["auto", "float32", "bfloat16"] | None
+
+
+def chosen_dtype(asked: DTYPE) -> Literal["float32", "bfloat16"] | None:
+    """What --dtype asks for; auto is the number type that models run the fastest in where they go.
+    None is for each model's own."""
+    if asked != "auto":
+        return asked
+    from latentwire.lm.devices import accelerator, fast_dtype  # torch takes a second to load
+
+    device = accelerator()
+    return fast_dtype("cpu" if device is None else device.type)
 
 
 def check_folder(path: Path | None, option: str = "--json") -> None:

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from latentwire.cli.command_line import (
+    DTYPE,
     MODEL,
     WIRE,
     Positional,
     check_folder,
+    chosen_dtype,
     out,
     run_command,
     run_training,
@@ -28,6 +30,7 @@ def ask(
     ratio: int | None = None,
     keep: str | None = None,
     selector: str | None = None,
+    dtype: DTYPE = None,
 ) -> None:
     """Answer a question about a text file that the reader sees only as latents.
 
@@ -43,6 +46,8 @@ def ask(
             expression finds.
         selector: Compress without any training, by this selector; an unknown name lists them all.
             --wire is then a model by zoo name, Hugging Face id or folder.
+        dtype: Number type of the readers' weights, where it is to be another than the wire was
+            trained with; auto is bfloat16 on devices that are faster with it.
     """
     from latentwire.evals import baselines
     from latentwire.tasks import qa
@@ -53,7 +58,7 @@ def ask(
     if not question.strip():
         raise DataError("the question is empty; expected text")
     text = read_text(context)
-    loaded: Any = load_with(wire, ratio, keep, selector)
+    loaded: Any = load_with(wire, ratio, keep, selector, dtype=chosen_dtype(dtype))
     (message,) = loaded.send([text])
     for reader in loaded.readers:
         lm = reader.lm
@@ -61,8 +66,9 @@ def ask(
         tokens, latents = len(lm.tokenize(text)), reader.latents(text)
         out.print(f"{lm.name} read {tokens} tokens as {latents} latents", style="dim")
         if full_text:
-            read = qa.with_soft_prompt(lm, reader.format, baselines.full_text(lm)([text]))
-            print(printable(f"full text: {qa.answers(lm, [question], read)[0]}"))
+            read = baselines.full_text(lm)([text])
+            (answer,) = qa.answers(lm, [question], read, soft_prompt=reader.format)
+            print(printable(f"full text: {answer}"))
 
 
 def evaluate(
@@ -78,6 +84,7 @@ def evaluate(
     also: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     selector: str | None = None,
     ray: str | None = None,
+    dtype: DTYPE = None,
 ) -> None:
     """Score a wire beside full text, truncation, no text, and latents that say nothing.
 
@@ -101,6 +108,8 @@ def evaluate(
         selector: Compress without any training, by this selector; an unknown name lists them all.
             WIRE is then a model by zoo name, Hugging Face id or folder.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
+        dtype: Number type of the readers' weights, where it is to be another than the wire was
+            trained with; auto is bfloat16 on devices that are faster with it.
     """
     from latentwire.files import owned
     from latentwire.runs.workers import connected, on_ray
@@ -115,14 +124,14 @@ def evaluate(
     check_folder(json_out)
     for name in also:  # a mistake in one is told before any model is loaded
         selector_of(name)
+    weights = chosen_dtype(dtype)
 
     def executor(number: int) -> Any:
-        return (
-            on_ray(ray, partial(load_reader, wire, ratio, keep, selector, number)) if ray else None
-        )
+        one = partial(load_reader, wire, ratio, keep, number, selector, weights)
+        return on_ray(ray, one) if ray else None
 
     with owned(run):  # before any model is loaded
-        loaded = load_with(wire, ratio, keep, selector)
+        loaded = load_with(wire, ratio, keep, selector, dtype=weights)
         asked = (data or ALMANAC, limit, run, bits, needles)
         with nullcontext() if ray is None else connected(ray):  # once, for all readers
             if isinstance(loaded, Wire):

@@ -136,10 +136,14 @@ def question_ids(lm: FrozenLM, question: str) -> Tensor:
     return torch.cat([lm.tokenize("\n\n" + question.strip()), lm.frame.suffix])
 
 
-def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) -> Prompt:
-    """One row per question, each after its row of `prefix`."""
+def question_prompt(
+    lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix, soft_prompt: Tensor | None = None
+) -> Prompt:
+    """One row per question, each after its row of `prefix`. soft_prompt: goes before it where the
+    prefix does not hold it: one pass in place of two where a context has one question."""
     check_texts(questions, "questions")
-    return Prompt.from_ids(lm, [question_ids(lm, q) for q in questions], prefix)
+    before = [] if soft_prompt is None else [soft_prompt]
+    return Prompt.of(lm, [[*before, question_ids(lm, q)] for q in questions], prefix)
 
 
 def tokenise(lm: FrozenLM, passages: Sequence[Passage]) -> None:
@@ -169,10 +173,15 @@ def passages_prompt(
 
 
 def answers(
-    lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix, max_new_tokens: int = ANSWER_TOKENS
+    lm: FrozenLM,
+    questions: Sequence[str],
+    prefix: KVPrefix,
+    max_new_tokens: int = ANSWER_TOKENS,
+    soft_prompt: Tensor | None = None,
 ) -> list[str]:
-    """Greedy answers to questions, one per row of `prefix`; a line break ends an answer."""
-    prompt = question_prompt(lm, questions, prefix)
+    """Greedy answers to questions, one per row of `prefix`; a line break ends an answer.
+    soft_prompt: where the prefix does not hold it."""
+    prompt = question_prompt(lm, questions, prefix, soft_prompt)
     with torch.no_grad():
         out = lm.generate(prompt, Greedy(), max_new_tokens, stop_strings=("\n",))
     return [text.strip() for text in out.texts]
@@ -195,7 +204,10 @@ def ask(reader: Receiver, message: Any, questions: Sequence[str]) -> list[str]:
     latents alone; reader: a wire of one reader, or one of any wire's `.readers`. Raises what
     `reader.receive` raises, and TypeError for questions that are one text."""
     check_texts(questions, "questions")
-    prefix, said = with_soft_prompt(reader.lm, reader.format, reader.receive([message])), []
+    prefix, said = reader.receive([message]), []
+    if len(questions) == 1:
+        return answers(reader.lm, questions, prefix, soft_prompt=reader.format)
+    prefix = with_soft_prompt(reader.lm, reader.format, prefix)
     for start in range(0, len(questions), ROWS):
         some = questions[start : start + ROWS]
         each = torch.zeros(len(some), dtype=torch.long, device=reader.lm.device)

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from latentwire.artifact import fill, one_error
-from latentwire.lm import FrozenLM
+from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.finite import check_finite
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
@@ -160,10 +160,13 @@ class SharedWire(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: Path | str, lms: Mapping[str, FrozenLM] | None = None
+        cls,
+        name: Path | str,
+        lms: Mapping[str, FrozenLM] | None = None,
+        dtype: Dtype | None = None,
     ) -> SharedWire:
         """Load a shared wire from a folder or the Hugging Face hub (owner/name); lms: those of its
-        models that are loaded already, by name.
+        models that are loaded already, by name. dtype: of the others; as it was trained if None.
 
         Raises WireError for a folder that holds none, weights that were truncated or altered, or a
         model of another architecture or with other weights.
@@ -172,7 +175,8 @@ class SharedWire(nn.Module):
         saved, state = read_folder(folder)
         config, found = saved.config, dict(lms or {})
         for model in dict.fromkeys((config.source, *config.readers)):
-            found[model] = found.get(model) or FrozenLM.from_pretrained(model, config.dtype)
+            lm = found.get(model) or FrozenLM.from_pretrained(model, dtype or config.dtype)
+            found[model] = lm
             _check_copy(folder, model, found[model], saved)
         wire = cls(config, found)
         for model, other in wire.encoder.others.items():
