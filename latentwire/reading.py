@@ -33,7 +33,7 @@ LINE = 1000
 
 
 class InputError(ValueError):
-    """What came from outside cannot be used. Told in one line that a terminal can show, whatever
+    """Input from outside cannot be used. Told in one line that a terminal can show, whatever
     names and texts of a file stand in it."""
 
     def __init__(self, text: str):

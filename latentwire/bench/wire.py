@@ -1,4 +1,4 @@
-"""What a wire costs beside Hugging Face's own model on the full text, in one run.
+"""The costs of a wire beside Hugging Face's own model on the full text, in one run.
 
     latentwire bench wire --wire default --json bench.json
 
@@ -36,7 +36,7 @@ RATIOS = {
     "token_to_text": ("token", "hf_token_text"),
     "shared_to_text": ("token_shared", "hf_token_text"),
 }
-"""What is divided by what. prefill: our path of the full text. first_token: from slots that are at
+"""The ratios. prefill: our path of the full text. first_token: from slots that are at
 hand to the logits of an answer, beside Hugging Face from the text. token: decoded behind the slots
 of other texts in each row, or (shared) of one text; hf_token_slots: behind a cache that has as many
 in every head."""

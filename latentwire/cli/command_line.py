@@ -26,8 +26,8 @@ DTYPE = Literal["auto", "float32", "bfloat16"] | None
 
 
 def chosen_dtype(asked: DTYPE) -> Literal["float32", "bfloat16"] | None:
-    """What --dtype asks for; auto is the number type that models run the fastest in where they go.
-    None is for each model's own."""
+    """The number type that --dtype asks for; auto is the one in which models run fastest on their
+    device. None is for each model's own."""
     if asked != "auto":
         return asked
     from latentwire.lm.devices import accelerator, fast_dtype  # torch takes a second to load

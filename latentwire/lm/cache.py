@@ -137,7 +137,7 @@ def attention_mask(
 
 
 def _hides_nothing(prompt: Prompt) -> bool:
-    """Whether no column is padding and each sees all before it: attention that is causal over a
+    """True where no column is padding and each sees all before it: attention that is causal over a
     square, or over all for one column, then needs no mask."""
     before = prompt.prefix
     if not bool(prompt.mask.all()) or not (before is None or bool(before.mask.all())):

@@ -9,7 +9,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
 Dtype = Literal["float32", "bfloat16"]
-"""Of the weights of a frozen LM, in recipes and saved configs."""
+"""Number types of the weights of a frozen LM, in recipes and saved configs."""
 HAVE_FLOAT64 = ("cpu", "cuda", "meta")
 """Kinds of devices that surely have it: Apple's and some of Intel's have none."""
 

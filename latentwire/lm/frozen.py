@@ -49,7 +49,7 @@ from latentwire.lm.zoo import locate
 from latentwire.texts import check_texts
 
 Attention = Callable[[Any], AbstractContextManager[None]]
-"""What puts another attention implementation on a model."""
+"""A context that puts another attention implementation on a model."""
 
 
 class FrozenLM(TokenizerMixin, ShapeMixin):
@@ -130,7 +130,7 @@ class FrozenLM(TokenizerMixin, ShapeMixin):
         return box[0]
 
     def states(self, prompt: Prompt, layers: Sequence[int] | None = None) -> States:
-        """What one pass computes: the inputs of blocks (of `layers`, ascending; all if None), the
+        """The states of one pass: the inputs of blocks (of `layers`, ascending; all if None), the
         final states, the cache."""
         layers = range(len(self.blocks)) if layers is None else layers
         seen = Stack(len(layers))
@@ -316,10 +316,8 @@ class FrozenLM(TokenizerMixin, ShapeMixin):
                     past_key_values=cache,
                     use_cache=cache is not None,
                 )
-        if not keep_cache:
-            return output.last_hidden_state, None
-        assert cache is not None
-        return output.last_hidden_state, grown(cache, prompt)
+        prefix = grown(cache, prompt) if cache is not None and keep_cache else None
+        return output.last_hidden_state, prefix
 
     def _outside(self, module: Any, x: Tensor) -> Tensor:
         """Run a module outside of the body, with this view's adapter where it has any."""
@@ -331,7 +329,7 @@ class FrozenLM(TokenizerMixin, ShapeMixin):
     def _attention(
         self, prompt: Prompt, other: Attention | None
     ) -> tuple[Callable[[], AbstractContextManager[None]], bool]:
-        """What has to be on while blocks run, and whether it can do without masks."""
+        """The context that is on while blocks run, and if it can do without masks."""
         sparing = other is None and self.model.config._attn_implementation == "sdpa"
         if prompt.prefix is not None and prompt.prefix.ragged:
             if other is not None:

@@ -62,8 +62,8 @@ def attending(memory: Memory):
 
 
 def changing(prompt: Prompt) -> list[tuple[int, Any]]:
-    """What changes block outputs in a pass over a prompt, by layer: memories first, since a patch
-    says what an output is."""
+    """The hooks that change block outputs in a pass over a prompt, by layer: memories first,
+    since a patch says what an output is."""
     memories = () if prompt.prefix is None else prompt.prefix.memories
     changes = [(memory.layer, attending(memory)) for memory in memories]
     return changes + [(patch.layer, replacing(patch)) for patch in prompt.patches]

@@ -20,7 +20,7 @@ SAFE: dict[str, Any] = {"trust_remote_code": False}
 
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
-"""What configs call the number of their layers."""
+"""Names that configs have for the number of their layers."""
 
 
 def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype | str) -> tuple[Any, Any]:

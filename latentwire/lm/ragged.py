@@ -130,7 +130,7 @@ class RaggedKV:
 
     @cached_property
     def _counts(self) -> list[int]:
-        """How many heads go together: on a GPU all, since calls are what a step costs there."""
+        """Numbers of heads that go together: on a GPU all, since calls cost most there."""
         if self.keys.device.type != "cpu":
             return [len(self._order)]
         counts, longest = [], 0

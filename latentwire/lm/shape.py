@@ -1,4 +1,4 @@
-"""What a model is: its parts and sizes, and checks of what is asked of it."""
+"""The parts and sizes of a model, and checks of what is asked of it."""
 
 from __future__ import annotations
 

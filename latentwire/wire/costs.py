@@ -1,5 +1,5 @@
-"""What a wire costs beside the full text: tokens, bytes, cache and time; and whether raw embeddings
-score as their tokens do."""
+"""The costs of a wire beside the full text: tokens, bytes, cache and time; and how far scores of
+raw embeddings are from those of their tokens."""
 
 from __future__ import annotations
 

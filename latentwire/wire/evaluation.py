@@ -230,7 +230,7 @@ def _answering(
     also: Sequence[str],
     answer_tokens: int,
 ) -> Callable[[Sequence[Passage]], list[Answer]]:
-    """What answers a batch of the passages under all conditions."""
+    """The function that answers a batch of the passages under all conditions."""
     rows = conditions(wire, passages, bits, also)
     features = Features(wire.lm)
 

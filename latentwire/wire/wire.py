@@ -62,11 +62,8 @@ class Wire(nn.Module):
         self.scorer = Scorer(layers if trained else 0, lm.width, heads)
         self.slots = ResidualCorrector(layers, lm.width, heads, head_dim, config.rank)
         self.format = nn.Parameter(initial_soft_prompt(lm, config.format_tokens).float())
-        self.compressor = KVCompressor(
-            lm,
-            self.scorer if trained else selector_of(config.selector),
-            self.slots if config.rank else None,
-        )
+        selector = self.scorer if trained else selector_of(config.selector)
+        self.compressor = KVCompressor(lm, selector, self.slots if config.rank else None)
         self.keep: str | None = None  # no part of what is trained and saved
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
         self._costs: dict[tuple, tuple[int, int]] = {}
@@ -87,15 +84,14 @@ class Wire(nn.Module):
         None. Raises WireError for a selector that there is not."""
         selector_of(selector)  # a mistake in it is told before the model is loaded
         lm = FrozenLM.from_pretrained(lm, dtype or "float32") if isinstance(lm, str) else lm
-        window = window or min(
-            WireConfig.window, lm.context_length - len(lm.frame.prefix) - RESERVE
-        )
+        room = lm.context_length - len(lm.frame.prefix) - RESERVE
+        window = window or min(WireConfig.window, room)
         dtype = "bfloat16" if lm.dtype == torch.bfloat16 else "float32"
         return cls(lm, WireConfig(lm.name, ratio, window, 0, 0, dtype, selector)).eval()
 
     @cached_property
     def head(self) -> KVPrefix:
-        """What every prompt begins with (chat template's head, or BOS), as a cache of one row."""
+        """The head of every prompt (chat template's, or BOS), as a cache of one row."""
         return head_of(self.lm)
 
     def check_window(self) -> None:
@@ -160,7 +156,7 @@ class Wire(nn.Module):
 
     @property
     def bits(self) -> int:
-        """Of a message's codes, unless told otherwise."""
+        """Bits of a message's codes, unless told otherwise."""
         return BITS
 
     def check_bits(self, bits: int) -> None:
@@ -239,8 +235,8 @@ class Wire(nn.Module):
         return self.prefix(self.open(messages))
 
     def open(self, messages: Sequence[Message]) -> list[CompressedKV]:
-        """What messages hold. Raises MessageError for no messages, or for one that another wire
-        made or that does not fit the reader."""
+        """The contents of messages. Raises MessageError for no messages, or for one that another
+        wire made or that does not fit the reader."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
         wire_id = self.id
@@ -347,6 +343,6 @@ class Wire(nn.Module):
     def compress(
         self, reading: Reading, verbatim: Sequence[Bool[Tensor, " _"]] | None = None
     ) -> list[CompressedKV]:
-        """What `read` gave, as latents: one per window. verbatim: which tokens are kept as text, in
-        each window; None for none of them."""
+        """The latents of a reading, one per window. verbatim: the tokens of each window that are
+        kept as text; None for none of them."""
         return self.compressor(reading, self.ratio, verbatim)
