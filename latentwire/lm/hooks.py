@@ -34,9 +34,10 @@ class Stack:
     def add(self, _module: Any, args: Any, kwargs: Any) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         if not torch.is_grad_enabled():  # in place from the start: stacked, it would be there twice
-            if self._whole is None:
-                self._whole = hidden.new_empty(self.size, *hidden.shape)
-            hidden = self._whole[len(self._inputs)].copy_(hidden)
+            whole = (
+                hidden.new_empty(self.size, *hidden.shape) if self._whole is None else self._whole
+            )
+            hidden, self._whole = whole[len(self._inputs)].copy_(hidden), whole
         self._inputs.append(hidden)
 
     def stacked(self) -> Tensor:
