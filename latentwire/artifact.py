@@ -28,7 +28,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from latentwire.card import base_models, save_card
-from latentwire.reading import LARGEST, read_regular, shortened
+from latentwire.reading import LARGEST, InputError, read_regular, shortened
 
 WORDS = {
     str: "text",
@@ -41,7 +41,7 @@ WORDS = {
 T = TypeVar("T")
 
 
-class ArtifactError(ValueError):
+class ArtifactError(InputError):
     """A saved file is not what `save` wrote. One line that names the field or the tensor."""
 
 
@@ -59,7 +59,7 @@ def one_error(kind: type[ValueError], where: str | Path) -> Iterator[None]:
 def typed(kind: type[T], record: Any, at: str = "") -> T:
     """A JSON object as a dataclass. Raises ArtifactError for a field that is missing or of another
     type, and for one that is unknown but at the top, where records of several kinds lie side by
-    side; raises what the dataclass itself raises."""
+    side, and but for one of `RETIRED`, at its value; raises what the dataclass itself raises."""
     if not isinstance(record, dict):
         raise ArtifactError(f"{at or 'it'} is {shortened(record)}; expected an object")
     hints, values = get_type_hints(kind), {}
@@ -69,7 +69,9 @@ def typed(kind: type[T], record: Any, at: str = "") -> T:
             values[field.name] = _value(hints[field.name], record[field.name], place)
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ArtifactError(f"it lacks a field, {place}")
-    if unknown := sorted(set(record) - set(hints)) if at else []:
+    retired = getattr(kind, "RETIRED", {})
+    unread = {n for n in record if n not in hints and (n, record[n]) not in retired.items()}
+    if unknown := sorted(unread) if at else []:
         raise ArtifactError(f"{at}.{unknown[0][:80]} is a field that this release does not know")
     return kind(**values)
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import regex
 
+from latentwire.reading import InputError
+
 SECONDS = 2.0
 """Longest search of one text."""
 
 
-class PatternError(ValueError):
+class PatternError(InputError):
     """A regular expression does not compile, or takes too long."""
 
 
@@ -29,11 +31,17 @@ def compiled(source: str, flags: int = 0) -> Any:
 
 
 def find_all(pattern: Any, text: str) -> Iterator[Any]:
-    """Its matches in a text, in order. Raises PatternError where that takes more than SECONDS."""
+    """Its matches in a text, in order. Raises PatternError where that takes more than SECONDS, or
+    all memory."""
     try:
         yield from pattern.finditer(text, timeout=SECONDS)
     except TimeoutError:
         raise PatternError(
             f"{pattern.pattern[:80]!r} took longer than {SECONDS:g} s on a text of {len(text)} "
             "characters; write one without repetitions inside of repetitions"
+        ) from None
+    except MemoryError:  # it calls itself without an end
+        raise PatternError(
+            f"{pattern.pattern[:80]!r} took all memory on a text of {len(text)} characters; write "
+            "one that does not call itself where it began"
         ) from None

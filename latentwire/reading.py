@@ -10,6 +10,7 @@ import json
 import os
 import reprlib
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ RENAMED = {
 """Names in the results of older releases, and today's."""
 
 
+LINE = 1000
+"""Most characters of an error's line."""
+
+
+class InputError(ValueError):
+    """Input from outside cannot be used. Told in one line that a terminal can show, whatever
+    names and texts of a file stand in it."""
+
+    def __init__(self, text: str):
+        line, half = escaped(text), LINE // 2 - 4
+        super().__init__(line if len(line) <= LINE else f"{line[:half]} [...] {line[-half:]}")
+
+
+def escaped(text: str, kept: str = "") -> str:
+    """A text in which the characters that a terminal would obey are escaped, but for those kept."""
+    return "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
+
+
 def read_regular(path: Path, most: int | None = None) -> bytes:
     """The bytes of a regular file. Raises OSError where there is none, where it is a folder, a
     device or a pipe, which may never end, or where it has more than `most` bytes."""
@@ -40,18 +59,22 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
             why = f"{status.st_size} bytes; expected at most {most}"
             raise OSError(errno.EFBIG, why, str(path))
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(status.st_size)
+            try:
+                return file.read(status.st_size)
+            except (MemoryError, OverflowError):
+                why = f"{status.st_size} bytes; this machine has no memory for them"
+                raise OSError(errno.ENOMEM, why, str(path)) from None
     finally:
         os.close(descriptor)
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON in UTF-8 says. Raises ValueError, of one line, for text that is none, that is
-    nested too deeply, or that has a number of thousands of digits or half of a surrogate pair,
-    which no file can be written with."""
+    """The value of JSON in UTF-8. Raises ValueError, of one line, for text that is none, that is
+    nested too deeply, that names a field of an object twice, or that has a number of thousands of
+    digits or half of a surrogate pair, which no file can be written with."""
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_fields)
         if "\\ud" in text.lower():
             check_unicode(json.dumps(value, ensure_ascii=False))
     except RecursionError:
@@ -62,6 +85,15 @@ def parse_json(text: str | bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from None
     return value
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's fields. Python would keep the last of those of one name."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, count in Counter(k for k, _ in pairs).items() if count > 1)
+        raise ValueError(f"field {shortened(twice)} stands twice in an object")
+    return fields
 
 
 def check_unicode(text: str) -> None:

@@ -7,6 +7,7 @@ data=$(realpath "${1:?a JSONL file of SQuAD training rows}")
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS=1
+latentwire bench wire --wire shared --json reproduce/bench-wire.json
 latentwire bench train --data "$data" --json reproduce/bench-train.json
 latentwire bench train --data "$data" --gradient-checkpointing \
   --json reproduce/bench-train-checkpointing.json

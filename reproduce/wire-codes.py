@@ -50,7 +50,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="of the wire, in place of what the minutes allow")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--encoder", default="lm_states")
-    parser.add_argument("--ways-in", nargs="+", default=["deep_prefix"])
+    parser.add_argument("--injector", default="deep_prefix")
     parser.add_argument("--ratio", type=int, default=4)
     parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--bits", type=int, default=4)
@@ -63,7 +63,7 @@ def recipe_of(given: argparse.Namespace) -> SharedRecipe:
     wire = replace(
         base.wire,
         encoder=given.encoder,
-        ways_in=tuple(given.ways_in),
+        injector=given.injector,
         sizes=sizes,
         bits=given.bits,
         dtype="bfloat16" if torch.cuda.is_available() else "float32",

@@ -10,5 +10,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from jaxtyping import install_import_hook
 
-install_import_hook("latentwire", "beartype.beartype")
+# A whole number is a float where one is expected, as typing has it (PEP 484) and JSON writes it.
+install_import_hook(
+    "latentwire", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 os.environ["LATENTWIRE_FEATURES"] = tempfile.mkdtemp(prefix="latentwire-features-")

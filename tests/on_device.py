@@ -23,7 +23,8 @@ from latentwire.lens.lens import Lens
 from latentwire.lens.training import train_lens
 from latentwire.lm import FrozenLM
 from latentwire.lm.doctor import examine
-from latentwire.seek.run import SeekRecipe, run_seek
+from latentwire.seek.recipe import SeekRecipe
+from latentwire.seek.run import run_seek
 from latentwire.tasks.qa import by_context, load_questions
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.schedules import Schedule
@@ -123,8 +124,7 @@ def test_readers_of_a_shared_wire_may_be_in_different_places(folders):
         lms = {names[0]: FrozenLM.from_pretrained(names[0], device="cpu")}
         lms[names[1]] = FrozenLM.from_pretrained(names[1], device=device)
         torch.manual_seed(0)
-        ways = ("embeddings", "deep_prefix")
-        wire = SharedWire(SharedConfig(names, names[0], ways_in=ways, sizes=SIZES), lms).eval()
+        wire = SharedWire(SharedConfig(names, names[0], sizes=SIZES), lms).eval()
         wire.fit(texts)
         prefixes = [reader.receive(wire.send(texts)) for reader in wire.readers]
         assert prefixes[1].keys[0].device.type == device
@@ -135,21 +135,21 @@ def test_readers_of_a_shared_wire_may_be_in_different_places(folders):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "ways", "everything"),
+    ("encoder", "injector"),
     [
-        ("lora_states", ("refiner", "deep_prefix", "coprocessor"), True),
-        ("anchor", ("lora", "cross_attention"), False),
-        ("pca", ("embeddings", "cross_attention"), False),
-        ("utf8", ("deep_prefix",), False),
+        ("lm_states", "embeddings"),
+        ("anchor", "lora"),
+        ("pca", "cross_attention"),
+        ("utf8", "deep_prefix"),
     ],
 )
-def test_a_shared_wire_is_trained_and_read(folders, data, tmp_path, encoder, ways, everything):  # noqa: F811
+def test_a_shared_wire_is_trained_and_read(folders, data, tmp_path, encoder, injector):  # noqa: F811
     few = LoopConfig(2, 3e-3, warmup=1)
     on = {f.name: Schedule(0.1) for f in fields(Objectives) if f.type == "Schedule"}
-    on |= {} if ways[0] == "embeddings" else {"embeds": Schedule(0.0)}
+    on |= {} if injector == "embeddings" else {"embeds": Schedule(0.0)}
     readers = (folders["llama"], folders["gemma3"])
-    config = SharedConfig(readers, readers[0], encoder, ways, SIZES, private=int(everything))
-    objectives = Objectives(**on, piece=8) if everything else Objectives(piece=8)
+    config = SharedConfig(readers, readers[0], encoder, injector, SIZES)
+    objectives = Objectives(**on, piece=8)
     of = {"batch_size": 2, "held_out": 2, "fitted": 8, "format": few, "train": few}
     whole = SharedRecipe("tiny", config, (data,), objectives=objectives, **of)
 

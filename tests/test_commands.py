@@ -214,6 +214,21 @@ def test_a_model_that_needs_another_package(tmp_path, monkeypatch, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("layers", [10**9, 2**62])
+def test_layers_of_a_config_are_compared_with_the_weights_first(
+    layers, tmp_path, monkeypatch, capsys
+):
+    lm = tiny_lm("llama")
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+    capsys.readouterr()
+    status, _, err = run(monkeypatch, capsys, "doctor", str(tmp_path))
+    assert status == 2 and f"config.json has {layers} layers, and the weights have 30 ten" in err
+    assert err.count("\n") == 1
+
+
 def test_a_gpu_that_is_too_small_is_one_line(wire, tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee docs.")

@@ -31,13 +31,12 @@ class Case:
         torch.manual_seed(1)
         names = (*before, "cross_attention")
         self.ways: list[Injector] = [
-            INJECTORS[name](self.lm, CHANNELS, WIDTH, not i, "regression")
-            for i, name in enumerate(names)
+            INJECTORS[name](self.lm, CHANNELS, WIDTH, "regression") for name in names
         ]
         self.head = self.lm.prefill(Prompt.from_ids(self.lm, [self.lm.frame.prefix]))
         mask = torch.tensor([[True] * 5, [False] * 2 + [True] * 3, [False] * 4 + [True]])
         values, states = torch.randn(3, 5, CHANNELS), torch.randn(3, 5, WIDTH)
-        self.slots = LatentBatch(values, states, mask, torch.tensor([20, 11, 4]), 8)
+        self.slots = LatentBatch(values, states, mask, torch.tensor([20, 11, 4]))
         for way in self.ways:
             way.calibrate(self.lm, ["The sea was calm."], [values[0]], [5.0])
         for place in self.ways[-1].places:
@@ -48,11 +47,8 @@ class Case:
         return dict(self.ways[-1].named_parameters())
 
     def prefix(self, slots: LatentBatch | None = None) -> KVPrefix:
-        made = None
-        for way in self.ways:
-            made = way(self.lm, self.head, slots or self.slots, made)
-        assert made is not None
-        return made
+        made = [way(self.lm, self.head, slots or self.slots) for way in self.ways]
+        return replace(made[0], memories=made[-1].memories)
 
     def prompt(self, prefix: KVPrefix | None = None) -> Prompt:
         rows = [self.lm.tokenize(question) for question in QUESTIONS]
@@ -172,7 +168,6 @@ def test_a_row_of_a_batch_is_the_row_alone(case):
             slots.states[row, real][None],
             real[real][None],
             slots.spans[row : row + 1],
-            slots.block,
         )
         for alone in (case.prefix(one), prefix.rows(torch.tensor([row]))):
             logits = lm.head(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import JSON, LINES, attack, damaged, edited, given, refused, st, tensors_file
+from hostile import attack, damaged, edited, json_of, line_of, refused, tensors_file, text_of
 from safetensors.torch import save
 from test_message import SMALL as ONE_READER
 from test_report import RESULTS, answers, metrics
@@ -96,11 +96,10 @@ def loaded(kind: str, folder: Path, what: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @attack(25)
-@given(data=st.data())
-def test_configs(folders, kind, data):
+def test_configs(folders, kind, random):
     config = folders[kind] / "config.json"
     whole = config.read_text()
-    record = data.draw(edited(json.loads(whole)))
+    record = edited(random, json.loads(whole))
     try:
         config.write_text(json.dumps(record))
         loaded(kind, folders[kind], "config")
@@ -110,12 +109,11 @@ def test_configs(folders, kind, data):
 
 @pytest.mark.parametrize("kind", KINDS)
 @attack(5)
-@given(text=LINES)
-def test_configs_that_are_no_objects(folders, kind, text):
+def test_configs_that_are_no_objects(folders, kind, random):
     config = folders[kind] / "config.json"
     whole = config.read_text()
     try:
-        config.write_text(text, encoding="utf-8", errors="surrogatepass")
+        config.write_text(line_of(random), encoding="utf-8", errors="surrogatepass")
         loaded(kind, folders[kind], "JSON")
     finally:
         config.write_text(whole)
@@ -123,13 +121,12 @@ def test_configs_that_are_no_objects(folders, kind, text):
 
 @pytest.mark.parametrize("kind", ["wire", "shared wire", "code wire", "lens"])
 @attack(15)
-@given(data=st.data())
-def test_weights(folders, kind, data):
+def test_weights(folders, kind, random):
     config = folders[kind] / "config.json"
     record = json.loads(config.read_text())
     weights = sorted(folders[kind].glob("*.safetensors"))[0]
     whole, told = weights.read_bytes(), config.read_text()
-    bad = data.draw(tensors_file(whole))
+    bad = tensors_file(random, whole)
     digest = hashlib.sha256(bad).hexdigest()
     sums = record["sha256"]
     record["sha256"] = digest if isinstance(sums, str) else {**sums, weights.name: digest}
@@ -146,19 +143,21 @@ GOOD = save({"a": torch.ones(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)})
 
 
 @attack(100)
-@given(data=tensors_file(GOOD))
-def test_safetensors(data):
+def test_safetensors(random):
+    data = tensors_file(random, GOOD)
     state = refused("safetensors", lambda: parse_tensors(data), ArtifactError)
     for tensor in (state or {}).values():
         assert tensor.dtype == torch.float32 and torch.isfinite(tensor).all()
         assert tensor.nbytes <= 4 * len(data)
 
 
+STAGE = save({"value/w": torch.ones(3)}, metadata={"run": "", "step": "0"})
+
+
 @attack(40)
-@given(data=tensors_file(save({"value/w": torch.ones(3)}, metadata={"run": "", "step": "0"})))
-def test_checkpoints(tmp_path_factory, data):
+def test_checkpoints(tmp_path_factory, random):
     folder = tmp_path_factory.getbasetemp()
-    (folder / "stage.safetensors").write_bytes(data)
+    (folder / "stage.safetensors").write_bytes(tensors_file(random, STAGE))
     weight = torch.zeros(3, requires_grad=True)
     parameters, kept = {"w": weight}, Checkpoints(folder, "stage")
     refused(
@@ -182,11 +181,10 @@ MESSAGES |= {CodeMessage: (CODES, 9)}
 
 @pytest.mark.parametrize("kind", MESSAGES)
 @attack(70)
-@given(data=st.data())
-def test_messages(kind, data):
+def test_messages(kind, random):
     good, end = MESSAGES[kind]
-    bad = data.draw(damaged(good.to_bytes()))
-    if data.draw(st.booleans()) and len(bad) > end:
+    bad = damaged(random, good.to_bytes())
+    if random.choice([True, False]) and len(bad) > end:
         bad = sealed(bad, end)
     refused(kind.__name__, lambda: kind.from_bytes(bad), MessageError)
 
@@ -196,8 +194,8 @@ ARC = {"flip": {p: [{"input": [[1, 2]], "output": [[2, 1]]}] for p in ("train", 
 
 
 @attack(60)
-@given(lines=st.lists(st.one_of(LINES, edited(ROW).map(json.dumps)), max_size=3))
-def test_jsonl(tmp_path_factory, lines):
+def test_jsonl(tmp_path_factory, random):
+    lines = [line_of(random, ROW) for _ in range(random.randint(0, 3))]
     path = tmp_path_factory.getbasetemp() / "rows.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
     for row in refused("questions", lambda: read_questions(path), DataError) or []:
@@ -206,8 +204,8 @@ def test_jsonl(tmp_path_factory, lines):
 
 
 @attack(60)
-@given(text=st.one_of(LINES, edited(ARC).map(json.dumps)))
-def test_arc(tmp_path_factory, text):
+def test_arc(tmp_path_factory, random):
+    text = line_of(random, ARC)
     path = tmp_path_factory.getbasetemp() / "arc.json"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
     refused("ARC", lambda: load_arc(path), DataError)
@@ -248,22 +246,23 @@ def test_pages_hold_texts_from_outside_as_text(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", RESULTS_OF)
 @attack(5)
-@given(data=st.data())
-def test_results(tmp_path_factory, kind, data):
+def test_results(tmp_path_factory, kind, random):
     folder = tmp_path_factory.getbasetemp() / "run"
     folder.mkdir(exist_ok=True)
-    results = data.draw(st.one_of(edited(RESULTS_OF[kind]), JSON))
+    forged = random.choice([True, False])
+    results = json_of(random) if forged else edited(random, RESULTS_OF[kind])
     (folder / "results.json").write_text(json.dumps(results))
     page = refused(f"page of {kind}", lambda: write_report(folder), ReportError)
     assert page is None or "<script" not in page.read_text()
 
 
-PIECES = st.sampled_from([*"ab(|)*+?[]{}.\\1,^$", "(?", "(?R)", "(a|aa)+", "{9999}", "\\p{L}"])
+PIECES = [*"ab(|)*+?[]{}.\\1,^$", "(?", "(?R)", "(a|aa)+", "{9999}", "\\p{L}"]
 
 
 @attack(60)
-@given(rule=st.lists(PIECES, max_size=8).map("".join), text=st.text("ab .\n1A", max_size=20))
-def test_rules(rule, text):
+def test_rules(random):
+    rule = "".join(random.choice(PIECES) for _ in range(random.randint(0, 8)))
+    text = text_of(random, 20, "ab .\n1A")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patterns, "SECONDS", 0.05)
         spans = refused("rule", lambda: list(finder(rule)(text)), WireError)

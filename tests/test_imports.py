@@ -1,7 +1,10 @@
 """Imports go one way: lm and tasks are the base; train, evals and runs stand on it, then the
-systems side by side, then serve, bench and cli; report reads files."""
+systems side by side, then serve, bench and cli; report reads files. Files and functions stay small,
+and a docstring is a sentence."""
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,36 @@ def test_only_the_port_touches_transformers():
     for path in ROOT.rglob("*.py"):
         if path.parent.name != "lm":
             assert not {m for m in imported(path) if m.split(".")[0] == "transformers"}, path
+
+
+FILE_LINES, FUNCTION_LINES = 350, 50
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text()))
+
+
+def test_files_and_functions_are_small():
+    files, functions = set(), set()
+    for path in ROOT.rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if len(path.read_text().splitlines()) > FILE_LINES:
+            files.add(name)
+        for node in nodes(path):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                help_lines = len((ast.get_docstring(node) or "").splitlines())
+                assert node.end_lineno is not None
+                if node.end_lineno - node.lineno - help_lines >= FUNCTION_LINES:
+                    functions.add(f"{name} {node.name}")
+    assert not files and not functions
+
+
+def test_docstrings_begin_as_sentences():
+    for path in ROOT.rglob("*.py"):
+        for node in nodes(path):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                text = str(node.value.value).strip()
+                assert not re.match(r"(Of|What|Whether|How)\b", text), (path, text[:60])
 
 
 def test_what_the_package_gives_by_name():

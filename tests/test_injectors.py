@@ -1,32 +1,28 @@
 """Injectors of a shared wire, each against what it changes; test_shared.py runs all of them."""
 
+import gc
 import json
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
-from test_shared import BOTH, TEXTS, WAYS, data_of, lms, make_wire, passages, recipe  # noqa: F401
+from test_shared import BOTH, TEXTS, data_of, lms, make_wire, passages, recipe  # noqa: F401
 from tiny import CONFIGS, tiny_lm, tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.pytorch_utils import Conv1D
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
 from latentwire.train.loop import Session
-from latentwire.wire.learned.injectors import INJECTORS, LatentBatch
-from latentwire.wire.learned.injectors.caches import turned
+from latentwire.wire.learned.injectors import LatentBatch
+from latentwire.wire.learned.injectors.deep_prefix import turned
 from latentwire.wire.learned.injectors.embeddings import Embeddings
 from latentwire.wire.learned.injectors.lora import Lora
 from latentwire.wire.learned.reader import Reader, Values
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.learned.training import train_shared
 from latentwire.wire.wire import WireError
-
-
-def test_every_way_in_is_tested():
-    assert {way for ways in WAYS for way in ways} == set(INJECTORS)
 
 
 def contents(wire: SharedWire) -> list[Values]:
@@ -46,24 +42,15 @@ def noise(module: nn.Module, std: float = 0.1) -> None:
             parameter += std * torch.randn(parameter.shape, generator=draws)
 
 
-@pytest.mark.parametrize(
-    ("ways", "zero"),
-    [
-        (("lora",), "ways.0.lora"),
-        (("refiner",), "ways.0.correction"),
-        (("embeddings", "coprocessor"), "ways.1.to_cache"),
-    ],
-    ids=lambda given: given[0] if isinstance(given, tuple) else None,
-)
-def test_step_0_is_embeddings(lms, ways, zero):  # noqa: F811
-    plain, wire = make_wire(lms, ways=("embeddings",)), make_wire(lms, ways=ways)
+def test_step_0_of_lora_is_embeddings(lms):  # noqa: F811
+    plain, wire = make_wire(lms, injector="embeddings"), make_wire(lms, injector="lora")
     theirs = plain.state_dict()
     own = wire.state_dict().items()
     wire.load_state_dict({n: theirs.get(n, t) for n, t in own})
     given = contents(wire)
     for ours, expected in zip(wire.readers, plain.readers, strict=True):
         assert not differ(ours.prefix(given), expected.prefix(given))
-        noise(ours.adapter.get_submodule(zero))
+        noise(ours.adapter.injector.lora)
         assert differ(ours.prefix(given), expected.prefix(given))
 
 
@@ -83,7 +70,7 @@ def test_lora_is_in_the_first_blocks_alone(family):
     first = tuple(f"{blocks}.{i}." for i in range(4))
     linear = [n for n, m in lm.model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
     expected = {name for name in linear if name.startswith(first)}
-    way = Lora(lm, 8, 64, True, "regression")
+    way = Lora(lm, 8, 64, "regression")
     found = {n for n, m in lm.model.named_modules() if way.view.adapter in getattr(m, "lora_A", {})}
     assert len(expected) == 4 * (4 if family == "gpt2" else 7) and found == expected
     assert len(way.lora) == 2 * len(expected)
@@ -93,11 +80,11 @@ def test_lora_is_in_the_first_blocks_alone(family):
 def test_lora_is_off_for_all_but_the_slots(lms):  # noqa: F811
     prompt = {name: Prompt.from_text(lms[name], TEXTS) for name in BOTH}
     before = {name: lms[name].head(lms[name].last_hidden(prompt[name])) for name in BOTH}
-    one, two = make_wire(lms, ways=("lora",)), make_wire(lms, ways=("lora",))
+    one, two = make_wire(lms, injector="lora"), make_wire(lms, injector="lora")
     given = contents(one)
     expected = [reader.prefix(given) for reader in two.readers]
     for reader in one.readers:
-        noise(reader.adapter.ways)
+        noise(reader.adapter.injector)
     for name, ours, other, was in zip(BOTH, one.readers, two.readers, expected, strict=True):
         assert torch.equal(lms[name].head(lms[name].last_hidden(prompt[name])), before[name])
         assert not differ(other.prefix(given), was) and differ(ours.prefix(given), was)
@@ -105,8 +92,8 @@ def test_lora_is_off_for_all_but_the_slots(lms):  # noqa: F811
 
 def test_lora_is_float32_in_a_model_of_bfloat16():
     lm = tiny_lm("llama", torch.bfloat16)
-    wire = make_wire({"tiny-llama": lm, "tiny-gemma3": lm}, ways=("lora",))
-    ways = [reader.adapter.ways[0] for reader in wire.readers]
+    wire = make_wire({"tiny-llama": lm, "tiny-gemma3": lm}, injector="lora")
+    ways = [reader.adapter.injector for reader in wire.readers]
     assert isinstance(ways[0], Lora) and isinstance(ways[1], Lora)
     for way in ways:
         assert all(p.dtype == torch.float32 and p.requires_grad for p in way.lora.values())
@@ -116,7 +103,7 @@ def test_lora_is_float32_in_a_model_of_bfloat16():
 
 
 def test_lora_is_saved_and_loaded_with_the_wire(lms, tmp_path):  # noqa: F811
-    wire = make_wire(lms, ways=("lora",))
+    wire = make_wire(lms, injector="lora")
     noise(wire.adapters)
     wire.save(tmp_path)
     loaded = SharedWire.from_pretrained(tmp_path, lms)
@@ -132,50 +119,24 @@ def test_lora_is_saved_and_loaded_with_the_wire(lms, tmp_path):  # noqa: F811
         assert not differ(one.prefix(given), three.prefix(given))
 
 
-def unrotated(lm: FrozenLM, keys: Tensor, positions: Tensor) -> Tensor:
-    cos, sin = lm.body.rotary_emb(keys, -positions)
-    return apply_rotary_pos_emb(keys, keys, cos, sin)[0]
-
-
-def test_a_coprocessor_does_the_same_wherever_a_slot_stands(lms):  # noqa: F811
-    wire = make_wire(lms, ways=("deep_prefix", "coprocessor"))
-    adapter = wire.readers[0].adapter
-    noise(adapter.ways[1])
-    lm, head = adapter.lm, adapter.head
-    values, states = torch.rand(1, 5, 8), torch.randn(1, 5, 64)
-    moved = []
-    for span in (5, 300):
-        mask = torch.ones(1, 5, dtype=torch.bool)
-        slots = LatentBatch(values, states, mask, torch.tensor([span]), 8)
-        before = adapter.ways[0](lm, head, slots, None)
-        after = adapter.ways[1](lm, head, slots, before)
-        assert after.next_position.tolist() == [len(head) + span]
-        by_key = [(a - b)[:, :, -5:] for a, b in zip(after.keys, before.keys, strict=True)]
-        by_value = [(a - b)[:, :, -5:] for a, b in zip(after.values, before.values, strict=True)]
-        positions = before.positions[:, -5:]
-        moved.append([unrotated(lm, k, positions) for k in by_key] + by_value)
-        assert torch.equal(after.keys[0][:, :, :-5], before.keys[0][:, :, :-5])
-    for near, far in zip(*moved, strict=True):
-        assert near.abs().max() > 1e-3
-        torch.testing.assert_close(near, far, atol=2e-5, rtol=1e-4)
-
-
-def test_a_refiner_reads_what_the_reader_made_of_all_slots(lms):  # noqa: F811
-    wire = make_wire(lms, ways=("refiner",))
-    adapter = wire.readers[0].adapter
-    lm, way = adapter.lm, adapter.ways[0]
-    noise(way)
-    values, states = torch.rand(1, 6, 8), torch.zeros(1, 6, 64)
-    mask, span = torch.ones(1, 6, dtype=torch.bool), torch.tensor([6])
-
-    def first_key(values: Tensor, block: int) -> Tensor:
-        made = way(lm, adapter.head, LatentBatch(values, states, mask, span, block), None)
-        return made.keys[-1][:, :, -6]
-
-    other = values.clone()
-    other[:, 4] += 1  # states are the same, so only the reader's own can tell
-    assert not torch.equal(first_key(values, 6), first_key(other, 6))
-    assert torch.equal(first_key(values, 3), first_key(other, 3))
+def test_wires_that_are_gone_leave_no_adapters_on_the_lm(tmp_path):
+    own = {name: tiny_lm(name.removeprefix("tiny-")) for name in BOTH}
+    wire = make_wire(own, injector="lora")
+    noise(wire.adapters)
+    given = contents(wire)
+    before = [reader.prefix(given) for reader in wire.readers]
+    wire.save(tmp_path)
+    for _ in range(3):
+        loaded = SharedWire.from_pretrained(tmp_path, own)
+        del loaded
+        gc.collect()
+    for reader, prefix in zip(wire.readers, before, strict=True):
+        model = reader.lm.model
+        assert len(model.peft_config) == 2  # the wire's, and the last one's, which goes next
+        left = {n for n, _ in model.named_parameters() if "lora_" in n}
+        assert {n.split(".")[-2] for n in left} == set(model.peft_config)
+        assert not differ(reader.prefix(given), prefix)
+        assert all(p.requires_grad for p in reader.adapter.injector.lora.values())
 
 
 def own_embeddings(lm: FrozenLM) -> Tensor:
@@ -184,9 +145,9 @@ def own_embeddings(lm: FrozenLM) -> Tensor:
 
 def calibrated(lms, calibration: str) -> tuple[Reader, Embeddings, Tensor]:  # noqa: F811
     """Of the second reader: its injector, and latents of the texts."""
-    wire = make_wire(lms, ways=("embeddings",), calibration=calibration)
+    wire = make_wire(lms, injector="embeddings", calibration=calibration)
     reader, values = wire.readers[1], torch.cat(wire.encode(TEXTS)).detach()
-    way = reader.adapter.ways[0]
+    way = reader.adapter.injector
     assert isinstance(way, Embeddings)
     return reader, way, values
 
@@ -199,14 +160,14 @@ def batch_of(values: Tensor) -> LatentBatch:
     mask = torch.ones(2, n, dtype=torch.bool)
     mask[0, : len(padding)] = False
     states = torch.randn(2, n, 64, generator=torch.Generator().manual_seed(0))
-    return LatentBatch(rows, states, mask, mask.sum(1), 8)
+    return LatentBatch(rows, states, mask, mask.sum(1))
 
 
 @torch.no_grad()
 def test_embeddings_begin_as_calibration_says(lms):  # noqa: F811
     reader, way, values = calibrated(lms, "none")
     torch.manual_seed(0)
-    untouched = SharedWire(reader.wire.config, lms).readers[1].adapter.ways[0]
+    untouched = SharedWire(reader.wire.config, lms).readers[1].adapter.injector
     own = own_embeddings(reader.lm)
     assert torch.equal(way.start(values), untouched.start(values))
     assert torch.equal(way.deviation, torch.ones(32))
@@ -241,7 +202,7 @@ def test_a_batch_has_the_statistics_of_embeddings_and_a_row_its_own(lms):  # noq
     expected = own.mean(0) + (raw - mean) * own.std(0) / variance.sqrt()
     read = way.embeds(slots)
     torch.testing.assert_close(read[slots.mask], expected, atol=1e-4, rtol=1e-3)
-    one = LatentBatch(slots.values[1:], slots.states[1:], slots.mask[1:], slots.spans[1:], 8)
+    one = LatentBatch(slots.values[1:], slots.states[1:], slots.mask[1:], slots.spans[1:])
     torch.testing.assert_close(way.embeds(one)[0], read[1], atol=1e-6, rtol=1e-5)
 
 
@@ -249,7 +210,7 @@ def test_one_slot_has_the_running_statistics(lms):  # noqa: F811
     way, values = calibrated(lms, "batch")[1:]
     whole = batch_of(values)
     one = LatentBatch(
-        whole.values[1:, :1], whole.states[1:, :1], whole.mask[1:, :1], whole.spans[1:], 8
+        whole.values[1:, :1], whole.states[1:, :1], whole.mask[1:, :1], whole.spans[1:]
     )
     expected = way.eval().embeds(one)
     torch.testing.assert_close(way.train().embeds(one), expected, atol=1e-6, rtol=1e-5)
@@ -257,14 +218,14 @@ def test_one_slot_has_the_running_statistics(lms):  # noqa: F811
 
 def test_a_finished_run_is_saved_again_as_it_is(lms, tmp_path):  # noqa: F811
     """LoRA is trained, and running averages are kept, by the recipe's own list of tensors."""
-    wire = make_wire(lms, ways=("lora",), calibration="batch")
+    wire = make_wire(lms, injector="lora", calibration="batch")
     data = data_of(passages(), tmp_path)
     given = recipe(wire.config, data=(str(data),), batch_size=4, held_out=1, out=tmp_path / "run")
     folder = train_shared(given, Session(), lms) / "wire"
     weights = {path.name: path.read_bytes() for path in folder.iterdir()}
     trained = SharedWire.from_pretrained(folder, lms).state_dict()
     for i in range(2):
-        way = f"adapters.{i}.ways.0"
+        way = f"adapters.{i}.injector"
         assert trained[f"{way}.norm.running_mean"].abs().max() > 1e-3
         ups = [t for n, t in trained.items() if n.startswith(f"{way}.lora.model/layers/0/")]
         assert len(ups) == 2 * 7 and all(t.any() for t in ups)
@@ -275,9 +236,8 @@ def test_a_finished_run_is_saved_again_as_it_is(lms, tmp_path):  # noqa: F811
 def test_what_a_config_may_say(lms, tmp_path):  # noqa: F811
     wire = make_wire(lms)
     for change, said in [
-        ({"ways_in": ("deep_prefix", "lora")}, "deep_prefix, lora; lora can only be the first"),
-        ({"ways_in": ("coprocessor",)}, "coprocessor must come after another"),
-        ({"calibration": "rms"}, "calibration is rms, of input embeddings; ways_in is deep_prefix"),
+        ({"injector": "none"}, "injector is none; expected of embeddings, lora, deep_prefix"),
+        ({"calibration": "rms"}, "is rms, of input embeddings; deep_prefix makes none"),
     ]:
         with pytest.raises(WireError, match=said):
             replace(wire.config, **change)

@@ -41,6 +41,7 @@ def test_only_the_rows_that_are_asked_for_are_read(tmp_path):
         (json.dumps({**ROW, "id": "\ud800"}), "half of a surrogate pair"),
         (json.dumps({**ROW, "answers": ["a", "\udfff"]}), "half of a surrogate pair"),
         ('{"id": ' + "1" * 5000 + "}", "Exceeds the limit"),
+        ('{"id": 1, "id": 2}', r"not JSON \(field 'id' stands twice in an object\)"),
         (" \n\n", "is empty; expected text"),
     ],
 )

@@ -1,13 +1,10 @@
 """The decoder's patches through every path: one layer, N layers, all layers, on all families."""
 
-import math
-
 import pytest
 import torch
 from tiny import CONFIGS, tiny_lm
 
 from latentwire.lens.activations import at, draw, stream, tokenized
-from latentwire.lens.checks import LensError
 from latentwire.lens.decoder import Decoder, DecoderConfig, words
 from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.interventions import swapping
@@ -82,7 +79,8 @@ def test_score_equals_the_generations_own_probabilities(lm, layers, temperature)
     torch.testing.assert_close(scored.log_probs, out.log_probs, atol=1e-4, rtol=0)
     each = d.score(v.repeat_interleave(3, 0), out.ids, out.mask, temperature)
     torch.testing.assert_close(scored.log_probs, each.log_probs, atol=1e-5, rtol=0)
-    log_probs = (d.logits(v, out.ids, out.mask) / temperature).log_softmax(-1)
+    logits = d.lm.logits(d.prompt(v.repeat_interleave(3, 0)), out.ids, out.mask)
+    log_probs = (logits / temperature).log_softmax(-1)
     entropies = torch.distributions.Categorical(logits=log_probs).entropy() * out.mask
     torch.testing.assert_close(scored.entropies, entropies, atol=1e-4, rtol=0)
 
@@ -121,13 +119,12 @@ def test_the_prompt_is_the_template_with_the_vector_in_its_slot(lm, layers):
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 
 
-def test_a_decoder_starts_with_the_vector_as_it_is_or_at_the_usual_norm(lm):
+def test_a_decoder_starts_with_the_vector_at_the_usual_norm(lm):
     v = vectors(lm)
-    kept = Decoder(lm, DecoderConfig(layers=2, scale="keep"))
-    assert torch.equal(kept.project(v), v.expand(3, 2, -1))
     norm = v.norm(dim=1).mean().item()
-    matched = Decoder(lm, DecoderConfig(layers=3, scale="match"), norm).project(v)
-    prompt = Prompt.from_ids(lm, [torch.cat(kept.ids)])
+    decoder = Decoder(lm, DecoderConfig(layers=3), norm)
+    matched = decoder.project(v)
+    prompt = Prompt.from_ids(lm, [torch.cat(decoder.ids)])
     for layer in range(3):
         usual = lm.hidden(prompt, layer)[0].norm(dim=1).median()
         assert matched[layer + 1].norm(dim=1).mean().item() == pytest.approx(usual.item(), rel=1e-4)
@@ -169,38 +166,13 @@ def test_a_swap_equals_a_patched_full_pass(lm):
 
 
 def test_the_encoder_reads_the_state_of_its_last_position(lm):
-    for after in (0, 2):
-        encoder = Encoder(lm, 1, EncoderConfig(before=3, after=after))
-        rows = [lm.tokenize("a river"), lm.tokenize("in the far north")]
-        made = encoder(rows)
-        for vector, ids in zip(made, rows, strict=True):
-            soft = [] if encoder.after is None else [encoder.after]
-            embeds = torch.cat([encoder.before, lm.embed(ids), *soft])
-            theirs = lm.model(inputs_embeds=embeds[None], output_hidden_states=True).hidden_states
-            torch.testing.assert_close(vector, theirs[2][0, -1], atol=1e-5, rtol=1e-5)
-
-
-def test_an_encoder_may_be_told_the_token_and_its_position(lm):
-    plain = Encoder(lm, 1, EncoderConfig(before=3))
-    told = Encoder(lm, 1, EncoderConfig(before=3, position=True, token=True))
-    rows, tokens = [lm.tokenize("a river"), lm.tokenize("in the far north")], [(7, 12), (3, 40)]
-    with_token = [
-        torch.cat([torch.tensor([i]), ids]) for (_, i), ids in zip(tokens, rows, strict=True)
-    ]
-    torch.testing.assert_close(told(rows, tokens), plain(with_token), atol=1e-5, rtol=1e-5)
-    assert told.position is not None
-    with torch.no_grad():
-        told.position.weight.copy_(torch.eye(32))
-    for row, (ids, (position, _)) in enumerate(zip(with_token, tokens, strict=True)):
-        # Vaswani et al.: sin and cos of position / 10000^(2i / width)
-        angles = [position / 10000 ** (2 * i / 32) for i in range(16)]
-        encoding = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
-        alone = Encoder(lm, 1, EncoderConfig(before=3))
-        with torch.no_grad():
-            alone.before[-1] += encoding
-        torch.testing.assert_close(told(rows, tokens)[row], alone([ids])[0], atol=1e-5, rtol=1e-5)
-    with pytest.raises(LensError, match="is told each activation's token and position"):
-        told(rows)
+    encoder = Encoder(lm, 1, EncoderConfig(before=3))
+    rows = [lm.tokenize("a river"), lm.tokenize("in the far north")]
+    made = encoder(rows)
+    for vector, ids in zip(made, rows, strict=True):
+        embeds = torch.cat([encoder.before, lm.embed(ids)])
+        theirs = lm.model(inputs_embeds=embeds[None], output_hidden_states=True).hidden_states
+        torch.testing.assert_close(vector, theirs[2][0, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_the_encoder_takes_soft_text_and_leaves_it_as_it_was(lm):

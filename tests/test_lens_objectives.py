@@ -7,8 +7,6 @@ import torch
 
 from latentwire.evals.metrics import explained
 from latentwire.lens.objectives import (
-    entropy_floor,
-    fluency_kl,
     group_advantages,
     k3,
     next_token_kl,
@@ -41,19 +39,6 @@ def test_next_token_kl_is_from_the_original_to_the_swapped():
     value.sum().backward()
     assert original.grad is None
     torch.testing.assert_close(swapped.grad, torch.tensor([[-0.25, 0.25]]))
-
-
-def test_fluency_kl_is_from_the_policy_to_the_frozen_lm():
-    policy, frozen = logits([P, Q], [P, P]), logits([Q, Q], [Q, Q])
-    value = fluency_kl(policy, frozen, MASK)
-    assert value.tolist() == pytest.approx([KL_PQ / 2, KL_PQ])
-    value.sum().backward()
-    assert frozen.grad is None and policy.grad[1, 1].abs().sum() == 0
-
-
-def test_entropy_floor_counts_what_is_missing():
-    entropies = torch.tensor([[0.5, 2.0], [0.75, 0.0]])
-    assert entropy_floor(entropies, MASK, 1.0).tolist() == [0.25, 0.25]
 
 
 def test_warm_start_is_nats_per_token():

@@ -61,6 +61,8 @@ def test_json_form_grades_json(tmp_path):
         ({"answer": "1"}, "line 3: no text in field 'question'"),
         ({"question": " ", "answer": "1"}, "line 3: no text in field 'question'"),
         ({"question": "?", "answer": ["1"]}, "line 3: field 'answer' is list"),
+        ('{"question": "?", "answer": NaN}', "line 3: field 'answer' is nan; expected a finite"),
+        ('{"question": "?", "answer": 1e999}', "line 3: field 'answer' is inf; expected a finite"),
         ({"question": "?", "answer": "so " * 200}, "line 3: field 'answer' has 599 characters"),
         ("{", "line 3: not JSON"),
     ],

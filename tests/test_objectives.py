@@ -14,20 +14,18 @@ from latentwire.lm import Prompt
 from latentwire.lm.adapters import lora_config
 from latentwire.tasks.qa import Passage, Question, answer_targets, passages_prompt
 from latentwire.train.loop import LoopConfig, Session
-from latentwire.train.losses import cosine_distance, moment_error, token_loss
+from latentwire.train.losses import cosine_distance, moment_error
 from latentwire.train.schedules import Schedule
 from latentwire.train.step import update
 from latentwire.wire.learned import objectives as steps
 from latentwire.wire.learned import training as recipes
 from latentwire.wire.learned.data import TrainingData
-from latentwire.wire.learned.objectives import OFF, Gist, Objectives, Step, split
-from latentwire.wire.learned.reader import Values
+from latentwire.wire.learned.objectives import OFF, Objectives, Step, values_of
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 from latentwire.wire.learned.training import train_shared, wire_loss
 
-SHARED = ("gist", "contrast", "diversity")
-WEIGHTS = [n for n in Objectives().schedules if n not in steps.SHARES]
-NOTHING = Objectives(**dict.fromkeys(Objectives().schedules, OFF), piece=8)
+WEIGHTS = list(Objectives().schedules)
+NOTHING = Objectives(**dict.fromkeys(WEIGHTS, OFF), piece=8)
 
 
 def only(**weights) -> Objectives:
@@ -35,22 +33,26 @@ def only(**weights) -> Objectives:
     return replace(NOTHING, **{name: Schedule(value) for name, value in weights.items()})
 
 
-def step_of(objectives: Objectives, batch=None, number=0) -> Step:
-    now = {name: s.at(number, 1) for name, s in objectives.schedules.items()}
-    batch = batch or passages()
-    return Step(batch, batch, objectives, now, 0, number)
+def step_of(objectives: Objectives) -> Step:
+    weights = {name: s.at(0, 1) for name, s in objectives.schedules.items()}
+    return Step(passages(), passages(), weights, objectives.piece, 0, 0)
+
+
+def parts_of(reader, step: Step) -> dict[str, torch.Tensor]:
+    texts = [p.context for p in step.batch]
+    contents = values_of(reader.wire, texts, reader.wire(texts))
+    return steps.reader_parts(reader, step, texts, contents)
 
 
 def test_a_step_with_every_objective(lms):  # noqa: F811
-    wire = make_wire(lms, ways=("embeddings", "deep_prefix")).train()
+    wire = make_wire(lms, injector="embeddings").train()
     weights = {name: 0.1 * (i + 1) for i, name in enumerate(WEIGHTS)}
-    given = recipe(wire.config, objectives=only(**weights, text=0.3, dropout=0.2, sampled=0.5))
-    gist = Gist(wire)
-    trained = [p for p in (*wire.parameters(), *gist.parameters()) if p.requires_grad]
+    given = recipe(wire.config, objectives=only(**weights))
+    trained = [p for p in wire.parameters() if p.requires_grad]
     training_data = TrainingData(
         [replace(p, context=f"{p.context[-2:]} {p.context}") for p in passages()], []
     )
-    total, figures = wire_loss(wire, wire.readers, training_data, given, 0, gist)
+    total, figures = wire_loss(wire, wire.readers, training_data, given, 0)
     expected, found = 0.0, set()
     for name, part in figures.items():
         objective = name.split(".")[-1]
@@ -60,12 +62,11 @@ def test_a_step_with_every_objective(lms):  # noqa: F811
         grads = torch.autograd.grad(part, trained, retain_graph=True, allow_unused=True)
         assert any(g is not None and g.any() for g in grads), name
         assert all(g is None or g.isfinite().all() for g in grads), name
-        share = 1 if objective in SHARED else 1 / len(BOTH)
-        expected = expected + weights[objective] * share * part
+        expected = expected + weights[objective] / len(BOTH) * part
         found.add(name)
-    assert found == set(SHARED) | {f"{r}.{n}" for r in BOTH for n in weights if n not in SHARED}
+    assert found == {f"{r}.{n}" for r in BOTH for n in weights}
     torch.testing.assert_close(total, expected)
-    again = wire_loss(wire, wire.readers, training_data, given, 0, gist)[0]
+    again = wire_loss(wire, wire.readers, training_data, given, 0)[0]
     assert torch.equal(again, total)  # all noise is the step's
     assert all(p.grad is None for lm in lms.values() for p in lm.model.parameters())
 
@@ -76,30 +77,21 @@ def test_what_weighs_nothing_is_not_computed(lms, monkeypatch):  # noqa: F811
     def never(*_, **__):
         raise AssertionError("computed for a weight of 0")
 
-    for name in (
-        "full_texts",
-        "_reconstruction",
-        "_continuation",
-        "_embeds",
-        "halves",
-        "mean_cosine",
-        "dropped",
-    ):
+    for name in ("full_texts", "_reconstruction", "_embeds"):
         monkeypatch.setattr(steps, name, never)
     given = recipe(wire.config, objectives=only(ce=1.0))
     figures = wire_loss(wire, wire.readers, TrainingData(passages(), []), given, 0)[1]
     assert set(figures) == {"waited", "tokens", "count", *(f"{name}.ce" for name in BOTH)}
     monkeypatch.undo()
     monkeypatch.setattr(type(wire.readers[0]), "prefix", never)
-    given = recipe(wire.config, objectives=only(diversity=1.0))
+    given = recipe(wire.config, objectives=only())
     figures = wire_loss(wire, wire.readers, TrainingData(passages(), []), given, 0)[1]
-    assert set(figures) == {"waited", "tokens", "count", "diversity"}
+    assert set(figures) == {"waited", "tokens", "count"}
 
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_step_in_uneven_parts_is_the_joint_one(lms, parts):  # noqa: F811
     wire = make_wire(lms).train()
-    gist = Gist(wire)
     texts = ["It was A or so.", "It was only B after all.", "Later it was C.", "A D stood here."]
     answers = [("A", "A or so"), (), ("C",), ("D", "a D that stood here", "here")]  # none of B
     training_data = TrainingData(
@@ -109,22 +101,20 @@ def test_a_step_in_uneven_parts_is_the_joint_one(lms, parts):  # noqa: F811
         ],
         [],
     )
-    exact = [n for n in WEIGHTS if n not in ("contrast", "diversity", "embeds", "states")]
+    exact = ("reconstruction", "ce", "kl")
     weights = {name: 0.3 * (i + 1) for i, name in enumerate(exact)}
-    of = only(**weights, text=0.3, dropout=0.3, sampled=0.5)
-    given = recipe(wire.config, batch_size=4, objectives=of)
-    trained = {n: p for n, p in (*wire.named_parameters(), *gist.named_parameters())}
-    trained = {n: p for n, p in trained.items() if p.requires_grad}
+    given = recipe(wire.config, batch_size=4, objectives=only(**weights))
+    trained = {n: p for n, p in wire.named_parameters() if p.requires_grad}
 
     def step_in(count: int):
         still = torch.optim.SGD([{"params": list(trained.values()), "rate": 0.0}], lr=0.0)
         config, session = LoopConfig(1, 1.0, clip=1e9), Session(gradient_accumulation=count)
-        loss = lambda step: wire_loss(wire, wire.readers, training_data, given, step, gist)  # noqa: E731
+        loss = lambda step: wire_loss(wire, wire.readers, training_data, given, step)  # noqa: E731
         figures = update(0, trained, loss, still, config, session, checking=False)
         return figures, {n: p.grad.clone() for n, p in trained.items()}
 
     (whole, joint), (parted, added) = step_in(1), step_in(parts)
-    assert set(whole) == set(parted) and {f"{BOTH[0]}.{n}" for n in exact[:5]} <= set(whole)
+    assert set(whole) == set(parted) and {f"{BOTH[0]}.{n}" for n in exact} <= set(whole)
     for name in set(whole) - {"waited"}:
         assert parted[name] == pytest.approx(whole[name], rel=1e-5, abs=1e-5), name
     for name, grad in joint.items():
@@ -144,100 +134,31 @@ def test_the_teacher_reads_without_the_adapter_that_the_student_has():
         torch.nn.init.normal_(tensor, std=0.3)
     wire = make_wire({"tiny-llama": tiny_lm("llama"), "tiny-gemma3": view})
     reader, batch = wire.readers[1], passages()
-    step = step_of(only(kl=1.0, states=1.0))
-    sent = steps.send(wire, step)
-    parts = steps.reader_parts(reader, step, sent, None)
+    parts = parts_of(reader, step_of(only(kl=1.0)))
+    contents = values_of(wire, [p.context for p in batch], wire([p.context for p in batch]))
 
     targets, mask = answer_targets(plain, batch)
     rows = [torch.cat([plain.frame.prefix, plain.tokenize(p.context)]) for p in batch]
     text = passages_prompt(plain, reader.format, batch, plain.prefill(Prompt.from_ids(plain, rows)))
-    latents = passages_prompt(view, reader.format, batch, reader.prefix(sent.contents))
+    latents = passages_prompt(view, reader.format, batch, reader.prefix(contents))
     # Log-probabilities of all tokens, from models of which one never had an adapter.
     teacher = plain.logits(text, targets, mask)[mask].log_softmax(-1)
     student = view.logits(latents, targets, mask)[mask].log_softmax(-1)
     kl = (teacher.exp() * (teacher - student)).sum(-1).mean()
     torch.testing.assert_close(parts["kl"], kl)
-    told, own = (
-        lm.shifted_hidden(prompt, targets, mask)[mask]
-        for lm, prompt in ((plain, text), (view, latents))
-    )
-    error = (told - own).square().mean() / (told - told.mean(0)).square().mean()
-    torch.testing.assert_close(parts["states"], error)
     grads = torch.autograd.grad(parts["kl"], list(view.adapter_parameters().values()))
     assert all(g.any() for g in grads)
 
 
-def test_answers_are_fed_back_and_cut_as_asked(lms):  # noqa: F811
-    wire, batch = make_wire(lms), passages()
-    reader = wire.readers[0]
-    step = step_of(replace(only(ce=1.0, first=1.0, leading=1.0), leading_tokens=2))
-    sent = steps.send(wire, step)
-    parts = steps.reader_parts(reader, step, sent, None)
-    targets, mask = answer_targets(reader.lm, batch)
-    prompt = passages_prompt(reader.lm, reader.format, batch, reader.prefix(sent.contents))
-    scores = reader.lm.score(prompt, targets, mask)  # answers are " A" and EOS: three tokens
-    torch.testing.assert_close(parts["ce"], -scores.mean())
-    torch.testing.assert_close(parts["first"], -scores[:, 0].mean())
-    torch.testing.assert_close(parts["leading"], -scores[:, :2].mean())
-
-    sampled = steps.reader_parts(reader, step_of(only(ce=1.0, sampled=1.0)), sent, None)["ce"]
-    picks = reader.lm.logits(prompt, targets, mask).argmax(-1)
-    fed = reader.lm.logits(prompt, picks, mask)
-    torch.testing.assert_close(sampled, token_loss(fed[mask], targets[mask]))
-    assert not torch.allclose(sampled, parts["ce"])
-
-
-def test_texts_go_on_after_latents(lms):  # noqa: F811
-    for text, share, parts in (
-        ("one two three", 0.7, ("one two", " three")),
-        ("one two three", 0.01, ("o", "ne two three")),
-        ("one two three", 1.0, ("one two", " three")),
-        ("onetwo", 0.5, ("one", "two")),
-    ):
-        assert split(text, share) == parts
-    wire = make_wire(lms)
-    reader, lm, step = wire.readers[0], wire.readers[0].lm, step_of(only(continuation=1.0))
-    cut = steps.send_continuation(wire, step)
-    assert cut is not None
-    loss = steps.reader_parts(reader, step, steps.send(wire, step), cut)["continuation"]
-    expected = []
-    for passage, before, after in zip(step.batch, cut.texts, cut.rests, strict=True):
-        assert before + after == passage.context and after
-        content = Values(wire.encode([before])[0], wire.encoder.span(before))
-        ids = lm.tokenize(after)[:9]
-        prompt = Prompt.from_ids(lm, [ids[:1]], reader.prefix([content]))
-        expected += [-lm.score(prompt, ids[None, 1:])[0]]
-    torch.testing.assert_close(loss, torch.cat(expected).mean())
-
-    half = step_of(only(ce=1.0, text=0.5), batch=passages()[:1])
-    sent = steps.send(wire, half)
-    assert (sent.texts, sent.rests) == (["It"], [" was A."])
-    prefix = lm.prefill(Prompt.from_ids(lm, [lm.tokenize(" was A.")], reader.prefix(sent.contents)))
-    targets, mask = answer_targets(lm, half.batch)
-    prompt = passages_prompt(lm, reader.format, half.batch, prefix)
-    found = steps.reader_parts(reader, half, sent, None)["ce"]
-    torch.testing.assert_close(found, -lm.score(prompt, targets, mask).mean())
-
-
-def test_the_gist_of_each_place(lms):  # noqa: F811
-    gist = Gist(make_wire(lms))
-    states = torch.randn(3, 64)
-    made = gist(states, 10, 2.5)  # ten tokens at four to a latent
-    maps = gist.map.weight.view(4, 32, 64), gist.map.bias.view(4, 32)
-    for token, row in enumerate(made):
-        latent, place = divmod(token, 4)
-        torch.testing.assert_close(row, maps[0][place] @ states[latent] + maps[1][place])
-
-
 def test_embeddings_are_aligned_with_the_means_of_their_share(lms):  # noqa: F811
-    wire = make_wire(lms, ways=("embeddings",))
+    wire = make_wire(lms, injector="embeddings")
     reader, step = wire.readers[0], step_of(only(embeds=1.0))
-    start = reader.adapter.ways[0].start  # alone: the residual begins as zero
+    start = reader.adapter.injector.start  # alone: the residual begins as zero
     torch.nn.init.zeros_(start.weight)
     embeds = [reader.lm.embed(reader.lm.tokenize(p.context)) for p in step.batch]
     means = torch.stack([part.mean(0) for rows in embeds for part in rows.split(4)])
     made = start.bias.expand_as(means)
-    found = steps.reader_parts(reader, step, steps.send(wire, step), None)["embeds"]
+    found = parts_of(reader, step)["embeds"]
     torch.testing.assert_close(found, cosine_distance(made, means) + moment_error(made, means))
 
 
@@ -245,9 +166,7 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
     data = data_of(passages(), tmp_path)
     sizes = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2}
     config = SharedConfig(BOTH[:1], "tiny-llama", **sizes)
-    some = only(
-        reconstruction=1.0, kl=1.0, gist=1.0, contrast=1.0, text=0.3, dropout=0.3, sampled=0.5
-    )
+    some = only(reconstruction=1.0, ce=1.0)
     gated = Schedule(0.0, 1.0, over=2.0, gate=("held", "below", 2.0))
     monkeypatch.setattr(recipes, "check_readers", lambda *_: {"held": 1.0})
     few = LoopConfig(1, 3e-3, warmup=1)
@@ -257,7 +176,7 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
         batch_size=4,
         format=few,
         train=replace(few, steps=4),
-        objectives=replace(some, continuation=gated),
+        objectives=replace(some, kl=gated),
     )
     session = Session(check_every=2)
 
@@ -277,14 +196,12 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
         trained("b")
     resumed = trained("b")
     kept, again = (load_file(folder / "wire.safetensors") for folder in (straight, resumed))
-    assert {"value/gist.map.weight", "value/gist.map.bias"} <= set(kept) == set(again)
+    assert set(kept) == set(again)
     assert all(torch.equal(kept[name], again[name]) for name in kept)
     # What was measured before the first step too, which another machine might measure otherwise.
     assert {f"value/{name}" for name in SharedWire(config, lms).state_dict()} <= set(kept)
-    sent = load_file(straight / "wire" / "shared-0.safetensors")
-    assert not any("gist" in name for name in sent)  # of the training, not of the wire
     log = [json.loads(line) for line in (straight / "metrics.jsonl").open()]
-    seen = ["tiny-llama.continuation" in row for row in log if row["stage"] == "wire"]
+    seen = ["tiny-llama.kl" in row for row in log if row["stage"] == "wire"]
     assert seen == [False, False, True, True]  # step 1 begins the way, which begins at 0
 
 
@@ -300,20 +217,13 @@ def test_a_step_that_nothing_applies_to_moves_nothing(lms):  # noqa: F811
 def test_objectives_that_contradict_themselves(lms):  # noqa: F811
     for change, said in [
         ({"ce": Schedule(-1.0)}, "ce is .*; expected 0 or more"),
-        ({"dropout": Schedule(1.5, 0.0)}, "dropout is .*; expected 0 to 1"),
-        ({"piece": 4}, "piece, leading_tokens and temperature are 4,"),
+        ({"piece": 4}, "piece is 4; expected more than the cue's 4"),
     ]:
         with pytest.raises(ValueError, match=said):
             Objectives(**change)
     config = SharedConfig(BOTH, "tiny-llama", "pca", sizes=SIZES)
-    with pytest.raises(ValueError, match="ways_in is deep_prefix; expected embeddings first"):
+    with pytest.raises(ValueError, match="injector is deep_prefix; expected embeddings"):
         recipe(config, objectives=only(embeds=1.0))
     gated = replace(NOTHING, ce=Schedule(1.0, gate=("held", "below", 2.0)))
     with pytest.raises(ValueError, match="ce waits for a check; expected held_out and check_size"):
         train_shared(recipe(config, objectives=gated, held_out=1), lms=lms)
-    with pytest.raises(ValueError, match="8 passages in 8 parts leave one a part"):
-        parts = Session(gradient_accumulation=8)
-        learnt = replace(config, encoder="utf8")
-        train_shared(recipe(learnt, objectives=only(diversity=1.0)), parts, lms)
-    with pytest.raises(ValueError, match="pca has nothing that is learnt by gradient"):
-        train_shared(recipe(config, objectives=only(contrast=1.0)), lms=lms)

@@ -14,7 +14,7 @@ from test_serve import serving
 from test_store import make_wire, pdf
 
 from latentwire.lens.lens import Lens
-from latentwire.lm import FrozenLM
+from latentwire.serve import decoding
 from latentwire.serve.context import Contexts
 from latentwire.serve.store import Store
 from latentwire.tasks.qa import ask
@@ -155,8 +155,8 @@ def test_what_is_wrong_is_told_in_words(page, text):
 
 
 def test_answers_stream_and_can_be_stopped(page, monkeypatch):
-    advance = FrozenLM.advance
-    monkeypatch.setattr(FrozenLM, "advance", lambda lm, p: time.sleep(0.1) or advance(lm, p))
+    advance = decoding.advance
+    monkeypatch.setattr(decoding, "advance", lambda lm, p: time.sleep(0.1) or advance(lm, p))
     page.compress()
     page("#soft").click()
     page("#question").send_keys("Who?" + Keys.ENTER)

@@ -15,10 +15,11 @@ import torch
 from latentwire.seek.rewards import program
 from latentwire.seek.rewards.base import Attempt, rate
 from latentwire.seek.rewards.program import Program, compare
-from latentwire.tasks import sandbox
+from latentwire.tasks import sandbox, sandbox_child
 from latentwire.tasks.arc import Pair, find_program, load_arc
 from latentwire.tasks.base import DataError, Problem
-from latentwire.tasks.sandbox import SYSCALLS, SYSTEM, Failure, SandboxError, run_program
+from latentwire.tasks.sandbox import Failure, SandboxError, run_program
+from latentwire.tasks.sandbox_child import SYSCALLS, SYSTEM
 
 A, B = ((1, 2), (3, 4)), ((5,),)
 TASK = {
@@ -185,25 +186,26 @@ def test_what_a_program_changes_about_itself_is_worth_a_return_value(code):
     ],
 )
 def test_the_kernel_holds_where_python_does_not(call):
-    folder = str(Path(sandbox.__file__).parent)
+    folder = str(Path(sandbox_child.__file__).parent)
     code = (
         f"import sys, os, socket, _thread; sys.path.insert(0, {folder!r})\n"
-        f"import sandbox\nassert sandbox._filter_syscalls()\n{call}"
+        f"import sandbox_child as sandbox\nassert sandbox._filter_syscalls()\n{call}"
     )
     assert subprocess.run([sys.executable, "-I", "-S", "-c", code]).returncode == -31  # SIGSYS
 
 
 def test_without_the_filter_no_file_can_be_opened_and_the_caller_is_told(tmp_path, monkeypatch):
-    source = Path(sandbox.__file__).read_text()
+    source = Path(sandbox_child.__file__).read_text()
     assert '"linux", "' in source
-    (tmp_path / "sandbox.py").write_text(source.replace('"linux", "', '"", "'))
+    (tmp_path / "sandbox_child.py").write_text(source.replace('"linux", "', '"", "'))
     code = (
         f"import sys, os; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import sandbox\nassert 'a filter of system calls' in sandbox._limit(1.0, 64)\n"
+        "import sandbox_child as sandbox\n"
+        "assert 'a filter of system calls' in sandbox._limit(1.0, 64)\n"
         "try: os.open('.', 0)\nexcept OSError as error: os._exit(error.errno)"
     )
     assert subprocess.run([sys.executable, "-I", "-S", "-c", code]).returncode == 24  # EMFILE
-    monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "sandbox.py"))
+    monkeypatch.setattr(sandbox_child, "__file__", str(tmp_path / "sandbox_child.py"))
     with pytest.warns(UserWarning, match="a filter of system calls cannot be had on this machine"):
         assert run_program(FLIP, [B]) == [B]
     with pytest.warns(UserWarning):
@@ -212,7 +214,7 @@ def test_without_the_filter_no_file_can_be_opened_and_the_caller_is_told(tmp_pat
 
 def test_a_sandbox_that_does_not_start_is_no_fault_of_the_program(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("raise SystemExit('cannot start')")
-    monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "broken.py"))
+    monkeypatch.setattr(sandbox_child, "__file__", str(tmp_path / "broken.py"))
     with pytest.raises(SandboxError, match="ended with 1 before it was ready: cannot start"):
         run_program(FLIP, [A])
     rating = rated(answer(FLIP), problem((A, B)))
@@ -220,11 +222,11 @@ def test_a_sandbox_that_does_not_start_is_no_fault_of_the_program(tmp_path, monk
 
 
 def test_a_sandbox_may_be_slow_to_start(tmp_path, monkeypatch):
-    own = Path(sandbox.__file__).read_text()
+    own = Path(sandbox_child.__file__).read_text()
     (tmp_path / "slow.py").write_text(
         own.replace("import os\n", "import os, time\ntime.sleep(5)\n", 1)
     )
-    monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "slow.py"))
+    monkeypatch.setattr(sandbox_child, "__file__", str(tmp_path / "slow.py"))
     assert run_program(FLIP, [A, B], seconds=0.2) == [A[::-1], B[::-1]]
 
 

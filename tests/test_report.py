@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
@@ -353,6 +354,16 @@ def test_a_damaged_file_is_one_line(tmp_path, file, text, said):
 def test_a_file_that_is_no_json(tmp_path, text):
     (tmp_path / "results.json").write_bytes(text)
     with pytest.raises(ReportError, match=r"results\.json: expected"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["results.json", "metrics.jsonl", "config.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_file_that_never_ends_is_not_read(tmp_path, make, name):
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    (tmp_path / name).unlink(missing_ok=True)
+    make(tmp_path / name)
+    with pytest.raises(ReportError, match=rf"{name}: expected a file .* not a regular file"):
         write_report(tmp_path)
 
 

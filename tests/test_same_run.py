@@ -26,7 +26,8 @@ from latentwire.lens.training import train_lens
 from latentwire.lm import FrozenLM
 from latentwire.lm.identity import basis, identity
 from latentwire.lm.sentences import SentenceEncoder
-from latentwire.seek.run import load_task, run_seek
+from latentwire.seek.recipe import load_task
+from latentwire.seek.run import run_seek
 from latentwire.tasks.base import DataError, Task
 from latentwire.tasks.qa import load_questions
 from latentwire.train.loop import LoopConfig

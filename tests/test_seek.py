@@ -20,10 +20,8 @@ from latentwire.seek.region import (
     Span,
     character_bounds,
 )
-from latentwire.seek.rewards.base import Rating, failed, rate
-from latentwire.seek.rewards.combine import Combine
+from latentwire.seek.rewards.base import Rating, rate
 from latentwire.seek.rewards.confidence import Confidence, confidence
-from latentwire.seek.rewards.negate import Negate
 from latentwire.seek.rewards.self_verify import CHECKS, SelfVerify, verdict
 from latentwire.seek.search import Seek, SeekConfig
 from latentwire.tasks.base import Problem
@@ -390,27 +388,6 @@ def test_spans_that_an_answer_cannot_hold(llama):
 
 
 # -- rewards ------------------------------------------------------------------------------------
-
-
-def test_combine_is_the_weighted_sum_in_the_weighted_range():
-    both = Combine({"a": (Told([-0.5]), 2.0), "b": (Negate(Told([0.25], 0.0, 1.0)), 1.0)})
-    assert (both.low, both.high) == (-3.0, 0.0)
-    rating = rate(both, [_attempt("x")])[0]
-    assert rating.value == pytest.approx(-1.25) and rating.parts["b"] == -0.25
-    with pytest.raises(ValueError, match="0 or more"):
-        Combine({"a": (Told(), -1.0)})
-    with pytest.raises(ValueError, match="at least one"):
-        Combine({})
-
-
-def test_combine_says_which_part_failed():
-    class Failing(Told):
-        def __call__(self, attempts):
-            return [failed("no gold answer") for _ in attempts]
-
-    assert rate(Combine({"exact": (Failing(), 1.0)}), [_attempt("x")])[0].failure == (
-        "exact: no gold answer"
-    )
 
 
 def test_confidence_is_bounded_by_certainty_and_indifference():

@@ -13,9 +13,10 @@ from tiny import tiny_lm
 from latentwire.__main__ import main
 from latentwire.lm import seed_of
 from latentwire.seek import run as recipe_module
+from latentwire.seek.recipe import SeekRecipe, load_task
 from latentwire.seek.rewards.base import Rating
 from latentwire.seek.rewards.confidence import Confidence
-from latentwire.seek.run import SeekRecipe, best_of_n, load_task, run_seek, seek_prompt
+from latentwire.seek.run import best_of_n, run_seek, seek_prompt
 from latentwire.seek.search import Seek
 from latentwire.seek.thoughts import Thoughts, ThoughtsConfig
 from latentwire.tasks.base import DataError, Problem

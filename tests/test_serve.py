@@ -17,7 +17,8 @@ import pytest
 import uvicorn
 from test_store import TEXTS, make_wire, pdf
 
-from latentwire.lm import FrozenLM, Greedy, Prompt
+from latentwire.lm import Greedy, Prompt
+from latentwire.serve import decoding
 from latentwire.serve.context import Contexts, Turn, turn_ids
 from latentwire.serve.server import Limits, create_app
 from latentwire.serve.store import Store, id_of
@@ -143,7 +144,7 @@ def test_models_are_listed(client):
 
 
 def test_requests_at_once_are_decoded_together_and_answered_as_alone(client, contexts, monkeypatch):
-    rows, advance = [], FrozenLM.advance
+    rows, advance = [], decoding.advance
 
     def watched(lm, prompt):
         rows.append(len(prompt.mask))
@@ -152,7 +153,7 @@ def test_requests_at_once_are_decoded_together_and_answered_as_alone(client, con
     asked = [(f"Who is {n}?", name, 3 + n % 9) for n, name in enumerate([*TEXTS] * 6)]
     asked = [{"words": words, "context": name, "max_tokens": most} for words, name, most in asked]
     alone = [chat(client, **one).choices[0].message.content for one in asked]
-    monkeypatch.setattr(FrozenLM, "advance", watched)
+    monkeypatch.setattr(decoding, "advance", watched)
     with ThreadPoolExecutor(len(asked)) as pool:
         answers = list(pool.map(lambda one: chat(client, **one), asked))
     assert [a.choices[0].message.content for a in answers] == alone
@@ -325,14 +326,14 @@ def test_a_key_is_asked_for_and_other_sites_are_refused(contexts):
 @pytest.fixture
 def slow(monkeypatch):
     """Each step of a generation takes a twentieth of a second; the steps' numbers of rows."""
-    steps, advance = [], FrozenLM.advance
+    steps, advance = [], decoding.advance
 
     def slowly(lm, prompt):
         steps.append(len(prompt.mask))
         time.sleep(0.05)
         return advance(lm, prompt)
 
-    monkeypatch.setattr(FrozenLM, "advance", slowly)
+    monkeypatch.setattr(decoding, "advance", slowly)
     return steps
 
 
@@ -389,7 +390,7 @@ def test_a_request_on_which_the_model_fails_is_told_and_the_server_goes_on(conte
         def broken(lm, prompt):
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr(FrozenLM, "advance", broken)
+        monkeypatch.setattr(decoding, "advance", broken)
         with pytest.raises(openai.InternalServerError, match="its log says why"):
             chat(client)
         monkeypatch.undo()

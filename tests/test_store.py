@@ -17,6 +17,7 @@ from tiny import tiny_lm
 
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt
 from latentwire.lm.families import rotate
+from latentwire.serve import decoding
 from latentwire.serve.caches import after_one_another, side_by_side
 from latentwire.serve.context import Chat, Contexts, TooLongError, Turn, turn_ids
 from latentwire.serve.decoding import Batch, Request, Row, complete, stream
@@ -447,8 +448,8 @@ def test_pieces_join_to_what_generate_says(wire, store):
 
 def test_who_stops_asking_stops_the_generation(wire, store, monkeypatch):
     passes = []
-    advance = FrozenLM.advance
-    monkeypatch.setattr(FrozenLM, "advance", lambda lm, p: passes.append(1) or advance(lm, p))
+    advance = decoding.advance
+    monkeypatch.setattr(decoding, "advance", lambda lm, p: passes.append(1) or advance(lm, p))
     contexts = Contexts(wire, store)
     chat = Chat(contexts, ["a.txt"], max_new_tokens=100)
     pieces = chat.say("Who?")

@@ -174,7 +174,7 @@ def test_a_member_that_is_asked_something_else_is_run_again(small, at_once, tmp_
 @pytest.fixture
 def learned(reader, small) -> SharedRecipe:
     sizes = EncoderConfig(window=32, width=64, layers=1)
-    wire = SharedConfig((reader,), reader, "pca", ("embeddings",), sizes, trunk_layers=1)
+    wire = SharedConfig((reader,), reader, "pca", "embeddings", sizes, trunk_layers=1)
     return SharedRecipe(
         "tiny", wire, data=(small.data,), format=small.format, train=small.format, batch_size=2,
         objectives=Objectives(piece=8), held_out=2, fitted=2,
@@ -185,7 +185,7 @@ def test_shared_members_beside_one_of_another_kind(small, learned, at_once, tmp_
     monkeypatch.setenv("LATENTWIRE_FEATURES", str(tmp_path / "features"))  # of no other test
     first = train_shared(replace(learned, out=tmp_path / "first")) / "wire"
     begun = replace(learned, init_from=str(first))
-    deep = replace(begun, wire=replace(learned.wire, ways_in=("embeddings", "deep_prefix")))
+    deep = replace(begun, wire=replace(learned.wire, injector="deep_prefix"))
     grid, said = {"a": begun, "b": deep, "c": small}, []
     decoded = []
     answers = harness._answers
@@ -199,7 +199,7 @@ def test_shared_members_beside_one_of_another_kind(small, learned, at_once, tmp_
     assert said == ["a: done", "b: done", "c: done"]
     assert result["factors"] == {
         "a": {"encoder": "pca", "injectors": "embeddings"},
-        "b": {"encoder": "pca", "injectors": "embeddings + deep_prefix"},
+        "b": {"encoder": "pca", "injectors": "deep_prefix"},
         "c": {},
     }
     evaluations = {name: member["evaluations"] for name, member in result["members"].items()}
@@ -233,7 +233,7 @@ def test_the_grid_of_the_table_has_every_encoder_and_every_way_in(monkeypatch):
     monkeypatch.setenv("STEPS", "2")
     grid = load_grid(Path(__file__).parents[1] / "reproduce" / "wire-table" / "grid.py")
     cells = {
-        (r.wire.encoder, r.wire.ways_in[-1]) for r in grid.values() if isinstance(r, SharedRecipe)
+        (r.wire.encoder, r.wire.injector) for r in grid.values() if isinstance(r, SharedRecipe)
     }
     assert cells == {(encoder, way) for encoder in ENCODERS for way in INJECTORS}
     factors = {name: KINDS[type(recipe)].factors(recipe) for name, recipe in grid.items()}

@@ -15,22 +15,23 @@ from latentwire.report.tables import terminal_table
 from latentwire.terminal import printable, terminal
 
 OUTSIDE = "[/red] [bold]x[/bold] [link=https://a.b]y[/link] :smile: 12"
+OBEYED, SPELLED = "\x1b[31m \u202e", r"\x1b[31m \u202e"
 
 
 def test_a_console_prints_texts_as_they_are():
     file = io.StringIO()
     console = terminal(file=file, width=200, force_terminal=True)
-    console.print(OUTSIDE)
-    assert file.getvalue() == OUTSIDE + "\n"
+    console.print(OUTSIDE + OBEYED)
+    assert file.getvalue() == OUTSIDE + SPELLED + "\n"
     assert not out._markup and not out._emoji
 
 
 def test_cells_are_texts_whatever_console_prints_them():
     table = terminal_table(("a", "b"), "caption")
-    table.add_row(OUTSIDE, "[/red]", style="dim")
+    table.add_row(OUTSIDE + OBEYED, "[/red]", style="dim")
     file = io.StringIO()
     Console(file=file, width=200).print(table)
-    assert OUTSIDE in file.getvalue()
+    assert OUTSIDE + SPELLED in file.getvalue()
 
 
 def test_every_console_is_made_in_one_place():

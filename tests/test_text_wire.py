@@ -19,7 +19,8 @@ from latentwire.tasks.qa import (
     question_prompt,
     with_soft_prompt,
 )
-from latentwire.wire.evaluation import conditions, costs, evaluate_wire
+from latentwire.wire.costs import costs
+from latentwire.wire.evaluation import conditions, evaluate_wire
 from latentwire.wire.joint import evaluate_readers, joint, losses, lost
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.load import load_reader, load_wire

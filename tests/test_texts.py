@@ -12,10 +12,15 @@ from latentwire.lens.activations import Statistics, split, tokenized
 from latentwire.lens.lens import Lens, LensConfig
 from latentwire.lm import Greedy, Prompt
 from latentwire.lm.sentences import SentenceEncoder
-from latentwire.tasks.qa import answers, ask
+from latentwire.tasks.qa import Question, answers, ask
 from latentwire.train.schedules import Schedule
 from latentwire.train.trackers import check_trackers, tracked
+from latentwire.wire.codes.code import Code, CodeConfig
+from latentwire.wire.codes.config import CodeRecipe
+from latentwire.wire.codes.reader import CodeReader
+from latentwire.wire.codes.wire import CodeWire, Source
 from latentwire.wire.compressed_kv import head_of
+from latentwire.wire.learned.config import SharedRecipe
 from latentwire.wire.learned.encoders.base import EncoderConfig
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 from latentwire.wire.text_wire import TextWire
@@ -36,6 +41,19 @@ def wire():
 def shared():
     sizes = EncoderConfig(window=64, width=16, layers=1)
     return SharedWire(SharedConfig(("tiny-llama",), "tiny-llama", sizes=sizes), {lm().name: lm()})
+
+
+@cache
+def codes():
+    reader = CodeReader(lm(), 6, 4, 3)
+    return CodeWire(Code(CodeConfig("tiny-llama", (0, 2), 6), 32), Source.of(lm()), [reader])
+
+
+def checked(kind, **fields):
+    """A dataclass's own check of its fields; in tests beartype would see them before it."""
+    value = object.__new__(kind)
+    vars(value).update(fields)
+    value.__post_init__()
 
 
 def sentences():
@@ -81,6 +99,13 @@ CALLS = {
     "truncated_zstd": lambda text: baselines.truncated_zstd(lm(), len)(text),
     "pruned": lambda text: baselines.pruned(lm(), len)(text),
     "replayed": lambda text: baselines.replayed(lm())(text),
+    "Question": lambda text: checked(Question, answers=text),
+    "SharedConfig.readers": lambda text: checked(SharedConfig, readers=text),
+    "SharedConfig.ways_in": lambda text: checked(SharedConfig, readers=("a",), ways_in=text),
+    "SharedRecipe.data": lambda text: checked(SharedRecipe, data=text),
+    "CodeRecipe.readers": lambda text: checked(CodeRecipe, readers=text),
+    "CodeWire.send": lambda text: codes().send(text),
+    "CodeReader.send": lambda text: codes().readers[0].send(text),
 }
 
 

@@ -17,7 +17,6 @@ import torch
 from peft import LoraConfig
 from tiny import tiny_lm
 
-from latentwire.lens.parts import own_copy
 from latentwire.lm import (
     FrozenLM,
     Greedy,
@@ -284,19 +283,6 @@ def test_questions_asked_by_eight_threads_are_answered_as_by_one(lm):
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(answered, asked)) == alone
     assert len({answer for (answer,) in alone}) > 8
-
-
-@torch.no_grad()
-def test_an_own_copy_made_beside_a_pass_is_without_its_hooks(lm):
-    prompt, run = kinds(lm)["hidden"]
-    stop, plain = Stop(), prompt_of(lm)
-
-    @torch.no_grad()
-    def stopped():
-        return run(stopping(lm, prompt, stop))
-
-    _, copy = stop.beside(stopped, lambda: own_copy(lm))
-    assert torch.equal(copy.last_hidden(plain), lm.last_hidden(plain))
 
 
 def test_a_model_that_has_had_turns_can_be_copied(lm):

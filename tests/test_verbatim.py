@@ -3,6 +3,7 @@
 import random
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +78,14 @@ def test_a_regular_expression_that_never_ends_is_given_up(monkeypatch):
     with pytest.raises(WireError, match=r"took longer than 0\.2 s on a text of 61 characters"):
         list(finder(r"(a|aa)+$")("a" * 60 + "b"))
     assert time.process_time() - start < 2
+
+
+def test_a_regular_expression_that_takes_all_memory_is_given_up():
+    def finditer(text, timeout):  # as "(?R)" does, once it has taken a gigabyte
+        raise MemoryError
+
+    with pytest.raises(patterns.PatternError, match=r"'\(\?R\)' took all memory on a text of 2 c"):
+        list(patterns.find_all(SimpleNamespace(pattern="(?R)", finditer=finditer), "ab"))
 
 
 @pytest.mark.parametrize("bad", ["(" * 50_000 + ")" * 50_000, "a{99999999999}", "(?P<a>", "["])

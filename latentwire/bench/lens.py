@@ -1,4 +1,4 @@
-"""What a lens costs: time and peak memory of differentiable generation in its three modes, and of
+"""Measures a lens: time and peak memory of differentiable generation in its three modes, and of
 scoring with logits for the answer alone.
 
     latentwire bench lens --json bench.json

@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds, positions that the model ran over, peak memory."""
+"""Measures a piece of work: seconds, positions that the model ran over, peak memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from latentwire.lm.devices import wait_for
 
 @dataclass
 class Cost:
-    """seconds of wall time; forwards: positions that the model's body ran over, padding included;
-    memory: peak bytes above where the work began (GPU memory, or resident memory on Linux), None
-    where that cannot be measured."""
+    """seconds of wall time; cpu: seconds of all threads; forwards: positions that the model's body
+    ran over, padding included; memory: peak bytes above where the work began (GPU memory, or
+    resident memory on Linux), None where that cannot be measured."""
 
     seconds: float = 0.0
+    cpu: float = 0.0
     forwards: int = 0
     memory: int | None = None
 
@@ -32,20 +33,22 @@ def measured(lm: FrozenLM) -> Iterator[Cost]:
     cost, device = Cost(), lm.device
 
     def count(_module, args, kwargs):
-        entered = kwargs.get("inputs_embeds", kwargs.get("input_ids", args[0] if args else None))
+        given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
+        entered = next(x for x in given if x is not None)
         cost.forwards += entered.shape[0] * entered.shape[1]
 
     handle = lm.body.register_forward_pre_hook(count, with_kwargs=True)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     wait_for(device)
-    before, began = _memory(device, start=True), time.perf_counter()
+    before = _memory(device, start=True)
+    began, busy = time.perf_counter(), time.process_time()
     try:
         yield cost
         wait_for(device)
     finally:
         handle.remove()
-    cost.seconds = time.perf_counter() - began
+    cost.seconds, cost.cpu = time.perf_counter() - began, time.process_time() - busy
     peak = _memory(device, start=False)
     cost.memory = None if before is None or peak is None else max(0, peak - before)
 

@@ -1,4 +1,4 @@
-"""What a step of training a wire costs, beside what the machine's matmuls can do.
+"""Measures a step of training a wire, beside what the machine's matmuls can do.
 
     latentwire bench train --json bench.json
 
@@ -30,7 +30,7 @@ from latentwire.wire.training import Batch, WireRecipe, batch_of, slots_losses
 from latentwire.wire.wire import Wire, WireConfig
 
 PARTS = ("data", "encoder", "reader forward", "loss", "backward")
-"""Of a step; the backward pass has the optimizer's update with it."""
+"""Parts of a step; the backward pass has the optimizer's update with it."""
 CEILING = (512, 1024, 2048)
 """Sizes of the square matmuls, of which the fastest counts."""
 MATMULS = ("mm", "addmm", "bmm", "baddbmm")
@@ -152,7 +152,7 @@ def _now(lm: FrozenLM) -> float:
 
 
 def _by_part(run: Callable[[Within], Batch], count: Callable[[], float]) -> dict[str, float]:
-    """How much a count grows in each part of one step."""
+    """The growth of a count in each part of one step."""
     found: dict[str, float] = {}
 
     @contextmanager
@@ -166,7 +166,7 @@ def _by_part(run: Callable[[Within], Batch], count: Callable[[], float]) -> dict
 
 
 def _profiled(run: Callable[[Within], Batch], lm: FrozenLM) -> dict[str, Any]:
-    """Of one step under torch's profiler: its time in multiples of that inside matmuls, and the
+    """One step under torch's profiler: its time in multiples of that inside matmuls, and the
     seconds of the ten costliest operations that are none."""
     cuda, whole = lm.device.type == "cuda", []
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
@@ -198,7 +198,7 @@ def _tokens(lm: FrozenLM, batch: Batch) -> int:
 
 
 def _attention_flops(query, key, value, *_, out_shape=None, **__) -> int:
-    """Of scores and of the mixture; causality is in the mask, so nothing is left out."""
+    """Operations of scores and of the mixture; causality is in the mask, so nothing is left out."""
     b, h, t, e = query
     return 2 * b * h * t * key[2] * (e + value[3])
 

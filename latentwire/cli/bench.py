@@ -1,4 +1,4 @@
-"""Benchmarks: bench seek, bench lens, bench train."""
+"""Benchmarks: bench wire, bench seek, bench lens, bench train."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -110,7 +110,47 @@ def train(
     write_json(json_out, result)
 
 
+def wire(
+    wire: str = "default",
+    lengths: tuple[int, ...] = (200, 1000, 4000),
+    rows: tuple[int, ...] = (1, 16),
+    ratio: int | None = None,
+    json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Measure compressing, the first token and a decoded token beside Hugging Face on full text.
+
+    Args:
+        wire: Folder or hub id of a wire of slots, or a shipped one; all its readers are measured.
+        lengths: Tokens of a text.
+        rows: Rows that are decoded together.
+        ratio: Tokens in per latent out, where it is to be another than the wire's own.
+        json_out: Write the result as JSON to this file.
+    """
+    from latentwire.bench.wire import RATIOS, bench_wire
+    from latentwire.wire.load import load_with
+    from latentwire.wire.text_wire import TextWire
+    from latentwire.wire.wire import Wire
+
+    check_folder(json_out)
+    if min(*lengths, *rows) < 1:
+        raise ValueError(f"--lengths {lengths} --rows {rows}; expected at least 1 of each")
+    loaded, results = load_with(wire, ratio), {}
+    if not isinstance(loaded, Wire | TextWire):
+        raise ValueError(f"{wire} has learned codes; expected a wire of slots, such as default")
+    columns = " ".join(f"{name:>15}" for name in (*RATIOS, "memory"))
+    print(f"{'CPU (wall) time to HF':23} {columns}")
+    for reader in loaded.readers:
+        slots = reader if isinstance(reader, Wire) else reader.wire
+        results[reader.reader] = result = bench_wire(slots, lengths, rows)
+        for case, row in result["cases"].items():
+            shown = [f"{row['cpu'][name]:.2f} ({row['wall'][name]:.2f})" for name in RATIOS]
+            shown.append("-" if row["memory"] is None else f"{row['memory']:.2f}")
+            line = " ".join(f"{x:>15}" for x in shown)
+            print(f"{reader.reader} {case:10} {line}", flush=True)
+    write_json(json_out, results)
+
+
 def bench(arguments: list[str]) -> None:
-    """What our work costs: `latentwire bench seek`, `bench lens`, `bench train`."""
-    commands = {"seek": seek, "lens": lens, "train": train}
+    """Measure our work: `latentwire bench wire`, `bench seek`, `bench lens`, `bench train`."""
+    commands = {"wire": wire, "seek": seek, "lens": lens, "train": train}
     run_command(commands, arguments, "latentwire bench")

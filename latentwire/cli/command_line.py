@@ -1,4 +1,4 @@
-"""What commands share: the terminal, results as JSON, and trainings."""
+"""Shared by all commands: the terminal, results as JSON, and trainings."""
 
 import difflib
 import io
@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 from dataclasses import make_dataclass
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -23,6 +23,18 @@ LENS = Positional[Annotated[str, tyro.conf.arg(metavar="LENS")]]
 MODEL = Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
 DOCUMENTS = tyro.conf.UseAppendAction[tuple[str, ...]]
 TEXT = Positional[Annotated[str, tyro.conf.arg(metavar="TEXT")]]
+DTYPE = Literal["auto", "float32", "bfloat16"] | None
+
+
+def chosen_dtype(asked: DTYPE) -> Literal["float32", "bfloat16"] | None:
+    """The number type that --dtype asks for; auto is the one in which models run fastest on their
+    device. None is for each model's own."""
+    if asked != "auto":
+        return asked
+    from latentwire.lm.devices import accelerator, fast_dtype  # torch takes a second to load
+
+    device = accelerator()
+    return fast_dtype("cpu" if device is None else device.type)
 
 
 def check_folder(path: Path | None, option: str = "--json") -> None:
@@ -150,7 +162,8 @@ def _parsed(
 
 
 def _in_one_line(parse: Callable[[], Any]) -> Any:
-    """What tyro parses; a mistake that it would draw a box around is a ValueError of one line."""
+    """The arguments as tyro parses them; a mistake that it would draw a box around is a ValueError
+    of one line."""
     said = io.StringIO()
     try:
         with redirect_stderr(said):

@@ -62,7 +62,7 @@ def explain(
         said = "".join(c if c.isprintable() else "·" for c in best.text.replace("\n", " / "))
         print(f"{row.index:>4} {row.token!r:14} {1 - best.error:9.2f} {row.kl:6.2f}  {said}")
         if words:
-            counts = salience(loaded, row.vector, best.text, [row.place])
+            counts = salience(loaded, row.vector, best.text)
             print(f"{'':37}" + "  ".join(f"{word} {worse:+.2f}" for word, worse in counts))
     if html is not None:
         facts = {"model": loaded.config.model, "layer": loaded.config.layer, "explanations": k}

@@ -16,7 +16,8 @@ def seek(arguments: list[str]) -> None:
     from latentwire.report.page import write_report
     from latentwire.report.seek import seek_table, verdict
     from latentwire.runs.workers import on_ray
-    from latentwire.seek.run import SeekRecipe, load_lm, load_task, run_seek, seek_prompt
+    from latentwire.seek.recipe import SeekRecipe, load_task
+    from latentwire.seek.run import load_lm, run_seek, seek_prompt
 
     def command(
         model: MODEL,

@@ -9,10 +9,12 @@ import tyro
 
 from latentwire.cli.command_line import (
     DOCUMENTS,
+    DTYPE,
     MODEL,
     WIRE,
     Positional,
     check_folder,
+    chosen_dtype,
     out,
     run_command,
     run_training,
@@ -32,6 +34,7 @@ def ask(
     ratio: int | None = None,
     keep: str | None = None,
     selector: str | None = None,
+    dtype: DTYPE = None,
 ) -> int:
     """Answer a question about a document that the reader sees only as latents. Exit status 1 where
     a document of a store was altered, and is left out.
@@ -50,6 +53,8 @@ def ask(
             expression finds.
         selector: Compress without any training, by this selector; an unknown name lists them all.
             --wire is then a model by zoo name, Hugging Face id or folder.
+        dtype: Number type of the readers' weights, where it is to be another than the wire was
+            trained with; auto is bfloat16 on devices that are faster with it.
     """
     from latentwire.evals import baselines
     from latentwire.serve.documents import read_document
@@ -69,7 +74,7 @@ def ask(
     if context is None or doc:
         raise ValueError("expected --context FILE, or --store FOLDER with --doc NAME")
     text = read_document(context)
-    loaded: Any = load_with(wire, ratio, keep, selector)
+    loaded: Any = load_with(wire, ratio, keep, selector, dtype=chosen_dtype(dtype))
     (message,) = loaded.send([text])
     for reader in loaded.readers:
         lm = reader.lm
@@ -77,8 +82,9 @@ def ask(
         tokens, latents = len(lm.tokenize(text)), reader.latents(text)
         out.print(f"{lm.name} read {tokens} tokens as {latents} latents", style="dim")
         if full_text:
-            read = qa.with_soft_prompt(lm, reader.format, baselines.full_text(lm)([text]))
-            print(printable(f"full text: {qa.answers(lm, [question], read)[0]}"))
+            read = baselines.full_text(lm)([text])
+            (answer,) = qa.answers(lm, [question], read, soft_prompt=reader.format)
+            print(printable(f"full text: {answer}"))
     return 0
 
 
@@ -95,6 +101,7 @@ def evaluate(
     also: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     selector: str | None = None,
     ray: str | None = None,
+    dtype: DTYPE = None,
 ) -> None:
     """Score a wire beside full text, truncation, no text, and latents that say nothing.
 
@@ -118,6 +125,8 @@ def evaluate(
         selector: Compress without any training, by this selector; an unknown name lists them all.
             WIRE is then a model by zoo name, Hugging Face id or folder.
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
+        dtype: Number type of the readers' weights, where it is to be another than the wire was
+            trained with; auto is bfloat16 on devices that are faster with it.
     """
     from latentwire.files import owned
     from latentwire.runs.workers import connected, on_ray
@@ -132,14 +141,14 @@ def evaluate(
     check_folder(json_out)
     for name in also:  # a mistake in one is told before any model is loaded
         selector_of(name)
+    weights = chosen_dtype(dtype)
 
     def executor(number: int) -> Any:
-        return (
-            on_ray(ray, partial(load_reader, wire, ratio, keep, selector, number)) if ray else None
-        )
+        one = partial(load_reader, wire, ratio, keep, number, selector, weights)
+        return on_ray(ray, one) if ray else None
 
     with owned(run):  # before any model is loaded
-        loaded = load_with(wire, ratio, keep, selector)
+        loaded = load_with(wire, ratio, keep, selector, dtype=weights)
         asked = (data or ALMANAC, limit, run, bits, needles)
         with nullcontext() if ray is None else connected(ray):  # once, for all readers
             if isinstance(loaded, Wire):
@@ -196,21 +205,7 @@ def add_reader(arguments: list[str]) -> int:
     """Train one more reader of a wire; the readers that it has stay as they are. Says what each
     loses by latents in place of the text, on passages held out. Exit status 3 where alarms stand at
     the end, or where --stop-on collapse ended it."""
-    from dataclasses import replace
-
     from latentwire.train.settings import Session
-    from latentwire.wire.codes.config import HIDDEN, CodeRecipe
-    from latentwire.wire.codes.training import add_code_reader
-    from latentwire.wire.codes.wire import CodeWire
-    from latentwire.wire.folder import WireError
-    from latentwire.wire.joint import held_out, lost
-    from latentwire.wire.learned.config import SharedRecipe
-    from latentwire.wire.learned.shared_wire import SharedWire
-    from latentwire.wire.learned.training import add_reader as add_shared_reader
-    from latentwire.wire.load import load_wire
-    from latentwire.wire.text_wire import TextWire
-    from latentwire.wire.training import WireRecipe, add_text_reader
-    from latentwire.wire.wire import Wire
 
     def command(
         wire: WIRE,
@@ -244,56 +239,19 @@ def add_reader(arguments: list[str]) -> int:
             joint: A wire that was trained with this reader from the beginning; what was lost by
                 adding it instead is said too.
         """
-        name, loaded = f"added-{Path(model).name}", load_wire(wire)
-        beside = [] if joint is None else load_wire(joint).readers
-        if joint is not None and model not in [reader.reader for reader in beside]:
-            raise WireError(f"{joint} is not read by {model}; expected a wire trained with it")
+        from latentwire.wire.adding import Addition
 
-        def adjusted(recipe: Any, **counts: int | None) -> Any:
-            given = {part: n for part, n in counts.items() if n is not None}
-            stages = {part: replace(getattr(recipe, part), steps=n) for part, n in given.items()}
-            rows = recipe.batch_size if batch_size is None else batch_size
-            return replace(recipe, batch_size=rows, **stages)
-
-        def train() -> Path:
-            if isinstance(loaded, SharedWire):
-                if dtype not in (None, loaded.config.dtype):
-                    own = loaded.config.dtype
-                    raise WireError(f"--dtype is {dtype}; readers of this wire have {own}")
-                several = SharedRecipe(name, loaded.config, data=(data,), out=run)
-                several = adjusted(several, train=steps, format=format_steps)
-                return add_shared_reader(loaded, model, several, session)
-            if isinstance(loaded, CodeWire):
-                recipe = CodeRecipe(
-                    name,
-                    loaded.code.config,
-                    (model,),
-                    (HIDDEN,),
-                    data,
-                    run,
-                    dtype=dtype or "bfloat16",
-                )
-                if steps == 0:  # the closed form alone
-                    recipe = adjusted(recipe, attention=0)
-                recipe = adjusted(recipe, answers=steps, format=format_steps)
-                return add_code_reader(loaded, recipe, session)
-            own = loaded.readers[0].config
-            config = replace(own, reader=model, dtype=dtype or own.dtype)
-            ratios = (config.ratio, 2 * config.ratio, 4 * config.ratio)  # as the shipped wires have
-            recipe = WireRecipe(name, config, data=data, out=run, ratios=ratios)
-            recipe = adjusted(recipe, slots=steps, format=format_steps)
-            return add_text_reader(loaded, recipe, session)
-
-        def compare(folder: Path) -> None:
-            made = folder / ("text-wire" if isinstance(loaded, Wire | TextWire) else "wire")
-            print(f"added: {made}")
-            readers = load_wire(made).readers
-            for line in lost(readers, model, held_out(data, readers), beside):
-                out.print(f"- {line}")
-
-        return trained(train, compare)
+        counts = {"steps": steps, "format_steps": format_steps, "batch_size": batch_size}
+        added = Addition(wire, model, data, run, dtype=dtype, joint=joint, **counts)
+        return trained(lambda: added.train(session), lambda folder: _print_lines(added, folder))
 
     return run_command(command, arguments, "latentwire add-reader")
+
+
+def _print_lines(added: Any, folder: Path) -> None:
+    print(f"added: {added.place(folder)}")
+    for line in added.losses(folder):
+        out.print(f"- {line}")
 
 
 def sweep(arguments: list[str]) -> int:

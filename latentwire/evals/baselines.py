@@ -1,4 +1,5 @@
-"""What a wire is measured against: the same text in other forms, as a cache of the same reader.
+"""The conditions that a wire stands beside: the same text in other forms, as a cache of the same
+reader.
 
 A condition takes texts and returns one row of prefix for each. Everything after it (soft prompt,
 question, answer budget) is the same for every condition.
@@ -66,9 +67,9 @@ def truncated_zstd(lm: FrozenLM, keep: Callable[[str], int]) -> Condition:
 
 
 def zstd_fitting(text: str, most: int) -> int:
-    """How many characters a text can begin with so that zstd -19 makes at most `most` bytes of
-    them. The sizes are searched as if each character added to them, which a few do not: one or two
-    more might fit, but what is returned does. 0 where not even an empty frame fits."""
+    """The longest beginning of a text, in characters, of which zstd -19 makes at most `most` bytes.
+    The sizes are searched as if each character added to them, which a few do not: one or two more
+    might fit, but what is returned does. 0 where not even an empty frame fits."""
     sizes = range(len(text) + 1)
     return max(0, bisect_right(sizes, most, key=lambda n: len(compress(text[:n].encode(), 19))) - 1)
 

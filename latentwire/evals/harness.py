@@ -47,7 +47,7 @@ class Answer:
     nll: float
     """Sum over the gold answer's tokens, in nats."""
     tokens: int
-    """How many those are, EOS included."""
+    """The number of those tokens, EOS included."""
     first1: float
     first5: float
 

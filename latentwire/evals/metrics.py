@@ -19,7 +19,7 @@ import numpy as np
 from latentwire.texts import check_texts
 
 RESAMPLES = 2000
-"""Of the bootstrap, from one seed."""
+"""Resamples of the bootstrap, from one seed."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -18,7 +18,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -56,9 +55,9 @@ class Text:
     ids: Int[Tensor, " n"]
     """Token ids, BOS included where there is one."""
     bos: int
-    """How many of them are BOS."""
+    """The number of them that are BOS."""
     skip: int
-    """How many first tokens, BOS included, carry no activation that is used."""
+    """The number of first tokens, BOS included, that carry no activation that is used."""
 
     @property
     def usable(self) -> range:
@@ -68,8 +67,6 @@ class Text:
 
 Place = tuple[Text, Sequence[int]]
 """A text, and positions in it."""
-Tokens = Sequence[tuple[int, int]]
-"""Of each activation's token its position, BOS counted, and its id."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,6 @@ class Activations:
 
     def __len__(self) -> int:
         return len(self.positions)
-
-    @cached_property
-    def tokens(self) -> Tokens:
-        """What an encoder may be told of each one beside words."""
-        return [(p, int(t.ids[p])) for t, p in zip(self.texts, self.positions, strict=True)]
 
     def pick(self, index: Sequence[int]) -> Activations:
         """Some of them, in the order of `index`."""
@@ -219,7 +211,8 @@ def stream(
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is usual for the activations of one layer, measured on training text."""
+    """The usual mean, norm and spread of the activations of one layer, measured on training
+    text."""
 
     mean: Float[Tensor, " d"]
     norm: float
@@ -272,7 +265,7 @@ def dump(lm: FrozenLM, layer: int, texts: Sequence[Text], folder: Path, shard: i
 
 @dataclass(frozen=True)
 class Shards:
-    """What of a dump's index.json names its files."""
+    """The part of a dump's index.json that names its files."""
 
     shards: dict[str, int]
     """Rows of each file, by its name."""
@@ -283,8 +276,8 @@ class Shards:
 
 
 class Dump:
-    """What `dump` wrote, read where it is asked for. Raises LensError where that was of another
-    model, layer or text."""
+    """A folder that `dump` wrote, read where it is asked for. Raises LensError where it was of
+    another model, layer or text."""
 
     def __init__(self, lm: FrozenLM, layer: int, texts: Sequence[Text], folder: Path):
         with one_error(LensError, f"{folder}/index.json"):

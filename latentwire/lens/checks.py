@@ -1,4 +1,4 @@
-"""What a lens refuses: one-line errors that say what was expected."""
+"""Refuses what a lens cannot use: one-line errors that say what was expected."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from latentwire.lm import FrozenLM
+from latentwire.reading import InputError
 
 
-class LensError(ValueError):
+class LensError(InputError):
     """A lens or its input cannot be used. One line: what, expected, got, what to do."""
 
 

@@ -1,4 +1,4 @@
-"""What a training of a lens is: its parts, its data, its objectives and their schedules."""
+"""The recipe of a lens's training: its parts, its data, its objectives and their schedules."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 from latentwire.lens.checks import LensError
 from latentwire.lens.lens import LensConfig
+from latentwire.texts import check_least
 from latentwire.train.loop import LoopConfig
 from latentwire.train.schedules import Schedule
 
@@ -39,38 +40,27 @@ class Data:
     after: int = 4
     """Tokens that follow it there."""
     pairs: Path | None = None
-    """What the warm start teaches instead: JSON lines {"text", "token", "explanation"}, the token
-    counted from 0 as in `lens explain`."""
+    """Pairs that the warm start teaches instead of the text: JSON lines {"text", "token",
+    "explanation"}, the token counted from 0 as in `lens explain`."""
     dump: Path | None = None
     """Folder that all activations of the training text are written to once and read from after
     that; without it, every step makes its own anew."""
 
     def __post_init__(self) -> None:
-        least = dict(
-            window=2, skip=0, documents=1, positions=1, measured=1, fitted=0, before=1, after=0
-        )
-        for name, value in least.items():
-            given = getattr(self, name)
-            if given is not None and given < value:
-                raise LensError(f"{name} is {given}; expected at least {value}")
+        check_least(self, LensError, window=2, skip=0, documents=1, positions=1, measured=1)
+        check_least(self, LensError, fitted=0, before=1, after=0)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What each objective counts in the joint stage; what is 0 throughout is left out."""
+    """The weight of each objective in the joint stage; one that is 0 throughout is left out."""
 
     mse: Schedule = FULL
     """Squared error of the reconstruction, in units of the activations' variance."""
     kl: Schedule = OFF
     """KL of the model's next token after the reconstruction was swapped in."""
-    fluency: Schedule = OFF
-    """KL of the decoder to the frozen LM, per token."""
     reference: Schedule = SLIGHT
     """k3 estimate of the KL to the decoder as the warm start left it, per token (GRPO)."""
-    entropy: Schedule = OFF
-    """How far the decoder's entropy is below `entropy_floor`."""
-    entropy_floor: float = 1.0
-    """Nats per token."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +69,10 @@ class Rates:
 
     projections: Schedule = FULL
     prompts: Schedule = SOFT
-    """Of soft tokens; in units of the size of the LM's embeddings too, which differs by model."""
+    """Rate of soft tokens; in units of the size of the LM's embeddings too, which differs by
+    model."""
     base: Schedule = FULL
-    """LoRA, or the decoder's own copy of the LM."""
+    """Rate of the LoRAs."""
     encoder: Schedule = FULL
     """All of the encoder, on top of the others."""
 
@@ -89,7 +80,7 @@ class Rates:
         """The rate of a part of `Lens.tensors`, which its first two words name. embedding: the size
         of the LM's embeddings (`soft_prompt_rate`)."""
         side, kind = part.split(".")
-        kinds = {"project": self.projections, "lora": self.base, "base": self.base}
+        kinds = {"project": self.projections, "lora": self.base}
         unit = 1.0 if kind in kinds else embedding
         own = unit * kinds.get(kind, self.prompts).at(step, epoch)
         return own * (self.encoder.at(step, epoch) if side == "encoder" else 1.0)
@@ -100,7 +91,7 @@ class LensRecipe:
     """A complete training of one lens."""
 
     name: str
-    """Of the run folder, runs/NAME, unless `out` says otherwise."""
+    """Name of the run; its folder is runs/NAME unless `out` says otherwise."""
     lens: LensConfig
     """The lens that is trained."""
     text: tuple[Path, ...] = ()
@@ -113,19 +104,19 @@ class LensRecipe:
     joint: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500, lr=1e-4))
     """Stage 2."""
     refine: Literal["grpo", "gumbel", "none"] = "grpo"
-    """How the joint stage trains the decoder; none leaves it out."""
+    """The method by which the joint stage trains the decoder; none leaves it out."""
     group: int = 4
     """Explanations per activation that GRPO compares."""
     reward: Literal["mse", "kl"] = "mse"
-    """What GRPO rewards, negated: the reconstruction's error or the KL after the swap."""
+    """The negated reward of GRPO: the reconstruction's error or the KL after the swap."""
     temperature: float = 1.0
-    """Of sampling in the joint stage."""
+    """Temperature of sampling in the joint stage."""
     tau: Schedule = FULL
     """Sharpness of the Gumbel relaxation; apart from the temperature."""
     weights: Weights = field(default_factory=Weights)
     rates: Rates = field(default_factory=Rates)
     seed: int = 0
-    """Of the order of the data and of all noise."""
+    """Seed of the order of the data and of all noise."""
 
     def __post_init__(self) -> None:
         if self.refine == "grpo" and self.group < 2:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from latentwire.lens.activations import Text
 from latentwire.lens.checks import LensError, check_places, checked
-from latentwire.lens.parts import Projection, own_copy, trainable
+from latentwire.lens.parts import Projection, trainable
 from latentwire.lm import FrozenLM, Generation, Patch, Prompt, Sampler, Scored
 from latentwire.lm.adapters import fresh_lora
 from latentwire.lm.frozen import Caching
 from latentwire.ridge import Ridge
+from latentwire.texts import check_least
 
 SLOT = "{activation}"
 """Where the activation stands in a template."""
@@ -29,23 +30,20 @@ SLOT = "{activation}"
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What a decoder is; saved beside its weights."""
+    """The parts of a decoder; saved beside its weights."""
 
     template: str = "The text here, {activation}, says:\n"
     """The prompt, with {activation} exactly once."""
     layers: int = 0
     """At how many of the first blocks' outputs the activation is put in again, beside the input; as
     many as the model has is all of them. Each place has a projection of its own."""
-    scale: Literal["keep", "match"] = "match"
-    """keep: the activation enters as it is; match: at the norm that is usual at each place."""
-    train_prompt: bool = True
-    """Whether the embeddings of the template's words are trained too."""
     lora: int = 0
     """Rank of a LoRA on the LM; 0 for none."""
-    own_copy: bool = False
-    """Whether the decoder has a copy of the LM, all of whose weights are trained."""
     max_new_tokens: int = 24
     """Longest explanation, in tokens, EOS counted."""
+
+    RETIRED: ClassVar = {"scale": "match", "train_prompt": True, "own_copy": False}
+    """Fields of earlier releases, and the only values that are still read."""
 
     def __post_init__(self) -> None:
         slots = self.template.count(SLOT)
@@ -53,17 +51,14 @@ class DecoderConfig:
             raise LensError(
                 f"template {self.template!r} has {slots} slots; expected exactly one {SLOT}"
             )
-        if self.own_copy and self.lora:
-            raise LensError(f"own_copy and lora {self.lora}; expected one of them")
-        for name, least in (("layers", 0), ("lora", 0), ("max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise LensError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, LensError, layers=0, lora=0, max_new_tokens=1)
 
 
 class Decoder(nn.Module):
     """An LM that explains activations.
 
-    norm: the usual norm of the activations that it will be given, which `scale="match"` needs.
+    norm: the usual norm of the activations that it will be given; each enters at the norm that is
+    usual at its place.
     """
 
     def __init__(self, lm: FrozenLM, config: DecoderConfig, norm: float = 1.0):
@@ -71,24 +66,18 @@ class Decoder(nn.Module):
         check_places(config.layers, lm)
         self.config, self.norm = config, norm
         self.ids = template_ids(lm, config.template)
-        gain = torch.ones(1 + config.layers)
-        if config.scale == "match":
-            own = _entries(lm, Prompt.from_ids(lm, [torch.cat(self.ids)]), config.layers)
-            # The median, because a first token's norm is many times that of the others.
-            gain = own[:, 0].norm(dim=-1).median(dim=1).values / norm
+        own = _entries(lm, Prompt.from_ids(lm, [torch.cat(self.ids)]), config.layers)
+        # The median, because a first token's norm is many times that of the others.
+        gain = own[:, 0].norm(dim=-1).median(dim=1).values / norm
         self.project = Projection(lm.width, gain.to("cpu", torch.float32))
         before, after = (lm.embed(ids).detach().float().clone() for ids in self.ids)
-        self.before = nn.Parameter(before, requires_grad=config.train_prompt)
-        self.after = nn.Parameter(after, requires_grad=config.train_prompt)
+        self.before, self.after = nn.Parameter(before), nn.Parameter(after)
         self.to(lm.device)
-        self.lm = lm.with_adapter(None)
-        if config.own_copy:
-            self.lm = own_copy(lm)
-        elif config.lora:
-            self.lm = fresh_lora(lm, config.lora, len(lm.blocks))
+        rank = config.lora
+        self.lm = fresh_lora(lm, rank, len(lm.blocks)) if rank else lm.with_adapter(None)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What training changes, by name."""
+        """The tensors that training changes, by name."""
         return trainable(self, self.lm)
 
     @torch.no_grad()
@@ -142,12 +131,6 @@ class Decoder(nn.Module):
     ) -> Scored:
         """Log-probabilities and entropies of given explanations, c / b for each activation."""
         return self.lm.scored(self._shared(vectors, len(ids)), ids, mask, temperature)
-
-    def logits(
-        self, vectors: Float[Tensor, "b d"], ids: Int[Tensor, "c n"], mask: Bool[Tensor, "c n"]
-    ) -> Float[Tensor, "c n v"]:
-        """Logits that predict each token of given explanations, c / b for each activation."""
-        return self.lm.logits(self._shared(vectors, len(ids)), ids, mask)
 
     def _shared(self, vectors: Tensor, rows: int) -> Prompt:
         """The prompt for `rows` explanations, which share one pass over all but its last token."""

@@ -18,7 +18,6 @@ from torch import Tensor
 from latentwire.evals.metrics import explained, ratio
 from latentwire.lens.activations import (
     Activations,
-    Tokens,
     at,
     draw,
     read_documents,
@@ -31,6 +30,7 @@ from latentwire.lens.lens import Lens, several
 from latentwire.lens.objectives import next_token_kl
 from latentwire.lm import seed_of, token_log_probs
 from latentwire.terminal import terminal
+from latentwire.texts import check_least
 from latentwire.train.batches import shuffled
 
 BATCH = 16
@@ -44,7 +44,7 @@ FITTED = 100
 
 @dataclass(frozen=True)
 class LensEvaluation:
-    """What is evaluated, and on how much."""
+    """The size of an evaluation."""
 
     documents: int = 200
     """Documents, chosen at random; all if there are fewer."""
@@ -58,12 +58,10 @@ class LensEvaluation:
     skip: int = 4
     """First tokens, after BOS, whose activations are left out."""
     seed: int = 0
-    """Of the choice of documents, positions, samples and shuffles."""
+    """Seed of the choice of documents, positions, samples and shuffles."""
 
     def __post_init__(self) -> None:
-        for name, least in (("documents", 2), ("positions", 1), ("samples", 1), ("window", 2)):
-            if getattr(self, name) < least:
-                raise LensError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, LensError, documents=2, positions=1, samples=1, window=2)
 
 
 @torch.no_grad()
@@ -93,7 +91,7 @@ def evaluate_lens(lens: Lens, text: Sequence[Path], config: LensEvaluation | Non
         tuple(i for p in parts for i in p.positions),
     )
     said = explanations(lens, lens.decoder, batch, config)
-    plain = replace(lens.config.decoder, lora=0, own_copy=False)
+    plain = replace(lens.config.decoder, lora=0)
     untrained = Decoder(lens.lm, plain, lens.norm)
     untrained.fit(lens.config.layer, chosen[:FITTED])
     rows = reconstructions(lens, batch, said, explanations(lens, untrained, batch, config), config)
@@ -127,9 +125,8 @@ def explanations(
         range(0, len(batch), BATCH), description="explaining", console=terminal(stderr=True)
     ):
         vectors, k = batch.vectors[start : start + BATCH], config.samples
-        told = [t for t in batch.tokens[start : start + BATCH] for _ in range(k)]
         texts = several(decoder, vectors, k, 1.0, seed_of(config.seed, start))
-        errors = (lens.reconstruct(texts, told) - vectors.repeat_interleave(k, 0)).square().sum(1)
+        errors = (lens.reconstruct(texts) - vectors.repeat_interleave(k, 0)).square().sum(1)
         best = errors.view(-1, k).argmin(1).tolist()
         chosen += [texts[row * k + sample] for row, sample in enumerate(best)]
     return chosen
@@ -152,7 +149,7 @@ def reconstructions(
     numbers = [t.number for t in batch.texts]
     others = [[j for j in _after(i, n) if numbers[j] != numbers[i]] for i in range(n)]
     ranked = lm.logit_lens(batch.vectors).topk(max(1, *counts)).indices
-    heard = partial(_encoded, lens, batch.tokens)
+    heard = partial(_encoded, lens)
     made = {
         "lens": heard([lm.tokenize(t) for t in said]),
         "mean": lens.mean.expand(n, -1),
@@ -212,7 +209,7 @@ def _differences(
 def _effects(
     lens: Lens, batch: Activations, rows: dict[str, Tensor]
 ) -> dict[str, tuple[float, float]]:
-    """Of each row, and of the original: mean KL after the swap, and mean loss on the true next
+    """For each row, and the original: mean KL after the swap, and mean loss on the true next
     token."""
     kls: dict[str, list[Tensor]] = {name: [] for name in ("original", *rows)}
     losses: dict[str, list[Tensor]] = {name: [] for name in kls}
@@ -233,9 +230,8 @@ def _effects(
     }
 
 
-def _encoded(lens: Lens, tokens: Tokens, texts: Sequence[Tensor]) -> Tensor:
-    parts = [slice(i, i + BATCH) for i in range(0, len(texts), BATCH)]
-    return torch.cat([lens.encoder(texts[part], tokens[part]) for part in parts])
+def _encoded(lens: Lens, texts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([lens.encoder(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
 
 
 def _nearest(
@@ -245,11 +241,11 @@ def _nearest(
     batch: Activations,
     samples: int,
 ) -> Tensor:
-    """Of as many other examples' words as the lens has tries, what comes nearest to each activation
-    (with the activation's own token, where the encoder is told that)."""
+    """The nearest vector to each activation, made of as many other examples' words as the lens has
+    tries."""
     tried = [(i, j) for i, rows in enumerate(others) for j in rows[:samples]]
-    ids, tokens = [lens.lm.tokenize(text) for text in said], batch.tokens
-    made = _encoded(lens, [tokens[i] for i, _ in tried], [ids[j] for _, j in tried])
+    ids = [lens.lm.tokenize(text) for text in said]
+    made = _encoded(lens, [ids[j] for _, j in tried])
     groups = made.split([len(rows[:samples]) for rows in others])
     nearest = [(g - v).square().sum(1).argmin() for g, v in zip(groups, batch.vectors, strict=True)]
     return torch.stack([g[i] for g, i in zip(groups, nearest, strict=True)])

@@ -37,8 +37,6 @@ class TokenExplained:
     """Best reconstruction first."""
     vector: Float[Tensor, " d"]
     """Its activation."""
-    place: tuple[int, int]
-    """Its position, BOS counted, and its id."""
     kl: float
     """Nats that the model's next-token distribution moves when the best one is swapped in."""
 
@@ -76,15 +74,13 @@ def explain_text(
     for start in range(0, len(tokens), BATCH):
         part = tokens[start : start + BATCH]
         batch = every.pick(range(start, start + len(part)))
-        said = lens.explain(batch.vectors, k, seed=seed + start * k, tokens=batch.tokens)
+        said = lens.explain(batch.vectors, k, seed=seed + start * k)
         swap = swapping(lm, lens.config.layer, batch.texts, batch.positions, caches=caches)
         best = torch.stack([group[0].vector for group in said])
         kls = next_token_kl(swap(None), swap(best)).tolist()
         rows += [
-            TokenExplained(t, pieces[t], group, vector, place, kl)
-            for t, group, vector, place, kl in zip(
-                part, said, batch.vectors, batch.tokens, kls, strict=True
-            )
+            TokenExplained(t, pieces[t], group, vector, kl)
+            for t, group, vector, kl in zip(part, said, batch.vectors, kls, strict=True)
         ]
     return rows
 

@@ -1,4 +1,5 @@
-"""What an explanation does: swap activations, edit words, and see what the model then predicts.
+"""Tests what an explanation does: swap activations, edit words, and see what the model then
+predicts.
 
 before, after = edited(lens, text, 12, "a river in Germany")
 salience(lens, vector, "a river in France")      # [("a", 0.01), ("river", 0.4), ...]
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentwire.lens.activations import Text, Tokens, check_place
+from latentwire.lens.activations import Text, check_place
 from latentwire.lens.checks import checked
 from latentwire.lens.lens import Lens
 from latentwire.lens.objectives import scaled_mse
@@ -41,7 +42,7 @@ def swapping(
     k: int = 1,
     caches: Caches | None = None,
 ) -> Swap:
-    """What the LM predicts after the token at each text's position when the output of block `layer`
+    """The LM's predictions after the token at each text's position when the output of block `layer`
     there is replaced, k times each. Differentiable.
 
     Each text is read once, however many of its tokens are swapped, and each row sees what stands
@@ -75,23 +76,19 @@ def edited(
     LensError for a first position, which no lens is trained on."""
     check_place(position)
     swap = swapping(lens.lm, lens.config.layer, [text], [position])
-    made = lens.reconstruct([explanation], [(position, int(text.ids[position]))])
+    made = lens.reconstruct([explanation])
     before, after = swap(None)[0], swap(made)[0]
     return _top(lens.lm, before, most), _top(lens.lm, after, most)
 
 
 @torch.no_grad()
-def salience(
-    lens: Lens, vector: Float[Tensor, " d"], explanation: str, tokens: Tokens | None = None
-) -> list[tuple[str, float]]:
+def salience(lens: Lens, vector: Float[Tensor, " d"], explanation: str) -> list[tuple[str, float]]:
     """Each word of an explanation, and how much worse the reconstruction is without it (in units of
-    the activations' variance; negative where the word misleads). tokens [1]: of the activation, for
-    an encoder that asks."""
+    the activations' variance; negative where the word misleads)."""
     words = explanation.split()
     texts = [explanation, *(" ".join(words[:i] + words[i + 1 :]) for i in range(len(words)))]
     true = checked(vector[None], lens.lm).expand(len(texts), -1)
-    told = None if tokens is None else list(tokens) * len(texts)
-    whole, *without = scaled_mse(lens.reconstruct(texts, told), true, lens.spread).tolist()
+    whole, *without = scaled_mse(lens.reconstruct(texts), true, lens.spread).tolist()
     return [(word, error - whole) for word, error in zip(words, without, strict=True)]
 
 

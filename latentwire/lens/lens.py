@@ -23,14 +23,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from latentwire.artifact import (
-    ArtifactError,
     check_sizes,
     one_error,
     read_tensors,
     typed,
 )
 from latentwire.files import write_whole
-from latentwire.lens.activations import Statistics, Tokens
+from latentwire.lens.activations import Statistics
 from latentwire.lens.checks import LensError, check_layer, checked
 from latentwire.lens.decoder import Decoder, DecoderConfig, template_ids
 from latentwire.lens.encoder import Encoder, EncoderConfig
@@ -51,7 +50,7 @@ TIMING = "block output"
 
 @dataclass(frozen=True)
 class LensConfig:
-    """What a lens is; saved beside its weights."""
+    """The parts of a lens; saved beside its weights."""
 
     model: str
     """Zoo name, Hugging Face id or folder of the LM whose activations it explains."""
@@ -62,12 +61,12 @@ class LensConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """Text to vector."""
     dtype: Dtype = "float32"
-    """Of the LM's weights; what is trained is float32."""
+    """Number type of the LM's weights; what is trained is float32."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What config.json of a lens holds: the config, and what must be the same where it is
+    """The fields of config.json of a lens: the config, and facts that must be the same where it is
     loaded."""
 
     sha256: str
@@ -93,11 +92,11 @@ class Saved:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the decoder said of one activation, and how much of it is in those words."""
+    """The decoder's words for one activation, and how much of it is in them."""
 
     text: str
     vector: Float[Tensor, " d"]
-    """What the encoder makes of the text."""
+    """The encoder's vector of the text."""
     error: float
     """Squared distance to the activation, in units of the activations' variance: 0 is exact, and
     the mean activation has 1 on average."""
@@ -121,7 +120,7 @@ class Lens(nn.Module):
         self.to(lm.device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What training changes, by name; the one list for optimizer, file and load."""
+        """The tensors that training changes, by name; the one list for optimizer, file and load."""
         parts = {"decoder": self.decoder.tensors(), "encoder": self.encoder.tensors()}
         return {f"{part}.{n}": t for part, tensors in parts.items() for n, t in tensors.items()}
 
@@ -132,26 +131,22 @@ class Lens(nn.Module):
         samples: int = 1,
         temperature: float = 1.0,
         seed: int = 0,
-        tokens: Tokens | None = None,
     ) -> list[list[Explanation]]:
         """`samples` explanations of each activation, best reconstruction first: the greedy one, and
-        others that are drawn. tokens [b]: what the encoder is told beside the words, if it asks."""
+        others that are drawn."""
         vectors = checked(vectors, self.lm)
         texts = several(self.decoder, vectors, samples, temperature, seed)
-        told = None if tokens is None else [t for t in tokens for _ in range(samples)]
-        made = self.reconstruct(texts, told)
+        made = self.reconstruct(texts)
         errors = scaled_mse(made, vectors.repeat_interleave(samples, 0), self.spread).tolist()
         all_made = [Explanation(t, v, e) for t, v, e in zip(texts, made, errors, strict=True)]
         groups = [all_made[i : i + samples] for i in range(0, len(all_made), samples)]
         return [sorted(group, key=lambda e: e.error) for group in groups]
 
-    def reconstruct(
-        self, texts: Sequence[str], tokens: Tokens | None = None
-    ) -> Float[Tensor, "b d"]:
-        """What the encoder makes of words: texts are tokenized anew, so nothing but their
-        characters carries information (and `tokens`, to an encoder that asks for them)."""
+    def reconstruct(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
+        """The encoder's activations of words: texts are tokenized anew, so nothing but their
+        characters carries information."""
         check_texts(texts, "texts")
-        return self.encoder([self.lm.tokenize(text) for text in texts], tokens)
+        return self.encoder([self.lm.tokenize(text) for text in texts])
 
     def save(self, folder: Path) -> None:
         """config.json and bf16 weights, with all that a load must find equal."""
@@ -242,7 +237,8 @@ def _check_scales(norm: float, spread: float) -> None:
 
 
 def _facts(lm: FrozenLM, config: LensConfig) -> dict:
-    """What must be the same where a lens is loaded: the LM, and how the template becomes ids."""
+    """Facts that must be the same where a lens is loaded: the LM, and how the template becomes
+    ids."""
     return {
         "architecture": lm.architecture,
         "model_weights": lm.fingerprint,
@@ -273,14 +269,10 @@ def _check_state(config: LensConfig, state: Mapping[str, Tensor]) -> None:
     those sizes is made."""
     encoder = config.encoder
     sizes = {"encoder.before": (encoder.before, "encoder.before", 0)}
-    if encoder.after:
-        sizes["encoder.after"] = (encoder.after, "encoder.after", 0)
     for part, rank in (("decoder", config.decoder.lora), ("encoder", encoder.lora)):
         down = [n for n in state if n.startswith(f"{part}.lora.") and ".lora_A." in n]
         if rank:
             sizes[f"{part}.lora"] = (rank, down[0] if down else f"{part}.lora", 0)
-    if config.decoder.own_copy and not any(n.startswith("decoder.base.") for n in state):
-        raise ArtifactError("own_copy is true, and the weights have no copy; it was altered")
     check_sizes(state, sizes)
 
 

@@ -1,4 +1,4 @@
-"""What a lens is trained for: small functions, each tested against a value worked by hand.
+"""The objectives of a lens: small functions, each tested against a value worked by hand.
 
 All are in nats or free of unit, smaller is better, and all means are over rows first, so that two
 processes with half of the rows each give together what one gives with all of them.
@@ -29,29 +29,14 @@ def next_token_kl(
     return kl_divergence(original.detach(), swapped)
 
 
-def fluency_kl(
-    policy: Float[Tensor, "b n v"], frozen: Float[Tensor, "b n v"], mask: Bool[Tensor, "b n"]
-) -> Float[Tensor, " b"]:
-    """KL(policy || frozen) per token of an explanation: how far the decoder is from what the LM
-    itself would write. Gradients flow to the policy alone."""
-    return _row_mean(kl_divergence(policy, frozen.detach()), mask)
-
-
-def entropy_floor(
-    entropies: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"], floor: float
-) -> Float[Tensor, " b"]:
-    """How far, in nats per token, the decoder's entropy is below `floor`; 0 where it is above."""
-    return _row_mean((floor - entropies).clamp_min(0.0), mask)
-
-
 def warm_start(log_probs: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
     """Cross-entropy of a given explanation, in nats per token."""
     return -_row_mean(log_probs, mask)
 
 
 def group_advantages(rewards: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-    """How much better each of k samples is than its group, in standard deviations of the group
-    (GRPO: Shao et al. 2024, arXiv 2402.03300); all 0 where a group's rewards are equal."""
+    """The advantage of each of k samples over its group, in standard deviations of the group (GRPO:
+    Shao et al. 2024, arXiv 2402.03300); all 0 where a group's rewards are equal."""
     centred = rewards - rewards.mean(1, keepdim=True)
     return centred / (rewards.std(1, correction=0, keepdim=True) + 1e-6)
 

@@ -15,8 +15,6 @@ from latentwire.lens.decoder import Decoder, words
 from latentwire.lens.interventions import swapping
 from latentwire.lens.lens import Lens
 from latentwire.lens.objectives import (
-    entropy_floor,
-    fluency_kl,
     group_advantages,
     k3,
     next_token_kl,
@@ -26,13 +24,14 @@ from latentwire.lens.objectives import (
 )
 from latentwire.lm import (
     FrozenLM,
-    Prompt,
+    Generation,
     Sampled,
     StraightThroughGumbel,
     pad_right,
     seed_of,
     seeded_noise,
 )
+from latentwire.lm.samplers import Noise
 from latentwire.tasks.base import DataError, read_jsonl
 from latentwire.train import parallel
 from latentwire.train.batches import shuffled
@@ -45,11 +44,11 @@ Source = Callable[[Sequence[Place]], Activations]
 
 @dataclass(frozen=True)
 class Pair:
-    """What somebody says of the activation of a token."""
+    """Somebody's words for the activation of a token."""
 
     text: Text
     position: int
-    """Of the token, BOS counted."""
+    """Position of the token, BOS counted."""
     explanation: Tensor
     """Token ids [n]."""
 
@@ -84,8 +83,8 @@ def batch_of(
 
 
 def target_texts(lm: FrozenLM, batch: Activations, data: Data) -> list[Tensor]:
-    """What the warm start teaches the decoder to write: what follows the token, a line break, and
-    the tokens up to and including it; without the first two where nothing follows."""
+    """The text that the warm start teaches the decoder to write: what follows the token, a line
+    break, and the tokens up to and including it; without the first two where nothing follows."""
     line = lm.tokenize("\n")
     up_to = batch.up_to([data.before] * len(batch))
     return [
@@ -124,7 +123,7 @@ def warm_losses(lens: Lens, batch: Activations, written: Sequence[Tensor]) -> di
     end = torch.tensor(lens.lm.stop_ids[:1], device=lens.lm.device)
     ids, mask = pad_right([torch.cat([text, end]) for text in written])
     scored = lens.decoder.score(batch.vectors, ids, mask)
-    mse = scaled_mse(lens.encoder(written, batch.tokens), batch.vectors, lens.spread)
+    mse = scaled_mse(lens.encoder(written), batch.vectors, lens.spread)
     return {"nll": warm_start(scored.log_probs, mask).mean(), "mse": mse.mean()}
 
 
@@ -161,24 +160,14 @@ def joint_losses(
 ) -> dict[str, Tensor]:
     """The objectives of one step, each a mean over rows; those of weight 0 throughout are left out.
 
-    With GRPO the decoder learns from `policy`, `reference`, `fluency` and `entropy`, and the
-    encoder from `mse` and `kl`; with Gumbel both learn from all of these but the first two.
+    With GRPO the decoder learns from `policy` and `reference`, and the encoder from `mse` and `kl`;
+    with Gumbel both learn from these two.
     """
     decoder, weights, grpo = lens.decoder, recipe.weights, recipe.refine == "grpo"
     samples = recipe.group if grpo else 1
     noise = seeded_noise(_seeds(batch, recipe, step, samples))
-    if grpo:
-        with torch.no_grad(), parallel.gathered(lens.lm):
-            said = decoder.generate(batch.vectors, Sampled(noise, recipe.temperature), samples)
-        # What counts is what somebody reads, so the text is tokenized anew, as in an evaluation.
-        pieces = [lens.lm.tokenize(text) for text in said.texts]
-    else:
-        sampler = StraightThroughGumbel(noise, tau, recipe.temperature)
-        said = decoder.generate(batch.vectors, sampler)
-        own = words(said, lens.lm)
-        pieces = [row[keep] for row, keep in zip(said.embeds, own, strict=True)]
-    told = [t for t in batch.tokens for _ in range(samples)]
-    made = lens.encoder(pieces, told)
+    said, pieces = _explained(lens, batch, recipe, noise, tau)
+    made = lens.encoder(pieces)
     errors = scaled_mse(made, batch.vectors.repeat_interleave(samples, 0), lens.spread)
     parts = {"mse": errors.mean()}
     kls = None
@@ -189,24 +178,33 @@ def joint_losses(
         with torch.set_grad_enabled(weights.kl.on):
             kls = next_token_kl(original, swap(made))
         parts["kl"] = kls.mean()
-    if grpo or weights.entropy.on:
+    if grpo:
         scored = decoder.score(batch.vectors, said.ids, said.mask, recipe.temperature)
-        parts["entropy"] = entropy_floor(scored.entropies, said.mask, weights.entropy_floor).mean()
-        if grpo:
-            cost = (errors if recipe.reward == "mse" or kls is None else kls).detach()
-            advantages = group_advantages(-cost.view(-1, samples)).flatten()
-            parts["policy"] = policy_gradient(scored.log_probs, advantages, said.mask).mean()
+        cost = (errors if recipe.reward == "mse" or kls is None else kls).detach()
+        advantages = group_advantages(-cost.view(-1, samples)).flatten()
+        parts["policy"] = policy_gradient(scored.log_probs, advantages, said.mask).mean()
         if reference is not None:
             with torch.no_grad():
                 before = reference.score(batch.vectors, said.ids, said.mask, recipe.temperature)
             parts["reference"] = k3(scored.log_probs, before.log_probs, said.mask).mean()
-    if weights.fluency.on:
-        start = Prompt.from_ids(lens.lm, [lens.lm.frame.prefix[:1]] * len(said.ids))
-        with torch.no_grad():
-            plain = lens.lm.logits(start, said.ids, said.mask)
-        policy = decoder.logits(batch.vectors, said.ids, said.mask)
-        parts["fluency"] = fluency_kl(policy, plain, said.mask).mean()
     return parts
+
+
+def _explained(
+    lens: Lens, batch: Activations, recipe: LensRecipe, noise: Noise, tau: float
+) -> tuple[Generation, list[Tensor]]:
+    """The decoder's explanations of activations, and what the encoder reads of each: with GRPO ids
+    of the text, with Gumbel embeddings that gradients flow through."""
+    if recipe.refine == "grpo":
+        with torch.no_grad(), parallel.gathered(lens.lm):
+            sampler = Sampled(noise, recipe.temperature)
+            said = lens.decoder.generate(batch.vectors, sampler, recipe.group)
+        # What counts is what somebody reads, so the text is tokenized anew, as in an evaluation.
+        return said, [lens.lm.tokenize(text) for text in said.texts]
+    sampler = StraightThroughGumbel(noise, tau, recipe.temperature)
+    said = lens.decoder.generate(batch.vectors, sampler)
+    own = words(said, lens.lm)
+    return said, [row[keep] for row, keep in zip(said.embeds, own, strict=True)]
 
 
 @torch.no_grad()

@@ -146,14 +146,7 @@ def _train(recipe: LensRecipe, session: Session, out: Path) -> Path:
 
 def _check_shared_out(recipe: LensRecipe) -> None:
     """Raises LensError for what FSDP2 cannot train."""
-    if not parallel.all_check():
-        return
-    if recipe.lens.decoder.own_copy:
-        raise LensError(
-            "own_copy trains all weights of the LM, and FSDP2 shares out frozen ones; "
-            "give the decoder a lora, or launch without FSDP"
-        )
-    if recipe.refine == "gumbel":
+    if parallel.all_check() and recipe.refine == "gumbel":
         raise LensError(
             "gumbel takes gradients through a generation, whose passes FSDP2 needs to be the same "
             "in every process; use --refine grpo, or launch without FSDP"

@@ -17,14 +17,14 @@ from latentwire.train.alarms import pairwise_cosine
 
 @torch.no_grad()
 def check_lens(lens: Lens, places: Sequence[Place]) -> dict[str, float]:
-    """Of a lens: the error of what it rebuilds from its own greedy words (1 - FVE), what another
+    """Check a lens: the error of what it rebuilds from its own greedy words (1 - FVE), what another
     document's words cost, and how much words and vectors differ between activations; nothing of
     fewer than two documents."""
     if len(places) < 2:
         return {}
     batch = at(lens.lm, lens.config.layer, places)
     said = lens.decoder.generate(batch.vectors, Greedy())
-    made = lens.reconstruct(said.texts, batch.tokens)
+    made = lens.reconstruct(said.texts)
     documents = [text.number for text in batch.texts]
     n = len(batch)
     other = [
@@ -40,7 +40,7 @@ def check_lens(lens: Lens, places: Sequence[Place]) -> dict[str, float]:
         "held_high": high,
         "held_n": float(len(places)),
         "distinct": float(len(set(said.ids[:, 0].tolist()))),
-        "distinct_gold": float(len({token for _, token in batch.tokens})),
+        "distinct_gold": float(len({int(ids) for ids in batch.up_to([1] * n)})),
         "gap": sum(gap) / n,
         "gap_low": bootstrap(gap, documents)[0],
         "cosine": pairwise_cosine(made),

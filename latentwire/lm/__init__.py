@@ -1,13 +1,15 @@
 """The port: the only code that calls a Hugging Face model.
 
-Read in this order: prompt.py (what may enter a model), frozen.py (the forward function, scoring,
-the only generation loop), samplers.py (logits to tokens), cache.py, hooks.py, families.py (what
-differs between architectures); tokenizer.py (texts and token ids), loading.py and zoo.py (where
+Read in this order: prompt.py (what may enter a model), frozen.py (the forward function, scoring),
+generation.py (the only generation loop), samplers.py (logits to tokens), cache.py, ragged.py
+(attention over slots of single heads), hooks.py, families.py (what differs between architectures);
+tokenizer.py (texts and token ids), loading.py and zoo.py (where
 models come from), adapters.py, doctor.py.
 """
 
 from latentwire.lm.checkpointing import gradient_checkpointing
-from latentwire.lm.frozen import Dtype, FrozenLM
+from latentwire.lm.devices import Dtype
+from latentwire.lm.frozen import FrozenLM
 from latentwire.lm.outputs import (
     Generation,
     Scored,

@@ -32,7 +32,7 @@ _OWNER = re.compile(r"\.lora_\w+\.([^.]+)")
 """In the name of a tensor, the adapter that it belongs to."""
 
 
-def lora_config(config: Any, rank: int, blocks: int, attention_only: bool = False) -> Any:
+def lora_config(config: Any, rank: int, blocks: int) -> Any:
     """LoRA of one rank on every linear map of a model's first blocks, or of their attention, at
     scale 1 (Hu et al. 2021, arXiv 2106.09685). config: the Hugging Face model's."""
     from peft import LoraConfig  # here: it takes a second to import, and few need it
@@ -41,7 +41,7 @@ def lora_config(config: Any, rank: int, blocks: int, attention_only: bool = Fals
     return LoraConfig(
         r=rank,
         lora_alpha=rank,
-        target_modules=list(family.attention if attention_only else family.linear),
+        target_modules=list(family.linear),
         layers_to_transform=list(range(blocks)),
         layers_pattern=family.blocks,
         fan_in_fan_out=family.transposed,
@@ -76,7 +76,7 @@ def resting(model: Any, adapter: str | None) -> Iterator[None]:
             switch(model, stack[-1] if stack else None)
 
 
-def fresh_lora(lm: FrozenLM, rank: int, blocks: int, attention_only: bool = False) -> FrozenLM:
+def fresh_lora(lm: FrozenLM, rank: int, blocks: int) -> FrozenLM:
     """The view of `lm` that runs with a LoRA of `lora_config`, which is zero at first and begins
     the same whatever was drawn before. The model has it as long as there is this view: models
     outlive what is loaded on them."""
@@ -84,7 +84,7 @@ def fresh_lora(lm: FrozenLM, rank: int, blocks: int, attention_only: bool = Fals
         taken = getattr(lm.model, "peft_config", {})
         name = next(f"lora{i}" for i in count() if f"lora{i}" not in taken)
         torch.manual_seed(0)
-        view = lm.add_lora(name, lora_config(lm.model.config, rank, blocks, attention_only))
+        view = lm.add_lora(name, lora_config(lm.model.config, rank, blocks))
         # It goes when the next one is added: the view may be collected at any moment, in the middle
         # of a walk through the model's modules.
         if not hasattr(lm.model, _LEFT):
@@ -177,7 +177,7 @@ def switch(model: Any, adapter: str | None) -> None:
 
 @contextmanager
 def _gradients_kept(model: Any) -> Iterator[None]:
-    """Whether each adapter is trained stays as it was when peft adds one, which freezes others."""
+    """Keep each adapter trained or frozen as it was when peft adds one, which freezes others."""
     before = [(p, p.requires_grad) for n, p in model.named_parameters() if "lora_" in n]
     try:
         yield

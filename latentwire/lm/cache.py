@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from latentwire.lm.families import sliding_windows
-from latentwire.lm.prompt import KVPrefix, Prompt, RaggedKV
+from latentwire.lm.prompt import KVPrefix, Prompt
 
 _CLAIMING = Lock()
 """Held for the moment in which the free columns of a room get an owner."""
@@ -29,7 +29,8 @@ class Room:
     def claimed(self, tensor: Tensor, more: int) -> bool:
         """Take `more` columns behind `tensor` if it is all that is in here and they fit: of several
         that go on from one prefix the first has them, and the others need rooms of their own."""
-        ours = tensor.data_ptr() == self.buffer.data_ptr() and len(tensor) == len(self.buffer)
+        rows = self.buffer.shape[0]
+        ours = tensor.data_ptr() == self.buffer.data_ptr() and tensor.shape[0] == rows
         with _CLAIMING:
             whole = tensor.shape[2] == self.used
             fits = ours and whole and self.used + more <= self.buffer.shape[2]
@@ -39,18 +40,16 @@ class Room:
 
 class GrowingLayer(DynamicLayer):
     """Grows in place under no_grad, by concatenation else. One pass goes over
-    it, but twice with gradient checkpointing, so it always grows from what it began with. slots:
-    what attention sees before all that; padded for as long as one layer runs, or for as long as
-    its gradient is waited for."""
+    it, but twice with gradient checkpointing, so it always grows from what it began with. Slots
+    that each head has for itself are no part of it (lm/ragged.py)."""
 
     def __init__(
         self,
         began: tuple[Tensor, Tensor] | None = None,
         kept: bool = True,
-        slots: RaggedKV | None = None,
     ):
         super().__init__()
-        self.began, self.kept, self.grown, self.slots = began, kept, False, slots
+        self.began, self.kept, self.grown = began, kept, False
         self.rooms: tuple[Room, Room] | None = None
         if began is not None:
             self.lazy_initialization(*began)
@@ -72,9 +71,6 @@ class GrowingLayer(DynamicLayer):
         if self.kept and not self.grown:
             self.keys, self.values, self.grown = keys, values, True
             self.is_initialized = True
-        if self.slots is not None:
-            keys = torch.cat([self.slots.padded(self.slots.keys), keys], 2)
-            values = torch.cat([self.slots.padded(self.slots.values), values], 2)
         return keys, values
 
 
@@ -94,10 +90,9 @@ def as_cache(prefix: KVPrefix | None, kept: bool) -> Any:
     cache.layer_class_to_replicate = GrowingLayer
     if prefix is not None:
         none = (None,) * len(prefix.keys)
-        rooms, slots = prefix.rooms or none, prefix.ragged or none
-        layers = zip(prefix.keys, prefix.values, rooms, slots, strict=True)
-        for keys, values, room, of_heads in layers:
-            layer = GrowingLayer((keys, values), kept, of_heads)
+        layers = zip(prefix.keys, prefix.values, prefix.rooms or none, strict=True)
+        for keys, values, room in layers:
+            layer = GrowingLayer((keys, values), kept)
             layer.rooms = room
             cache.layers.append(layer)
     return cache
@@ -116,47 +111,57 @@ def grown(cache: Any, prompt: Prompt) -> KVPrefix:
     return KVPrefix(keys, values, mask, positions, prompt.next_position, memories, slots, rooms)
 
 
-def attention_mask(prompt: Prompt, config: Any) -> Tensor | dict[str, Tensor]:
-    """Additive masks [b, 1, t, p + t]; one for each layer type where types differ."""
-    t, device, dtype = prompt.embeds.shape[1], prompt.embeds.device, prompt.embeds.dtype
-    seen = prompt.mask[:, None, :] & torch.ones(t, t, dtype=torch.bool, device=device).tril()
-    key_positions = prompt.positions
-    if prompt.prefix is not None:
-        before = prompt.prefix.mask[:, None, :].expand(-1, t, -1)
-        seen = torch.cat([before, seen], 2)
-        key_positions = torch.cat([prompt.prefix.positions, key_positions], 1)
-    # A padding column sees itself, since a row that sees nothing would be NaN.
-    itself = torch.eye(t, seen.shape[2], dtype=torch.bool, device=device)
-    itself = itself.roll(seen.shape[2] - t, 1)
-
-    def additive(window: int | None) -> Tensor:
-        visible = seen
+def attention_mask(
+    prompt: Prompt, config: Any, sparing: bool = False
+) -> Tensor | dict[str, Tensor | None] | None:
+    """Additive masks [b, 1, t, p + t]; one for each layer type where types differ. sparing: None in
+    place of one that hides nothing but what comes later."""
+    windows = sliding_windows(config)
+    spared = sparing and _hides_nothing(prompt)
+    places = None if windows is None else _key_positions(prompt)
+    if windows is None or places is None:
+        return None if spared else _additive(_seen(prompt), prompt)
+    reach = int(prompt.positions.max()) - int(places.min()) if spared else 0
+    seen: Tensor | None = None
+    masks: dict[str, Tensor | None] = {}
+    for layer_type, window in windows.items():
+        if spared and (window is None or reach < window):
+            masks[layer_type] = None
+            continue
+        seen = visible = _seen(prompt) if seen is None else seen
         if window is not None:  # distances are 8 bytes each, the most of all that is made here
-            distance = prompt.positions[:, :, None] - key_positions[:, None, :]
+            distance = prompt.positions[:, :, None] - places[:, None, :]
             visible = seen & (distance < window)
-        mask = torch.zeros(visible.shape, dtype=dtype, device=device)
-        return mask.masked_fill(~(visible | itself), torch.finfo(dtype).min)[:, None]
-
-    windows = sliding_windows(config)
-    if windows is None:
-        return additive(None)
-    return {layer_type: additive(window) for layer_type, window in windows.items()}
+        masks[layer_type] = _additive(visible, prompt)
+    return masks
 
 
-def head_mask(prompt: Prompt, config: Any, layer: int, mask: Tensor) -> Tensor:
-    """A layer's additive mask [b, q, t, r + p + t], q query heads: over the slots that its prefix
-    holds for each head, and then over the columns of `mask` [b, 1, t, p + t]."""
-    assert prompt.prefix is not None
-    slots = prompt.prefix.ragged[layer]
-    seen = slots.mask[:, :, None]
-    windows = sliding_windows(config)
-    if windows is not None and (window := windows[config.layer_types[layer]]) is not None:
-        places = slots.padded(slots.positions).int()[:, :, None]
-        distance = prompt.positions.int()[:, None, :, None] - places
-        seen = seen & (distance < window)
-    rows, heads, t = *slots.lengths.shape, mask.shape[2]
-    first = mask.new_zeros(rows, heads, t, seen.shape[-1])
-    first = first.masked_fill(~seen, torch.finfo(mask.dtype).min)
-    queries = config.num_attention_heads
-    first = first.repeat_interleave(queries // heads, 1)
-    return torch.cat([first, mask.expand(-1, queries, -1, -1)], -1)
+def _hides_nothing(prompt: Prompt) -> bool:
+    """True where no column is padding and each sees all before it: attention that is causal over a
+    square, or over all for one column, then needs no mask."""
+    before = prompt.prefix
+    if not bool(prompt.mask.all()) or not (before is None or bool(before.mask.all())):
+        return False
+    return before is None or prompt.embeds.shape[1] == 1
+
+
+def _key_positions(prompt: Prompt) -> Tensor:
+    before = () if prompt.prefix is None else (prompt.prefix.positions,)
+    return torch.cat([*before, prompt.positions], 1)
+
+
+def _seen(prompt: Prompt) -> Tensor:
+    """Which columns of prefix and prompt each column sees, [b, t, p + t]."""
+    t, device = prompt.embeds.shape[1], prompt.embeds.device
+    seen = prompt.mask[:, None, :] & torch.ones(t, t, dtype=torch.bool, device=device).tril()
+    if prompt.prefix is None:
+        return seen
+    return torch.cat([prompt.prefix.mask[:, None, :].expand(-1, t, -1), seen], 2)
+
+
+def _additive(visible: Tensor, prompt: Prompt) -> Tensor:
+    """A mask in numbers. A padding column sees itself, since one that sees nothing would be NaN."""
+    (t, width), dtype = visible.shape[1:], prompt.embeds.dtype
+    itself = torch.eye(t, width, dtype=torch.bool, device=visible.device).roll(width - t, 1)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill(~(visible | itself), torch.finfo(dtype).min)[:, None]

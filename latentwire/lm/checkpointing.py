@@ -21,8 +21,8 @@ _wanted: ContextVar[bool] = ContextVar("gradient_checkpointing", default=False)
 
 @contextmanager
 def gradient_checkpointing(on: bool = True) -> Iterator[None]:
-    """Of every differentiable pass through any LM inside, as torch.autocast is of every matmul;
-    the backward pass may come after it."""
+    """Recompute in every differentiable pass through any LM inside, as torch.autocast is for every
+    matmul; the backward pass may come after it."""
     token = _wanted.set(on)
     try:
         yield

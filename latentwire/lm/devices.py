@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
+Dtype = Literal["float32", "bfloat16"]
+"""Number types of the weights of a frozen LM, in recipes and saved configs."""
 HAVE_FLOAT64 = ("cpu", "cuda", "meta")
 """Kinds of devices that surely have it: Apple's and some of Intel's have none."""
 
@@ -16,6 +20,17 @@ def accelerator() -> torch.device | None:
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         return None
     return torch.accelerator.current_accelerator(check_available=True)
+
+
+def fast_dtype(device: str) -> Dtype:
+    """The number type that a kind of device computes LMs in the fastest: bfloat16 where it has
+    instructions for it (of CPUs, AVX512-BF16 or AMX), else float32."""
+    if device == "cpu":
+        has = torch.cpu.get_capabilities()
+        fast = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
+    else:
+        fast = device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
 
 
 def precise(x: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ LOGIT_TOLERANCE = 1e-4
 """Largest difference of logits or log-probabilities allowed in float32, where Hugging Face's own
 paths through the model differ by less."""
 ROUNDING = 4.0
-"""How many times that difference is allowed of a model where it is more: large ones round more."""
+"""Multiple of that difference that is allowed of a model where it is more: large ones round
+more."""
 GRADIENT_TOLERANCE = 1e-3
 """Largest relative difference of gradients between decoding modes in float32."""
 
@@ -189,7 +190,7 @@ def decoding_modes_agree(lm: FrozenLM, kind: str, ragged: bool) -> float:
 
 
 def weights_get_no_gradient(lm: FrozenLM, kind: str, ragged: bool) -> float:
-    """How many weights of the LM hold a gradient after a backward pass through it."""
+    """The number of weights of the LM that hold a gradient after a backward pass through it."""
     prompt = make_case(lm, kind, ragged).prompt
     _gumbel_gradient(lm, prompt, seeded_noise(range(len(prompt.mask))), "kv")
     return float(sum(p.grad is not None for p in lm.model.parameters()))

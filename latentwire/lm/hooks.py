@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from latentwire.lm.prompt import Memory, Patch
+from latentwire.lm.families import sliding_windows, window_of
+from latentwire.lm.prompt import Memory, Patch, Prompt
+from latentwire.lm.ragged import RaggedKV
 
 
 class Reached(Exception):
@@ -20,6 +22,26 @@ class Reached(Exception):
 
 def tensor_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
+
+
+class Stack:
+    """The inputs of some blocks as one tensor [l, b, t, d]."""
+
+    def __init__(self, size: int):
+        self.size, self._inputs = size, []
+        self._whole: Tensor | None = None
+
+    def add(self, _module: Any, args: Any, kwargs: Any) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if not torch.is_grad_enabled():  # in place from the start: stacked, it would be there twice
+            whole = (
+                hidden.new_empty(self.size, *hidden.shape) if self._whole is None else self._whole
+            )
+            hidden, self._whole = whole[len(self._inputs)].copy_(hidden), whole
+        self._inputs.append(hidden)
+
+    def stacked(self) -> Tensor:
+        return torch.stack(self._inputs) if self._whole is None else self._whole
 
 
 def replacing(patch: Patch):
@@ -40,22 +62,16 @@ def attending(memory: Memory):
     return attend
 
 
+def changing(prompt: Prompt) -> list[tuple[int, Any]]:
+    """The hooks that change block outputs in a pass over a prompt, by layer: memories first,
+    since a patch says what an output is."""
+    memories = () if prompt.prefix is None else prompt.prefix.memories
+    changes = [(memory.layer, attending(memory)) for memory in memories]
+    return changes + [(patch.layer, replacing(patch)) for patch in prompt.patches]
+
+
 def _with(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-
-@contextmanager
-def masked(modules: Sequence[Any], change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Attention modules, one a layer, that are given `change(layer, mask)` for their mask."""
-
-    def changing(layer: int):
-        def change_mask(_module, args, kwargs):
-            return args, {**kwargs, "attention_mask": change(layer, kwargs["attention_mask"])}
-
-        return change_mask
-
-    with entered([(module, changing(layer)) for layer, module in enumerate(modules)]):
-        yield
 
 
 @contextmanager
@@ -75,8 +91,45 @@ def attention_seen(see: Callable[..., None], model: Any) -> Iterator[None]:
         see(module.layer_idx, query * options["scaling"], key, value, mask)
         return attend(module, query, key, value, mask, **options)
 
-    name = f"latentwire-{id(see)}"  # of this pass: other models may be seen at the same time
-    ALL_ATTENTION_FUNCTIONS.register(name, seen)
+    with _attending_by(seen, model):
+        yield
+
+
+@contextmanager
+def attending_sparingly(prompt: Prompt, model: Any) -> Iterator[None]:
+    """Attention of a pass over `prompt`: over each head's own slots where its prefix has any, and
+    causal where a layer's mask is None."""
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    slots = () if prompt.prefix is None else prompt.prefix.ragged
+    since = _since(prompt, slots, model.config)
+
+    def over(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any):
+        if not slots:
+            return attend(module, query, key, value, mask, **options)
+        layer = module.layer_idx
+        scaled = query * options["scaling"]
+        return slots[layer].attend(scaled, key, value, mask, since[layer]).transpose(1, 2), None
+
+    with _attending_by(over, model):
+        yield
+
+
+def _since(prompt: Prompt, slots: Sequence[RaggedKV], config: Any) -> list[Tensor | None]:
+    """The first position that each column sees in each layer; None where that is all of them."""
+    if not slots or sliding_windows(config) is None:
+        return [None] * len(slots)
+    last = int(prompt.positions.max())
+    windows = [window_of(config, layer) for layer in range(len(slots))]
+    return [
+        None if window is None or last - held.first < window else prompt.positions - window + 1
+        for window, held in zip(windows, slots, strict=True)
+    ]
+
+
+@contextmanager
+def _attending_by(attend: Callable[..., Any], model: Any) -> Iterator[None]:
+    name = f"latentwire-{id(attend)}"  # of this pass: other models may run at the same time
+    ALL_ATTENTION_FUNCTIONS.register(name, attend)
     try:
         with _implementation(model, name):
             yield
@@ -86,12 +139,15 @@ def attention_seen(see: Callable[..., None], model: Any) -> Iterator[None]:
 
 @contextmanager
 def _implementation(model: Any, name: str) -> Iterator[None]:
-    before = model.config._attn_implementation
-    model.set_attn_implementation(name)
+    """In the config alone, which all layers share: `set_attn_implementation` walks through all
+    modules, which costs milliseconds, and this is done for each token."""
+    config = model.config
+    before = config._attn_implementation
+    config._attn_implementation = name
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        config._attn_implementation = before
 
 
 @contextmanager

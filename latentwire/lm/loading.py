@@ -6,15 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from latentwire.files import digest
 from latentwire.lm.zoo import ZooError
+from latentwire.reading import parse_json, read_regular
 
 # transformers asks on standard input whether to run a repository's own code where this is not said.
 SAFE: dict[str, Any] = {"trust_remote_code": False}
+
+
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+"""Names that configs have for the number of their layers."""
 
 
 def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
@@ -23,6 +29,7 @@ def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype | str) -> 
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # loading takes a second, and its bar hides our output
     try:
+        _check_layers(folder)
         model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, **SAFE)
         return model, AutoTokenizer.from_pretrained(folder, **SAFE)
     except Exception as error:  # transformers raises every kind for a file that it cannot read
@@ -37,9 +44,25 @@ def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype | str) -> 
             logging.enable_progress_bar()
 
 
+def _check_layers(folder: Path) -> None:
+    """Raise ValueError where config.json names more layers than there are tensors: transformers
+    makes every layer before it looks into the weights."""
+    config = parse_json(read_regular(folder / "config.json"))
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    counts = [part[key] for part in parts for key in LAYERS if isinstance(part.get(key), int)]
+    tensors = 0
+    for file in (file for file in folder.glob("*.safetensors") if file.is_file()):
+        with safe_open(str(file), framework="pt") as weights:
+            tensors += len(weights.keys())
+    if tensors and max(counts, default=0) > tensors:
+        raise ValueError(
+            f"config.json has {max(counts)} layers, and the weights have {tensors} tensors"
+        )
+
+
 def fingerprint_of(embeddings: Tensor, blocks: Any) -> str:
-    """Of the first embeddings, and the first row of each of the blocks' matrices: models that were
-    tuned from one original often share their embeddings."""
+    """Digest of the first embeddings, and the first row of each of the blocks' matrices: models
+    that were tuned from one original often share their embeddings."""
     matrices = (p for n, p in blocks.named_parameters() if p.dim() > 1 and "lora_" not in n)
     rows = [embeddings[:64], *(matrix[0] for matrix in matrices)]
     some = torch.cat([row.detach().flatten().to("cpu", torch.bfloat16) for row in rows])

@@ -1,4 +1,4 @@
-"""What the port gives back."""
+"""The values that the port gives back."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -20,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from latentwire.lm.finite import check_finite
+from latentwire.lm.ragged import RaggedKV
 from latentwire.texts import check_texts
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class Patch:
 
 @dataclass(frozen=True)
 class Memory:
-    """What every token behind a prefix attends to between two blocks: the output x [b, t, d] of
-    block `layer` becomes `attend(x, keys, values, mask)`.
+    """A memory that every token behind a prefix attends to between two blocks: the output x [b, t,
+    d] of block `layer` becomes `attend(x, keys, values, mask)`.
 
     It must be a function of each column of x alone, so that a prompt may come in parts.
     """
@@ -66,49 +66,10 @@ class Memory:
     mask: Bool[Tensor, "b m"]
 
     def rows(self, index: Int[Tensor, " n"]) -> Memory:
-        """Of the rows that `index` names."""
+        """The rows that `index` names."""
         return replace(
             self, keys=self.keys[index], values=self.values[index], mask=self.mask[index]
         )
-
-
-@dataclass(frozen=True)
-class RaggedKV:
-    """Keys and values of one layer of which each KV head has as many as `lengths` [b, h] says, one
-    head after another, without padding; keys are already rotated to `positions`."""
-
-    keys: Float[Tensor, "n e"]
-    values: Float[Tensor, "n e"]
-    positions: Int[Tensor, " n"]
-    lengths: Int[Tensor, "b h"]
-
-    def rows(self, index: Int[Tensor, " m"]) -> RaggedKV:
-        """Of the rows that `index` names, in its order."""
-        first = self.lengths.flatten().cumsum(0).view_as(self.lengths) - self.lengths
-        lengths = self.lengths[index]
-        column = torch.arange(_longest(lengths), device=lengths.device)
-        which = (first[index][..., None] + column)[column < lengths[..., None]]
-        return RaggedKV(self.keys[which], self.values[which], self.positions[which], lengths)
-
-    @cached_property
-    def mask(self) -> Bool[Tensor, "b h r"]:
-        """True where `padded` has a slot."""
-        column = torch.arange(_longest(self.lengths), device=self.lengths.device)
-        return column < self.lengths[..., None]
-
-    def padded(self, flat: Tensor) -> Tensor:
-        """keys, values or positions [n, ...] as [b, h, r, ...], padded on the right with 0 to the
-        longest head of all."""
-        wide = flat.new_zeros(self.mask.numel(), *flat.shape[1:])
-        return wide.index_copy(0, self._places, flat).view(*self.mask.shape, *flat.shape[1:])
-
-    @cached_property
-    def _places(self) -> Int[Tensor, " n"]:
-        return self.mask.flatten().nonzero()[:, 0]
-
-
-def _longest(lengths: Int[Tensor, "b h"]) -> int:
-    return int(lengths.max()) if lengths.numel() else 0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How the next token is chosen from logits.
+"""Choose the next token from logits.
 
 A sampler is called once per step as sampler(logits [b, v], step) and returns a Choice. It holds all
 its randomness as explicit noise, so that the same noise gives the same tokens through every path
@@ -31,7 +31,8 @@ class Choice:
 
 @runtime_checkable
 class Sampler(Protocol):
-    """What `generate` needs of a sampler: a call, and the temperature of its log-probabilities."""
+    """The protocol that `generate` asks of a sampler: a call, and the temperature of its
+    log-probabilities."""
 
     @property
     def temperature(self) -> float: ...

@@ -64,7 +64,8 @@ class SentenceEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights, without a pooler's: it is not used, and random where a file has none."""
+        """Digest of the weights, without a pooler's: it is not used, and random where a file has
+        none."""
         digest = hashlib.sha256()
         for name, weight in self.model.named_parameters():
             if not name.startswith("pooler."):

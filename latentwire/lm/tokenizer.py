@@ -17,15 +17,15 @@ from latentwire.reading import check_unicode
 REMEMBERED, CHARACTERS = 50_000, 1 << 26
 """Texts whose ids are kept, and most characters of them all."""
 DATE = "26 Jul 2024"
-"""What Llama's chat templates say is today, if they cannot tell: slots must be read tomorrow behind
-the head that they were made behind today."""
+"""The date that Llama's chat templates get if they cannot tell today's: slots must be read tomorrow
+behind the head that they were made behind today."""
 TOKENIZING = RLock()
 """Held by whoever uses a tokenizer, also to decode: it is one for all threads, and is set anew for
 each text, which fails while another thread reads it."""
 
 
 class TokenizerMixin:
-    """What of a model has to do with text alone."""
+    """The part of a model that has to do with text alone."""
 
     def __init__(self, model: Any, tokenizer: Any, name: str):
         self.model, self.tokenizer, self.name = model, tokenizer, name
@@ -85,7 +85,7 @@ class TokenizerMixin:
 
     @cached_property
     def bos(self) -> Int[Tensor, " n"]:
-        """What the tokenizer puts before a text: one BOS id, or nothing."""
+        """The ids that the tokenizer puts before a text: one BOS id, or none."""
         with TOKENIZING:
             with_special = self.tokenizer("a").input_ids
         begins = with_special[:1] == [self.tokenizer.bos_token_id]

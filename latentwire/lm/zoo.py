@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentwire.lm import gguf, wheels
-from latentwire.reading import CONFIG_BYTES, check_name, parse_json, read_regular
+from latentwire.reading import CONFIG_BYTES, InputError, check_name, parse_json, read_regular
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,7 @@ HUB_ID = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
-class ZooError(ValueError):
+class ZooError(InputError):
     """A model, or what was trained for one, cannot be had. One line: what, what was expected, what
     was found, what to do."""
 
@@ -246,7 +246,7 @@ def _is_ours(folder: Path, entry: wheels.Source) -> bool:
 
 
 def _missing(folder: Path) -> str:
-    """What a model folder lacks, in words, or an empty string."""
+    """The parts that a model folder lacks, in words, or an empty string."""
     if not (folder / "config.json").is_file():
         return "config.json"
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):

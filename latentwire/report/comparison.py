@@ -15,7 +15,7 @@ FEWEST = 30
 """The fewest questions that a verdict rests on; a bootstrap of fewer is too narrow."""
 
 DIFFERENCES = {"*": dict.fromkeys(("mean", "low", "high"), float)}
-"""What "differences" of results must hold, as `folder.expect` takes it."""
+"""The shape of "differences" of results, as `folder.expect` takes it."""
 
 
 def too_few(n: int | None, what: str) -> str | None:

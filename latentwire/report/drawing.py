@@ -53,7 +53,7 @@ def frame(axes: Axes, grid: Literal["x", "y"]) -> None:
     axes.grid(axis=grid, linewidth=0.6)
 
 
-def end_label(axes: Axes, x: float | int, y: float, text: str, colour: str) -> None:
+def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
     """Writes a line's last value beside its end."""
     axes.annotate(
         text,

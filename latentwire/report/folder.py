@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latentwire.reading import RENAMED, parse_json, shortened
+from latentwire.reading import RENAMED, InputError, parse_json, read_regular, shortened
 
 WORDS = {
     str: "text",
@@ -25,7 +25,7 @@ WORDS = {
 }
 
 
-class ReportError(ValueError):
+class ReportError(InputError):
     """A run folder does not hold what a report needs."""
 
 
@@ -103,7 +103,9 @@ def _short(value: Any) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path).decode()
+    except OSError as error:
+        raise ReportError(f"{path}: expected a file that can be read, got: {error}") from error
     except UnicodeDecodeError as error:
         raise ReportError(f"{path}: expected UTF-8, got something else: {error}") from error
 

@@ -17,17 +17,11 @@ from typing import Any
 from markupsafe import Markup
 
 from latentwire.files import write_whole
-from latentwire.report.shell import joined
+from latentwire.report.shell import joined, whole_page
 
 CSS = """
-:root { color-scheme: light; --bg: #fff; --ink: #1b1f24; --muted: #57606a; --line: #d5dae0;
-  --tint: 11, 87, 208; --accent: #0b57d0 }
-@media (prefers-color-scheme: dark) { :root { color-scheme: dark; --bg: #14171a; --ink: #e6e8eb;
-  --muted: #a3abb4; --line: #363c44; --tint: 134, 180, 255; --accent: #86b4ff } }
-* { box-sizing: border-box }
-body { max-width: 900px; margin: 0 auto; padding: 1.5rem 1rem 3rem; background: var(--bg);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.4rem; margin: 0 } .note { color: var(--muted); font-size: .875rem }
+:root { --tint: 11, 87, 208 }
+@media screen and (prefers-color-scheme: dark) { :root { --tint: 134, 180, 255 } }
 #text { font-size: 1.15rem; line-height: 2; white-space: pre-wrap; overflow-wrap: anywhere;
   margin: 1.5rem 0 }
 button { font: inherit; color: inherit; border: 0; border-radius: .2rem; padding: .1rem 0;
@@ -76,16 +70,7 @@ if (buttons.length) show(buttons.length - 1);
 
 
 TITLE = "Explained activations"
-PAGE = Markup("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body>
-<h1>{title}</h1>
+BODY = Markup("""<h1>{title}</h1>
 <p class="note">{about}. Point at a token or move with Tab to see the explanations of its
 activation; click a token to keep it.</p>
 <p class="note" id="legend">variance explained: 0 or less <i></i> 1</p>
@@ -94,10 +79,7 @@ explanation reconstructs: 1 is all of it, and the mean activation explains 0.</p
 <div id="text">{before}{tokens}{after}</div>
 <section id="panel" aria-live="polite"></section>
 <script type="application/json" id="rows">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-""")
+<script>{script}</script>""")
 
 
 def write_lens_page(
@@ -109,9 +91,9 @@ def write_lens_page(
     """Write the page, whole or not at all. around: text before and after the explained tokens."""
     # "</" would end the script element, and "<!--" keep it open, whatever the JSON around it.
     data = json.dumps(list(rows), ensure_ascii=False).replace("<", "\\u003c")
-    page = PAGE.format(
-        css=Markup(CSS),
-        title=f"Explained activations of {facts['model']}" if "model" in facts else TITLE,
+    title = f"Explained activations of {facts['model']}" if "model" in facts else TITLE
+    body = BODY.format(
+        title=title,
         about=", ".join(f"{name} {value}" for name, value in facts.items()),
         before=around[0],
         tokens=joined(_token(row) for row in rows),
@@ -119,7 +101,7 @@ def write_lens_page(
         data=Markup(data),
         script=Markup(SCRIPT),
     )
-    write_whole(path, page)
+    write_whole(path, whole_page(title, [body], CSS))
 
 
 def _token(row: Mapping[str, Any]) -> Markup:

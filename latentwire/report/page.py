@@ -75,5 +75,5 @@ def write_report(run: Path) -> Path:
         note = Markup('<p class="note">Not in this run folder, or empty: {}.</p>')
         body.append(note.format(", ".join(absent)))
     path = run / "report.html"
-    write_whole(path, whole_page(run.resolve().name, body))
+    write_whole(path, whole_page(f"{run.resolve().name}: latentwire report", body))
     return path

@@ -42,7 +42,7 @@ RESULTS = {
     "curves": {"*": [{"tokens": float, "accuracy": float}]},
     "config?": {},
 }
-"""What results.json must hold, as `folder.expect` takes it."""
+"""The shape of results.json, as `folder.expect` takes it."""
 
 
 def arms(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -64,7 +64,7 @@ def name(key: str, arm: dict[str, Any]) -> str:
 
 
 def is_oracle(results: dict[str, Any]) -> bool:
-    """Whether the reward knows the gold answer."""
+    """True where the reward knows the gold answer."""
     return "exact" in results["reward"]
 
 

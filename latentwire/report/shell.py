@@ -71,10 +71,9 @@ PAGE = Markup("""<!doctype html>
 """)
 
 
-def whole_page(title: str, body: Sequence[str]) -> Markup:
-    """A page that needs nothing else."""
-    title = f"{title}: latentwire report"
-    return PAGE.format(title=title, css=Markup(CSS), body=joined(body))
+def whole_page(title: str, body: Sequence[str], css: str = "") -> Markup:
+    """A page that needs nothing else. css: of this page, behind that of all."""
+    return PAGE.format(title=title, css=Markup(CSS + css), body=joined(body))
 
 
 def joined(parts: Iterable[str]) -> Markup:

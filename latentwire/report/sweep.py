@@ -28,7 +28,7 @@ RESULTS = {
         }
     },
 }
-"""What results.json must hold, as `folder.expect` takes it."""
+"""The shape of results.json, as `folder.expect` takes it."""
 
 COLUMNS = ("member", "F1, %", "full text, %", "latents", "bytes", "reads its latents")
 REFERENCES = ("the same reader with", "F1, %", "NLL")

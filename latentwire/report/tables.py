@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from latentwire.reading import escaped
 from latentwire.report.comparison import DIFFERENCES, difference, gap
 from latentwire.report.folder import expect
 
@@ -52,7 +53,7 @@ CUTS = {
 """The text cut to the wire's size, and the bytes of all of it where bytes are the size."""
 
 CONTROLS = ("closed_book", "zero_latents", "mismatched_latents")
-"""What a wire that reads its latents must beat."""
+"""The conditions that a wire which reads its latents must beat."""
 
 COLUMNS = ("condition", "EM, %", "F1, %", "wire minus it", "NLL", "top 1, %", "top 5, %")
 FIGURES = ("em", "em_low", "em_high", "f1", "f1_low", "f1_high", "nll", "first1", "first5")
@@ -67,7 +68,7 @@ RESULTS = {
     "differences?": DIFFERENCES,
     **{f"{key}?": float for key in (*RATIOS, *SIZES, *CACHES, *TIMES, "embeds_vs_ids_difference")},
 }
-"""What results.json must hold, as `folder.expect` takes it."""
+"""The shape of results.json, as `folder.expect` takes it."""
 READERS = {"readers": {"*": RESULTS}, "joint?": {"*": float}}
 """The same of several readers."""
 
@@ -123,7 +124,7 @@ class TextTable(Table):
     """A table whose cells are texts, whatever console prints it."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        super().add_row(*(Text(str(cell)) for cell in cells), **options)
+        super().add_row(*(Text(escaped(str(cell))) for cell in cells), **options)
 
 
 def terminal_table(columns: Sequence[str], caption: str) -> Table:
@@ -180,7 +181,7 @@ def size_rows(results: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def duration(seconds: float | int) -> str:
+def duration(seconds: float) -> str:
     """A time in milliseconds, or in seconds from one on: 83 ms."""
     if seconds >= 1:
         return f"{seconds:,.1f} s"
@@ -188,7 +189,7 @@ def duration(seconds: float | int) -> str:
     return f"{milliseconds:,.0f} ms" if milliseconds >= 10 else f"{milliseconds:.2g} ms"
 
 
-def percent(share: float | int) -> str:
+def percent(share: float) -> str:
     """A share as percent: 48.1, and 100 for all."""
     return f"{100 * share:.1f}".replace("100.0", "100")
 
@@ -199,7 +200,7 @@ def interval(row: dict[str, Any], figure: str, unit: str = "") -> str:
     return f"{mean}{unit} ({low} to {high})"
 
 
-def share(ratio: float | int) -> str:
+def share(ratio: float) -> str:
     """A ratio as percent, from ten on as a factor: 34%, 1,281 times."""
     return f"{ratio:.0%}" if ratio < 10 else f"{ratio:,.0f} times"
 

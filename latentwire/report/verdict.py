@@ -171,7 +171,7 @@ def _unpaired(results: dict[str, Any]) -> str | None:
     )
 
 
-def _times(ratio: float | int) -> str:
+def _times(ratio: float) -> str:
     return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1.1 else f"{ratio:.3f}"
 
 

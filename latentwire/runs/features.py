@@ -1,4 +1,4 @@
-"""What a frozen part gave, kept on disk for later runs and for runs beside this one.
+"""Disk cache of the outputs of frozen models, for later runs and for runs beside this one.
 
     features = Features(lm)
     found = features("teacher", [ids, prompt.embeds, targets], lambda: {"states": ...})
@@ -105,7 +105,8 @@ class Features:
 
 @lru_cache(maxsize=1)
 def _code() -> str:
-    """Of every file of the package, so that what older code computed is not taken for ours."""
+    """Digest of every file of the package, so that what older code computed is not taken for
+    ours."""
     root, key = Path(latentwire.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         key.update(path.read_bytes())

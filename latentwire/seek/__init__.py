@@ -1,6 +1,7 @@
 """Seek: one answer, improved while it is asked for, by policy gradient on the LM's hidden states.
 
 Read in this order: answers.py (prompts and answers as tokens), region.py (which tokens may change),
-policy.py (one step), search.py (the loop), rewards/ (a file each), thoughts.py (the second
-strategy, soft tokens before the answer). Then run.py, a data set with its controls, and summary.py.
+policy.py (one step), search.py (the loop), found.py (its outcome), rewards/ (a file each),
+thoughts.py (the second strategy, soft tokens before the answer). Then recipe.py, run.py (a data set
+with its controls), samples.py (best of N) and summary.py.
 """

@@ -37,7 +37,7 @@ class Answers:
             self._prefix = lm.prefill(Prompt.from_ids(lm, [ids[:-1] for ids in prompts]))
 
     def sampler(self, seeds: Sequence[int], starts: Sequence[int]) -> Sampler:
-        """How rows that have `starts` tokens behind them take their next ones."""
+        """The sampler of rows that have `starts` tokens behind them."""
         if not self.temperature:
             return Greedy()
         return Sampled(seeded_noise(seeds, starts), self.temperature)

@@ -12,7 +12,8 @@ from latentwire.lm import FrozenLM, Sampler, log_softmax
 from latentwire.seek.region import Span
 
 ORIGINAL_EPSILONS = (1e-8, 1e-10)
-"""What LatentSeek's published code adds to probabilities, and again inside their logarithm."""
+"""Numbers that LatentSeek's published code adds to probabilities, and again inside their
+logarithm."""
 
 
 class Policy:

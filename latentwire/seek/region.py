@@ -16,9 +16,10 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM
 from latentwire.patterns import PatternError, compiled, find_all
+from latentwire.reading import InputError
 
 
-class RegionError(ValueError):
+class RegionError(InputError):
     """An answer has no such span."""
 
 

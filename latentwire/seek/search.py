@@ -25,15 +25,18 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, Sampled, seed_of, seeded_noise
 from latentwire.seek.answers import Answers, prompt_ids
+from latentwire.seek.found import Found, Step, best_of, no_room, threshold_of
 from latentwire.seek.policy import Policy
 from latentwire.seek.region import Fraction, Region, RegionError, Span
 from latentwire.seek.rewards.base import Attempt, Rating, Reward, attempt_of, rate
 from latentwire.tasks.base import Problem
+from latentwire.texts import check_least
 
 
 @dataclass(frozen=True)
 class SeekConfig:
-    """How to search. The defaults are the published ones, but for what `compat` undoes."""
+    """The settings of a search. The defaults are the published ones, but for what `compat`
+    undoes."""
 
     region: Region = field(default_factory=Fraction)
     """Which tokens of the answer are searched."""
@@ -46,7 +49,8 @@ class SeekConfig:
     max_new_tokens: int = 1024
     """Answer budget in tokens, exact."""
     temperature: float = 0.0
-    """Of the answers and of the policy: 0 is greedy; more samples, with noise that a seed fixes."""
+    """Temperature of the answers and of the policy: 0 is greedy; more samples, with noise that a
+    seed fixes."""
     samples: int = 0
     """Sampled spans per step, each with an answer of its own; 0: the span that z stands for."""
     baseline: bool = False
@@ -62,12 +66,10 @@ class SeekConfig:
     best; z has the model's type; their epsilons; a stop token inside the span ends nothing; after
     the span come up to max_new_tokens + 1 tokens."""
     seed: int = 0
-    """Of everything sampled."""
+    """Seed of everything sampled."""
 
     def __post_init__(self):
-        for name, least in (("steps", 0), ("samples", 0), ("max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, steps=0, samples=0, max_new_tokens=1)
         if not 0 < self.lr < math.inf or (self.clip is not None and not self.clip > 0):
             raise ValueError(f"lr {self.lr}, clip {self.clip}; expected more than 0, and finite")
         if not self.temperature >= 0:
@@ -79,47 +81,6 @@ class SeekConfig:
             )
         if self.compat == "original" and (self.samples or self.temperature):
             raise ValueError("compat='original' is greedy; leave samples and temperature at 0")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One answer of a search. step: 0 for the first answer; reward: None where it failed; flipped:
-    span tokens that differ from the first answer's; finished: whether it ended by itself, not by
-    its budget; seconds: its share of the batch's time; tokens: positions that LMs ran over for it,
-    the reward's included (0 where the same span was tried before)."""
-
-    step: int
-    reward: float | None
-    parts: dict[str, float]
-    flipped: int
-    text: str
-    finished: bool
-    seconds: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search came to: the answer to give, its reward, and every answer on the way.
-
-    span: the answer tokens that were searched. note: where that is not the region asked for.
-    failure: why the search could not start or go on; what it had until then is kept. ids: token ids
-    of each answer of the trace.
-    """
-
-    problem: Problem
-    text: str
-    reward: float | None
-    trace: tuple[Step, ...]
-    span: tuple[int, int] | None = None
-    note: str = ""
-    failure: str | None = None
-    ids: tuple[Int[Tensor, " _"], ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        """Positions that LMs ran over for this problem."""
-        return sum(step.tokens for step in self.trace)
 
 
 @dataclass(frozen=True)
@@ -327,27 +288,3 @@ class Seek:
             s.failure,
             tuple(s.ids),
         )
-
-
-def threshold_of(reward: Reward, given: float | None = None) -> float:
-    """The reward above which a search stops: the one given, or four fifths up its range."""
-    low, high = reward.low, reward.high
-    if given is not None and not low <= given <= high:
-        raise ValueError(f"threshold is {given}; expected {low} to {high}, the reward's range")
-    return high - 0.2 * (high - low) if given is None else given
-
-
-def best_of(trace: Sequence[Step]) -> Step | None:
-    """The first of the answers with the highest reward; None where none has one."""
-    return max((s for s in trace if s.reward is not None), key=value_of, default=None)
-
-
-def value_of(step: Step) -> float:
-    """Its reward, below all others where it has none."""
-    return -math.inf if step.reward is None else step.reward
-
-
-def no_room(lm: FrozenLM, problem: Problem, prompt: int, new: int) -> Found:
-    """What there is to say of a problem whose prompt and answer budget do not fit the window."""
-    why = f"a prompt of {prompt} tokens and {new} new ones do not fit {lm.name}'s window of "
-    return Found(problem, "", None, (), failure=f"{why}{lm.context_length}")

@@ -1,4 +1,4 @@
-"""What the records of a run of seek come to: accuracies with intervals, tokens, flips, curves."""
+"""Summarises the records of a run of seek: accuracies with intervals, tokens, flips, curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latentwire.evals.metrics import bootstrap, paired_difference
 
 
 def rights_of(record: dict[str, Any]) -> dict[str, float]:
-    """Whether each arm's answer is right, 0.0 or 1.0."""
+    """Each arm's answer as 1.0 where it is right, else 0.0."""
     arms = record["arms"]
     first = arms["seek"]["trace"][:1]
     right = {"greedy": bool(first and first[0]["right"])}

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, Greedy, Prompt, seed_of
 from latentwire.seek.answers import prompt_ids
+from latentwire.seek.found import Found, Step, best_of, no_room
 from latentwire.seek.rewards.base import Reward, attempt_of, rate
 from latentwire.seek.rewards.confidence import confidence
-from latentwire.seek.search import Found, Step, best_of, no_room
 from latentwire.tasks.base import Problem
+from latentwire.texts import check_least
 
 PLACEHOLDER = "..."
 """Its embedding is where thoughts begin."""
@@ -33,7 +34,7 @@ PLACEHOLDER = "..."
 
 @dataclass(frozen=True)
 class ThoughtsConfig:
-    """How to search thoughts."""
+    """The settings of a search of thoughts."""
 
     count: int = 8
     """Soft tokens."""
@@ -44,7 +45,7 @@ class ThoughtsConfig:
     sigma: float = 0.1
     """Noise, relative to the size of an embedding (root mean square)."""
     decay: float = 0.95
-    """Of sigma, per step."""
+    """Factor of sigma at each step."""
     k: int = 10
     """Top tokens whose probabilities make the confidence."""
     max_new_tokens: int = 1024
@@ -52,12 +53,10 @@ class ThoughtsConfig:
     update: Literal["reward", "random_sign"] = "reward"
     """random_sign is a control: the same steps with the confidence's sign tossed each time."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
     def __post_init__(self):
-        for name, least in (("count", 1), ("steps", 0), ("k", 2), ("max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, count=1, steps=0, k=2, max_new_tokens=1)
         for name in ("lr", "sigma", "decay"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")

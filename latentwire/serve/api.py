@@ -1,4 +1,4 @@
-"""What clients send and get: OpenAI's requests with a `context` field, its errors and answers.
+"""The API: OpenAI's requests with a `context` field, its errors and its answers.
 
 A parameter that is not listed here is refused: an answer never leaves out silently what was asked.
 """
@@ -6,8 +6,10 @@ A parameter that is not listed here is refused: an answer never leaves out silen
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import time
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -17,7 +19,7 @@ from starlette.exceptions import HTTPException
 from latentwire.reading import shortened
 from latentwire.serve.context import TooLongError, Turn
 from latentwire.serve.decoding import BusyError
-from latentwire.serve.store import StoreError, UnknownContextError
+from latentwire.serve.store import Entry, StoreError, UnknownContextError
 
 log = logging.getLogger("latentwire.serve")
 
@@ -95,7 +97,7 @@ Zero = Annotated[float, Field(ge=0, le=0)]
 
 
 class Asked(Strict):
-    """What both kinds of completion take."""
+    """Fields that both kinds of completion take."""
 
     model: str
     context: str | list[str] | None = None
@@ -105,7 +107,7 @@ class Asked(Strict):
     text_tokens: int | None = Field(None, ge=1)
     """Its first so many tokens alone."""
     soft_prompt: bool = True
-    """Whether the wire's soft prompt, which asks for a short span, stands behind the context."""
+    """True where the wire's soft prompt, which asks for a short span, stands behind the context."""
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     """0, the most probable token, if it is not given."""
@@ -174,11 +176,11 @@ class Upload(Strict):
     ratio: int | None = Field(None, ge=1, le=4096)
     bits: int | None = None
     tokens: bool = False
-    """Whether to answer with the text's tokens, and which share of all heads kept each."""
+    """True to be answered with the text's tokens, and which share of all heads kept each."""
 
 
 class LensAsked(Strict):
-    """What the lens is asked: tokens of a text, one of them explained, or its words edited."""
+    """A question to the lens: tokens of a text, one of them explained, or its words edited."""
 
     text: str = Field(max_length=2000)
     token: int | None = Field(None, ge=0)
@@ -231,7 +233,7 @@ class Writer:
         return self._head(kind) | {"choices": [], "usage": self.counted(tokens)}
 
     def counted(self, tokens: int) -> dict[str, int]:
-        """What was read and said: tokens that the model saw as tokens, and latents beside them."""
+        """Counts tokens that the model saw as tokens or said, and latents beside them."""
         total = self.usage["prompt_tokens"] + tokens
         return {"completion_tokens": tokens, "total_tokens": total, **self.usage}
 
@@ -242,3 +244,20 @@ class Writer:
     def _head(self, kind: str) -> dict[str, Any]:
         model = self.asked.model
         return {"id": self.id, "object": kind, "created": self.created, "model": model}
+
+
+def unknown_model(name: str, known: list[str]) -> ApiError:
+    message = f"no model {name[:80]!r}; expected one of {', '.join(known)}"
+    return ApiError(404, "model_not_found", message, "model")
+
+
+def model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "latentwire"}
+
+
+def shown(entry: Entry) -> dict[str, Any]:
+    return {"id": entry.id, "object": "context", **asdict(entry)}
+
+
+def line(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"

@@ -29,7 +29,7 @@ def side_by_side(parts: Sequence[KVPrefix]) -> KVPrefix:
     layers = range(len(parts[0].keys))
     ragged = ()
     if any(part.ragged for part in parts):
-        of_parts = [part.ragged or _no_slots(part) for part in parts]
+        of_parts = [[*map(_by_row, part.ragged or _no_slots(part))] for part in parts]
         ragged = tuple(
             RaggedKV(
                 torch.cat([p[i].keys for p in of_parts]),
@@ -59,6 +59,7 @@ def staying(prefix: KVPrefix, index: Int[Tensor, " n"]) -> KVPrefix:
         values=tuple(values[:, :, columns] for values in rows.values),
         mask=rows.mask[:, columns],
         positions=rows.positions[:, columns],
+        ragged=tuple(map(_by_row, rows.ragged)),
     )
 
 
@@ -95,8 +96,19 @@ def _in_line(lm: FrozenLM, layer: int, slots: RaggedKV, shift: Int[Tensor, " b"]
     return RaggedKV(keys[order], slots.values[order], places[order], lengths)
 
 
+def _by_row(slots: RaggedKV) -> RaggedKV:
+    """Slots of which each row has its own, and those of no other context are held."""
+    if slots.owners is None:
+        return slots
+    first = slots.lengths.flatten().cumsum(0).view_as(slots.lengths) - slots.lengths
+    lengths = slots.lengths[slots.owners]
+    column = torch.arange(int(lengths.max()) if lengths.numel() else 0, device=lengths.device)
+    which = (first[slots.owners][..., None] + column)[column < lengths[..., None]]
+    return RaggedKV(slots.keys[which], slots.values[which], slots.positions[which], lengths)
+
+
 def _no_slots(prefix: KVPrefix) -> tuple[RaggedKV, ...]:
-    """What a prefix without slots of single heads has of them, in each layer."""
+    """The slots of single heads that a prefix without any has, in each layer."""
     rows, heads, _, width = prefix.keys[0].shape
     none = prefix.keys[0].new_empty(0, width)
     places = prefix.positions.new_empty(0)

@@ -38,7 +38,7 @@ class TooLongError(ValueError):
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user or the assistant said."""
+    """Words of the user, the assistant or the system."""
 
     role: str
     text: str
@@ -86,8 +86,8 @@ class Contexts:
         soft_prompt: bool = True,
         most: int | None = None,
     ) -> KVPrefix:
-        """What the same reader has in place of latents where it reads the text itself, or its first
-        `most` tokens; None for no context."""
+        """The same reader's prefix where it reads the text itself, or its first `most` tokens, in
+        place of latents; None for no context."""
         lm = self.lm(model)
         if text is None:
             return self._heads[lm.name]
@@ -106,8 +106,8 @@ class Contexts:
     def request(
         self, prefix: KVPrefix, turns: Sequence[Turn], model: str | None = None, **options: Any
     ) -> Request:
-        """What has the reader answer the last turn, the others before it. options: of Request;
-        max_new_tokens is cut to the room that is left. Raises TooLongError where there is none."""
+        """A request that has the reader answer the last turn, the others before it. options: of
+        Request; max_new_tokens is cut to the room that is left. Raises TooLongError where there is none."""
         lm = self.lm(model)
         bare = prefix is self._heads[lm.name]
         return self.following(prefix, turn_ids(lm, turns, bare), model, **options)
@@ -115,7 +115,7 @@ class Contexts:
     def following(
         self, prefix: KVPrefix, ids: Tensor, model: str | None = None, **options: Any
     ) -> Request:
-        """What has the reader go on from ids behind a prefix, as `request` says."""
+        """A request that has the reader go on from ids behind a prefix, as `request` says."""
         lm = self.lm(model)
         room = lm.context_length - int(prefix.next_position) - len(ids)
         if room < 1:
@@ -133,7 +133,7 @@ class Contexts:
         return complete(self.lm(model), [self.question(*one, model) for one in asked])
 
     def question(self, names: Sequence[str], question: str, model: str | None = None) -> Request:
-        """What has a question about contexts answered as `latentwire.ask` answers it."""
+        """A request that has a question about contexts answered as `latentwire.ask` answers it."""
         prefix, _ = self.stored(names, model)
         turns = [Turn("user", question)]
         return self.request(prefix, turns, model, max_new_tokens=ANSWER_TOKENS, stop=("\n",))
@@ -160,8 +160,8 @@ class Contexts:
             )
 
     def _kept(self, key: tuple, make: Callable[[], KVPrefix]) -> KVPrefix:
-        """What was made for this key, while it is among the last that were asked for. Two are not
-        made at a time: those who ask for one together would all make it."""
+        """The prefix of this key, which is kept while it is among the last that were asked for. Two
+        are not made at a time: those who ask for one together would all make it."""
         with self._lock:
             if key in self._ready:
                 self._ready.move_to_end(key)

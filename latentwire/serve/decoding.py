@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, Sampled, Sampler
+from latentwire.lm.generation import advance
 from latentwire.lm.samplers import seeded_noise
 from latentwire.serve.caches import side_by_side, staying
 
@@ -30,7 +31,7 @@ class BusyError(RuntimeError):
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be generated: what follows `ids`, behind a prefix of one row."""
+    """One text to generate: what follows `ids`, behind a prefix of one row."""
 
     prefix: KVPrefix
     ids: Tensor
@@ -49,7 +50,7 @@ class Request:
 
     @property
     def sampler(self) -> Sampler:
-        """How its tokens are chosen: by its own seed alone, whoever else is in the batch."""
+        """Chooses its tokens by its own seed alone, whoever else is in the batch."""
         if self.temperature == 0:
             return Greedy()
         return Sampled(seeded_noise([self.seed]), self.temperature)
@@ -102,7 +103,7 @@ class Row:
 
 
 def _sure(text: str, stops: Sequence[str]) -> str:
-    """What of a text stays whatever follows it."""
+    """The part of a text that stays whatever follows it."""
     text = text.rstrip("\ufffd")
     held = (n for stop in stops for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
     return text[: len(text) - max(held, default=0)]
@@ -147,7 +148,7 @@ class Batch:
     def _advance(
         self, rows: Sequence[Row], ids: Sequence[Tensor], prefix: KVPrefix | None
     ) -> KVPrefix:
-        logits, grown = self.lm.advance(Prompt.from_ids(self.lm, ids, prefix))
+        logits, grown = advance(self.lm, Prompt.from_ids(self.lm, ids, prefix))
         finite = torch.isfinite(logits).all(-1).tolist()
         for i, row in enumerate(rows):
             if finite[i]:
@@ -234,7 +235,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it decodes."""
+        """True while it decodes."""
         return self._thread.is_alive()
 
     def submit(self, request: Request, emit: Callable[[str, Row], None]) -> Row:
@@ -271,7 +272,7 @@ class Worker:
             row.fail(BusyError("the server is shutting down"))
 
     def _due(self, row: Row) -> bool:
-        """Whether a row that waited is still to be answered."""
+        """True where a row that waited is still to be answered."""
         late = row.request.deadline is not None and time.monotonic() > row.request.deadline
         if late and not row.cancelled:
             row.fail(TimeoutError("the time limit passed before the request's turn came"))

@@ -1,4 +1,4 @@
-"""What the page's lens tab asks: the tokens of a sentence, and what a lens says of one of them."""
+"""Answers the page's lens tab: the tokens of a sentence, and what a lens says of one of them."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ names is looked up in the store by a digest; no path of a client's is ever opene
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -33,7 +32,11 @@ from latentwire.serve.api import (
     Upload,
     Writer,
     as_api_error,
+    line,
+    model,
     parsed,
+    shown,
+    unknown_model,
 )
 from latentwire.serve.context import Contexts
 from latentwire.serve.decoding import BusyError, Row, Worker
@@ -42,7 +45,6 @@ from latentwire.serve.documents import EXTRACTORS, extract
 from latentwire.serve.guard import Guard, Metrics
 from latentwire.serve.kept import kept_tokens
 from latentwire.serve.looking import Looking
-from latentwire.serve.store import Entry
 
 PAGE = files("latentwire.serve") / "page"
 LONGEST_TOKEN = 64
@@ -52,7 +54,7 @@ TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes at most."""
+    """Bounds on what one server takes."""
 
     rows: int = 16
     """Requests of a model that are decoded together."""
@@ -133,7 +135,7 @@ class Server:
             entry = store.entry(name)
         else:
             (entry,) = store.add(wire, {name: upload.text}, upload.bits)
-        answer = _shown(entry) | {"milliseconds": round(1000 * (time.perf_counter() - start))}
+        answer = shown(entry) | {"milliseconds": round(1000 * (time.perf_counter() - start))}
         if upload.tokens:
             prefix, _ = self.contexts.stored([entry.id], soft_prompt=False)
             answer["kept"] = kept_tokens(self.contexts.wire, prefix, upload.text)
@@ -143,11 +145,11 @@ class Server:
     def list_contexts(self) -> dict[str, Any]:
         """GET /v1/contexts."""
         entries, damaged = self.contexts.store.entries()
-        return {"object": "list", "data": [_shown(e) for e in entries], "damaged": damaged}
+        return {"object": "list", "data": [shown(e) for e in entries], "damaged": damaged}
 
     def context(self, key: str) -> dict[str, Any]:
         """GET /v1/contexts/{id}."""
-        return _shown(self.contexts.store.entry(key))
+        return shown(self.contexts.store.entry(key))
 
     def delete(self, key: str) -> dict[str, Any]:
         """DELETE /v1/contexts/{id}."""
@@ -169,7 +171,7 @@ class Server:
         deadline = time.monotonic() + self.limits.seconds
         worker = self.workers.get(asked.model)
         if worker is None:
-            raise _unknown_model(asked.model, self.contexts.models)
+            raise unknown_model(asked.model, self.contexts.models)
         if asked.context is not None and asked.text is not None:
             raise ApiError(400, "invalid_value", "got context and text; expected one", "text")
         decoding, usage = await run_in_threadpool(self._decoding, asked, deadline)
@@ -195,7 +197,7 @@ class Server:
         return JSONResponse(writer.whole(text, str(row.finish), len(row.ids)))
 
     def _decoding(self, asked: Any, deadline: float) -> tuple[Decoding, dict[str, int]]:
-        """What the worker is to decode, and what it counts as read."""
+        """The request that the worker is to decode, and what it counts as read."""
         contexts, model, entries = self.contexts, asked.model, []
         if asked.context is not None:
             prefix, entries = contexts.stored(asked.contexts, model, asked.soft_prompt)
@@ -237,18 +239,18 @@ class Server:
     ) -> AsyncIterator[str]:
         """Server-sent events of a stream; an error comes as the last of them."""
         try:
-            yield _line(writer.chunk("", first=True))
+            yield line(writer.chunk("", first=True))
             async for piece in pieces:
                 if piece:
-                    yield _line(writer.chunk(piece))
-            yield _line(writer.chunk("", row.finish))
+                    yield line(writer.chunk(piece))
+            yield line(writer.chunk("", row.finish))
             self.metrics.count(writer.usage, len(row.ids))
             options = writer.asked.stream_options
             if options is not None and options.include_usage:
-                yield _line(writer.last(len(row.ids)))
+                yield line(writer.last(len(row.ids)))
             yield "data: [DONE]\n\n"
         except Exception as error:
-            yield _line(as_api_error(error).body())
+            yield line(as_api_error(error).body())
 
     # -- the rest -----------------------------------------------------------------------------
 
@@ -259,13 +261,13 @@ class Server:
 
     def models(self) -> dict[str, Any]:
         """GET /v1/models."""
-        return {"object": "list", "data": [_model(name) for name in self.contexts.models]}
+        return {"object": "list", "data": [model(name) for name in self.contexts.models]}
 
     def model(self, name: str) -> dict[str, Any]:
         """GET /v1/models/{name}."""
         if name not in self.workers:
-            raise _unknown_model(name, self.contexts.models)
-        return _model(name)
+            raise unknown_model(name, self.contexts.models)
+        return model(name)
 
     def health(self) -> Response:
         """GET /healthz: whether every model still decodes."""
@@ -345,20 +347,3 @@ def create_app(
     app.add_middleware(Guard, metrics=server.metrics, **guard)
     app.state.server = server
     return app
-
-
-def _unknown_model(name: str, known: list[str]) -> ApiError:
-    message = f"no model {name[:80]!r}; expected one of {', '.join(known)}"
-    return ApiError(404, "model_not_found", message, "model")
-
-
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "latentwire"}
-
-
-def _shown(entry: Entry) -> dict[str, Any]:
-    return {"id": entry.id, "object": "context", **asdict(entry)}
-
-
-def _line(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value)}\n\n"

@@ -56,14 +56,14 @@ class UnknownContextError(StoreError):
 
 @dataclass(frozen=True)
 class Entry:
-    """What a store's index says of one context."""
+    """One context as a store's index has it."""
 
     name: str
-    """What the document is asked for by."""
+    """The document is asked for by it."""
     wire: str
     """Which wire made the message: its id as hex digits."""
     settings: str
-    """What else of a wire the message follows from: bits, spans kept as text, the selector."""
+    """Properties of the wire that the message follows from: bits, verbatim spans, selector."""
     ratio: int
     source: str
     """Digest of the document's text."""
@@ -134,7 +134,7 @@ class Store:
                 yield self._write(wire, name, texts[name], message.to_bytes(), bits)
 
     def fresh(self, wire: AnyWire, name: str, text: str, bits: int | None = None) -> bool:
-        """Whether the store holds this text under this name, whole and as this wire makes it."""
+        """True where the store holds this text under this name, whole and as this wire makes it."""
         try:
             entry, data = self._read(id_of(name))
             self._check(entry, data)

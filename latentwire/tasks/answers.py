@@ -94,7 +94,8 @@ ASSIGNED = re.compile(r"^(?:(?:[^=<>+*^\d\-,;!]|_\{?\d+)+|\([a-zA-Z, ]+\) ?)=(?!
 
 
 def same_answer(given: str, gold: str) -> bool:
-    r"""Whether a final answer is the gold one, as text, as a number or, by math-verify, as maths.
+    r"""True where a final answer is the gold one, as text, as a number or, by math-verify, as
+    maths.
 
     One number is read by the grammar of `numerals`: thousands separators, currency signs, units
     and the words listed in `words` don't count (in neither), so that "\$1,234.50" is "1234.5" and

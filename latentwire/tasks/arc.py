@@ -18,7 +18,8 @@ from typing import Any
 
 from latentwire.reading import check_unicode, parse_json, shortened
 from latentwire.tasks.base import DataError, Problem, Task, read_text
-from latentwire.tasks.sandbox import MODULES, Grid, as_grid, run_program
+from latentwire.tasks.sandbox import Grid, as_grid, run_program
+from latentwire.tasks.sandbox_child import MODULES
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ solve(grid: list[list[int]]) -> list[list[int]]
 
 Cells are integers from 0 to 9. The function must work for any input of this rule. It may import \
 {", ".join(MODULES[:-1])} and {MODULES[-1]}; it must not read or print anything."""
-"""What a prompt asks for after the grids."""
+"""The request of a prompt after the grids."""
 
 
 def load_arc(path: Path, limit: int | None = None) -> Task:
@@ -53,7 +54,7 @@ def load_arc(path: Path, limit: int | None = None) -> Task:
         raise DataError(f"{path} has no tasks; expected {{id: task}} or a folder of .json files")
 
     def grade(problem: Problem, text: str, finished: bool = True) -> bool:
-        """Whether the answer's program gives exactly the output for every test input."""
+        """True where the answer's program gives exactly the output for every test input."""
         code = find_program(text)
         if code is None:
             return False

@@ -1,5 +1,4 @@
-"""What every task shares: what a problem is, and reading rows from a file with errors that name the
-line."""
+"""Shared by all tasks: the problem, and reading rows from a file with errors that name the line."""
 
 from __future__ import annotations
 
@@ -12,10 +11,10 @@ from pathlib import Path
 from stat import S_ISCHR
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
-from latentwire.reading import parse_json
+from latentwire.reading import InputError, parse_json
 
 BOM = "\ufeff"
-"""What some editors begin a file in UTF-8 with."""
+"""The mark that some editors begin a file in UTF-8 with."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,13 @@ class Problem:
     gold: str | None = None
     """The right answer where there is one; only grading and the oracle reward `Exact` read it."""
     shown: Any = None
-    """What else a reward may see: ARC's training pairs."""
+    """More that a reward may see: ARC's training pairs."""
 
 
 @runtime_checkable
 class Grade(Protocol):
-    """Whether an answer's text solves a problem. finished: whether the answer ended by itself; of
-    one that was cut off, only what it states in the task's form may count."""
+    """Says whether an answer's text solves a problem. finished: whether the answer ended by itself;
+    of one that was cut off, only what it states in the task's form may count."""
 
     def __call__(self, problem: Problem, text: str, finished: bool = True) -> bool: ...
 
@@ -53,7 +52,7 @@ class Task:
     grade: Grade
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A file of examples cannot be used. One line: file, line, expected, got."""
 
 
@@ -67,6 +66,21 @@ def check_ids(ids: Iterable[str], kind: str, source: str) -> None:
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
         raise DataError(f"{source}: two {kind} have the id {twice[0]!r}; expected one each")
+
+
+def load_hub(name: str, path: str, config: str | None, split: str) -> Any:
+    """A split of a data set on the Hugging Face hub. name: as the user gave it. Raises DataError
+    where `datasets` is not installed or does not load it."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise DataError(
+            f"{name} needs datasets: pip install datasets, or give a FILE.jsonl instead"
+        ) from None
+    try:
+        return load_dataset(path, config, split=split)
+    except Exception as error:  # datasets raises many kinds; a user needs the reason
+        raise DataError(f"{name} ({path}): {error}; give a FILE.jsonl instead") from None
 
 
 def read_text(path: Path) -> str:
@@ -86,7 +100,7 @@ def read_jsonl(path: Path, fields: dict[str, type]) -> Iterator[dict[str, Any]]:
 
 
 def numbered_rows(path: Path, fields: dict[str, type]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What read_jsonl gives, each with its line's number. One line is held at a time."""
+    """The rows of read_jsonl, each with its line's number. One line is held at a time."""
     empty, start = True, 0
     with _opened(path) as file:
         for number, data in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), 1):

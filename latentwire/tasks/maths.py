@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from decimal import Decimal
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from latentwire.tasks.answers import LONGEST, Form, final_answer, same_answer
-from latentwire.tasks.base import DataError, Problem, Task, read_jsonl, read_text
+from latentwire.tasks.base import DataError, Problem, Task, load_hub, read_jsonl, read_text
 
 INSTRUCTIONS: dict[Form, str] = {
     "boxed": "Please reason step by step, and put your final answer within \\boxed{}.",
@@ -25,7 +26,7 @@ INSTRUCTIONS: dict[Form, str] = {
         "a string with the answer alone."
     ),
 }
-"""What a prompt says after the question, by form."""
+"""The instruction after the question, by form."""
 
 HUB = {
     "gsm8k": ("openai/gsm8k", "main", "test"),
@@ -71,18 +72,8 @@ def _file_rows(path: Path) -> Iterator[Row]:
 
 
 def _hub_rows(name: str) -> Iterator[Row]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise DataError(
-            f"{name} needs datasets: pip install datasets, or give a FILE.jsonl instead"
-        ) from None
     path, config, split = HUB[name]
-    try:
-        rows: Any = load_dataset(path, config, split=split)
-    except Exception as error:  # datasets raises many kinds; a user needs the reason
-        raise DataError(f"{name} ({path}): {error}; give a FILE.jsonl instead") from None
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(load_hub(name, path, config, split), 1):
         yield number, f"{path}, row {number}", row
 
 
@@ -95,6 +86,8 @@ def _problem(name: str, number: int, where: str, row: dict[str, Any], form: Form
         got = type(answer).__name__
         raise DataError(f"{where}: field 'answer' is {got}; expected a string or a number")
     if isinstance(answer, float):
+        if not isfinite(answer):
+            raise DataError(f"{where}: field 'answer' is {answer}; expected a finite number")
         answer = format(Decimal(str(answer)), "f")  # not 1e-07, where e is a number
     gold = "" if answer is None else str(answer).rpartition("####")[2].strip()
     if len(gold) > LONGEST:

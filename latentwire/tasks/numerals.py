@@ -163,7 +163,7 @@ class Number:
     """It was written with a decimal point, so that it may be a rounded one."""
 
     def is_close(self, other: Number) -> bool:
-        """Whether they are equal within one millionth, as values or, if one is a percentage, as
+        """True where they are equal within one millionth, as values or, if one is a percentage, as
         what stands before its sign. The millionth is of the larger one where a decimal stands
         beside a fraction that it can only approach, else of 1 at most: 12345678 is not 12345679,
         and 1000000.5 is not 1000000."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
 from latentwire.reading import shortened
-from latentwire.tasks.base import DataError, check_ids, read_jsonl
+from latentwire.tasks.base import DataError, check_ids, load_hub, read_jsonl
 from latentwire.texts import check_texts
 
 
@@ -34,6 +34,9 @@ class Question:
     context: str
     question: str
     answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_texts(self.answers, "answers")
 
 
 @dataclass(frozen=True)
@@ -79,17 +82,10 @@ def load_questions(source: str, limit: int | None = None, least: int = 1) -> lis
 
 
 def _read_hub(name: str, limit: int | None) -> list[Question]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise DataError(f"hub:{name} needs datasets: pip install datasets") from None
-    try:
-        path, _, split = name.partition("#")
-        rows: Any = load_dataset(path, split=(split or "train") + (f"[:{limit}]" if limit else ""))
-        missing = {"id", "context", "question", "answers"} - set(rows.column_names)
-    except Exception as error:  # datasets raises many kinds; a user needs the reason
-        raise DataError(f"hub:{name}: {error}") from None
-    if missing:
+    path, _, split = name.partition("#")
+    part = (split or "train") + (f"[:{limit}]" if limit else "")
+    rows = load_hub(f"hub:{name}", path, None, part)
+    if missing := {"id", "context", "question", "answers"} - set(rows.column_names):
         raise DataError(f"hub:{name}: no column {sorted(missing)}; expected SQuAD's columns")
     answers = [r["answers"] for r in rows]
     listed = [a["text"] if isinstance(a, dict) else a for a in answers]  # SQuAD's, or plain lists
@@ -136,14 +132,18 @@ ANSWER_TOKENS = 20
 
 
 def question_ids(lm: FrozenLM, question: str) -> Tensor:
-    """What follows context and soft prompt, up to where the answer begins."""
+    """The ids that follow context and soft prompt, up to where the answer begins."""
     return torch.cat([lm.tokenize("\n\n" + question.strip()), lm.frame.suffix])
 
 
-def question_prompt(lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix) -> Prompt:
-    """One row per question, each after its row of `prefix`."""
+def question_prompt(
+    lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix, soft_prompt: Tensor | None = None
+) -> Prompt:
+    """One row per question, each after its row of `prefix`. soft_prompt: goes before it where the
+    prefix does not hold it: one pass in place of two where a context has one question."""
     check_texts(questions, "questions")
-    return Prompt.from_ids(lm, [question_ids(lm, q) for q in questions], prefix)
+    before = [] if soft_prompt is None else [soft_prompt]
+    return Prompt.of(lm, [[*before, question_ids(lm, q)] for q in questions], prefix)
 
 
 def tokenise(lm: FrozenLM, passages: Sequence[Passage]) -> None:
@@ -173,10 +173,15 @@ def passages_prompt(
 
 
 def answers(
-    lm: FrozenLM, questions: Sequence[str], prefix: KVPrefix, max_new_tokens: int = ANSWER_TOKENS
+    lm: FrozenLM,
+    questions: Sequence[str],
+    prefix: KVPrefix,
+    max_new_tokens: int = ANSWER_TOKENS,
+    soft_prompt: Tensor | None = None,
 ) -> list[str]:
-    """Greedy answers to questions, one per row of `prefix`; a line break ends an answer."""
-    prompt = question_prompt(lm, questions, prefix)
+    """Greedy answers to questions, one per row of `prefix`; a line break ends an answer.
+    soft_prompt: where the prefix does not hold it."""
+    prompt = question_prompt(lm, questions, prefix, soft_prompt)
     with torch.no_grad():
         out = lm.generate(prompt, Greedy(), max_new_tokens, stop_strings=("\n",))
     return [text.strip() for text in out.texts]
@@ -199,7 +204,10 @@ def ask(reader: Receiver, message: Any, questions: Sequence[str]) -> list[str]:
     latents alone; reader: a wire of one reader, or one of any wire's `.readers`. Raises what
     `reader.receive` raises, and TypeError for questions that are one text."""
     check_texts(questions, "questions")
-    prefix, said = with_soft_prompt(reader.lm, reader.format, reader.receive([message])), []
+    prefix, said = reader.receive([message]), []
+    if len(questions) == 1:
+        return answers(reader.lm, questions, prefix, soft_prompt=reader.format)
+    prefix = with_soft_prompt(reader.lm, reader.format, prefix)
     for start in range(0, len(questions), ROWS):
         some = questions[start : start + ROWS]
         each = torch.zeros(len(some), dtype=torch.long, device=reader.lm.device)

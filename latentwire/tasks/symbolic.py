@@ -42,7 +42,7 @@ class Comparison:
         self._requests = 0
 
     def equal(self, given: str, gold: str, rounded: bool = False) -> bool:
-        """Whether two expressions are equal: LaTeX, or fractions of integers such as "-3/4".
+        """True where two expressions are equal: LaTeX, or fractions of integers such as "-3/4".
 
         rounded: one of them may be a rounded number, so that constants are compared within one
         millionth. Raises TooHard when the budget is spent."""

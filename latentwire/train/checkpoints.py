@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from latentwire.files import digest, first_of, read_rows, write_whole
+from latentwire.reading import InputError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint cannot be written, or does not belong to these parameters."""
 
 
@@ -159,7 +160,7 @@ def _check(path: Path, name: str, saved: Tensor, tensor: Tensor) -> None:
 
 
 def _moments(tensor: Tensor, step: int) -> tuple[str, ...]:
-    """What the optimizer holds of a tensor after so many steps."""
+    """The optimizer's moments of a tensor after so many steps."""
     return MOMENTS if step and tensor.requires_grad else ()
 
 

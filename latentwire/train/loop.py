@@ -31,8 +31,8 @@ from latentwire.train.step import Loss, by_part, update
 from latentwire.train.trackers import tracked
 
 Probe = Callable[[], dict[str, float]]
-"""What alarms.py asks of held-out examples; "held" (with "held_low" and "held_high") judges which
-checkpoint is the best."""
+"""Measures on held-out examples the figures that alarms.py reads; "held" (with "held_low" and
+"held_high") judges which checkpoint is the best."""
 
 
 def train(
@@ -62,87 +62,139 @@ def train(
     or gradient is not finite, with the state before that step in STAGE.failed.safetensors;
     CollapseError as the session says.
     """
-    session = session or Session()
-    trained = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
-    optimizer = _optimizer(trained, config)
-    first, console = parallel.rank() == 0, terminal(stderr=True)
-    checkpoints, log = Checkpoints(folder, stage, session.keep), folder / "metrics.jsonl"
-    step, damaged = checkpoints.load(parameters, optimizer)
-    if damaged and first:
-        console.print(damaged, style="red", soft_wrap=True)
-    # Told to all, so that none goes on and waits for those that stop here.
-    if parallel.mean({"apart": float(step != parallel.of_first(step))})["apart"] > 0:
-        raise CheckpointError(
-            f"process {parallel.rank()} finds {folder} at step {step}, and others at another; all "
-            "machines have to see one run folder"
-        )
-    parallel.as_first(list(parameters.values()))
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = logged(log, stage, step) if first else []
-    checks = [row["alarms"] for row in rows if "alarms" in row]
-    measured = [] if measured is None else measured
-    measured[:] = parallel.of_first([_numbers(row) for row in rows if "alarms" in row])
-    saved = time.monotonic()
-    progress = _progress(stage, config.steps, step, console, first)
-    tracking = tracked(session.trackers if first else (), folder, stage, step)
+    training = _Stage(stage, parameters, config, folder, session or Session(), measured)
+    first, session = training.first, training.session
+    progress = _progress(stage, config.steps, training.step, training.console, first)
+    tracking = tracked(session.trackers if first else (), folder, stage, training.step)
     with tracking as track, progress as show, _stop_held() as stopping:
-        while step < config.steps:
-            checking = step == 0 or (step + 1) % session.check_every == 0
-            checking = checking or step + 1 == config.steps
-            began = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["rate"] = rate(group["part"], step)
-            averages = {n: t.clone() for n, t in parameters.items() if not t.requires_grad}
-            try:
-                figures = update(step, trained, loss, optimizer, config, session, checking)
-            except FloatingPointError as error:
-                for name, before in averages.items():  # the loss itself has moved them
-                    parameters[name].copy_(before)
-                if first:
-                    checkpoints.save(parameters, optimizer, step, "failed")
-                raise FloatingPointError(
-                    f"{stage}: {error}; try a lower lr, or float32 in place of bf16. "
-                    f"{checkpoints.path('failed')} has the state before it: renamed to "
-                    f"{checkpoints.path().name}, the same command begins with that step, batch and "
-                    "all"
-                ) from None
-            step += 1
-            figures["seconds"] = time.perf_counter() - began
-            if checking and (first or parallel.all_check()):
-                figures |= probe()
-            row: dict = {"stage": stage, "step": step}
-            row |= {k: round(v, 5) for k, v in figures.items()}
-            if checking and first:
-                checks.append(alarms({**figures, "step": float(step)}))
-                row["alarms"] = checks[-1]
-                _tell(checks, stage, step, console)
-                if "held" in figures and figures["held"] < checkpoints.best().get("held", math.inf):
-                    kept = {n: v for n, v in figures.items() if n.startswith("held")}
-                    checkpoints.save(parameters, optimizer, step, "best", **kept)
-            if checking:
-                measured.append(parallel.of_first(_numbers(row)))
-            ending = collapsed(checks) if session.stop_on == "collapse" else None
-            # All processes stop at the same step, or the others would wait for the one that did.
-            asked = {
-                "stop": bool(stopping),
-                "term": signal.SIGTERM in stopping,
-                "end": bool(ending),
-            }
-            asked = parallel.mean({name: float(value) for name, value in asked.items()})
-            stop, end = asked["stop"] > 0, asked["end"] > 0
-            due = step % config.save_every == 0 or step == config.steps
-            due = due or time.monotonic() - saved > 60 * session.save_minutes
+        while training.step < config.steps:
+            checking = training.is_check()
+            figures = training.update(loss, rate, checking)
+            row = training.check(figures, probe, checking)
+            ending = collapsed(training.checks) if session.stop_on == "collapse" else None
+            stop, terminated, end = _agreed(stopping, ending)
             if first:
-                log_row(log, row)
-                track(step, row)
-                show(step, _note(figures, checks[-1] if checks else {}), checking)
-                if due or stop or end:
-                    checkpoints.save(parameters, optimizer, step)
-                    saved = time.monotonic()
+                log_row(training.log, row)
+                track(training.step, row)
+                show(training.step, _note(figures, training.standing), checking)
+            training.save_where_due(stop or end)
             if stop:
-                _stopped(stage, step, console if first else None, asked["term"] > 0)
+                _stopped(stage, training.step, training.console if first else None, terminated)
             if end:
-                raise CollapseError(f"{stage} ended at step {step} by --stop-on: {ending}")
+                raise CollapseError(f"{stage} ended at step {training.step} by --stop-on: {ending}")
+
+
+class _Stage:
+    """One stage while it trains: its step, its parameters and optimizer, its files and checks."""
+
+    def __init__(
+        self,
+        name: str,
+        parameters: Mapping[str, Tensor],
+        config: LoopConfig,
+        folder: Path,
+        session: Session,
+        measured: list[dict[str, float]] | None,
+    ):
+        self.name, self.parameters, self.config, self.session = name, parameters, config, session
+        self.trained = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
+        self.optimizer = _optimizer(self.trained, config)
+        self.first, self.console = parallel.rank() == 0, terminal(stderr=True)
+        self.checkpoints, self.log = (
+            Checkpoints(folder, name, session.keep),
+            folder / "metrics.jsonl",
+        )
+        self.step, damaged = self.checkpoints.load(parameters, self.optimizer)
+        if damaged and self.first:
+            self.console.print(damaged, style="red", soft_wrap=True)
+        # Broadcast, so that no process goes on and waits for those that stop here.
+        differs = float(self.step != parallel.of_first(self.step))
+        if parallel.mean({"apart": differs})["apart"] > 0:
+            raise CheckpointError(
+                f"process {parallel.rank()} finds {folder} at step {self.step}, and others at "
+                "another; all machines have to see one run folder"
+            )
+        parallel.as_first(list(parameters.values()))
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = logged(self.log, name, self.step) if self.first else []
+        self.checks: list[dict[str, str]] = [row["alarms"] for row in rows if "alarms" in row]
+        self.measured = [] if measured is None else measured
+        self.measured[:] = parallel.of_first([_numbers(row) for row in rows if "alarms" in row])
+        self.saved = time.monotonic()
+
+    @property
+    def standing(self) -> Mapping[str, str]:
+        """The alarms of the last check."""
+        return self.checks[-1] if self.checks else {}
+
+    def is_check(self) -> bool:
+        """True where the step that comes next is checked: the first, the last, and some between."""
+        due = (self.step + 1) % self.session.check_every == 0
+        return self.step == 0 or due or self.step + 1 == self.config.steps
+
+    def update(
+        self, loss: Loss, rate: Callable[[str, int], float], checking: bool
+    ) -> dict[str, float]:
+        """Take one step; its figures. Raises FloatingPointError as `train` does."""
+        began, step, config = time.perf_counter(), self.step, self.config
+        for group in self.optimizer.param_groups:
+            group["rate"] = rate(group["part"], step)
+        averages = {n: t.clone() for n, t in self.parameters.items() if not t.requires_grad}
+        try:
+            figures = update(
+                step, self.trained, loss, self.optimizer, config, self.session, checking
+            )
+        except FloatingPointError as error:
+            for name, value in averages.items():  # the loss itself has moved them
+                self.parameters[name].copy_(value)
+            if self.first:
+                self.checkpoints.save(self.parameters, self.optimizer, step, "failed")
+            raise FloatingPointError(
+                f"{self.name}: {error}; try a lower lr, or float32 in place of bf16. "
+                f"{self.checkpoints.path('failed')} has the state before it: renamed to "
+                f"{self.checkpoints.path().name}, the same command begins with that step, batch "
+                "and all"
+            ) from None
+        self.step += 1
+        return {**figures, "seconds": time.perf_counter() - began}
+
+    def check(self, figures: dict[str, float], probe: Probe, checking: bool) -> dict:
+        """The row of the log of a step, and in it what a check finds where there is one."""
+        if checking and (self.first or parallel.all_check()):
+            figures |= probe()
+        row: dict = {"stage": self.name, "step": self.step}
+        row |= {k: round(v, 5) for k, v in figures.items()}
+        if checking and self.first:
+            self.checks.append(alarms({**figures, "step": float(self.step)}))
+            row["alarms"] = self.checks[-1]
+            _tell(self.checks, self.name, self.step, self.console)
+            best = self.checkpoints.best().get("held", math.inf)
+            if "held" in figures and figures["held"] < best:
+                kept = {n: v for n, v in figures.items() if n.startswith("held")}
+                self.checkpoints.save(self.parameters, self.optimizer, self.step, "best", **kept)
+        if checking:
+            self.measured.append(parallel.of_first(_numbers(row)))
+        return row
+
+    def save_where_due(self, ending: bool) -> None:
+        """Write a checkpoint where the recipe, the clock or an end asks for one."""
+        due = self.step % self.config.save_every == 0 or self.step == self.config.steps
+        due = due or time.monotonic() - self.saved > 60 * self.session.save_minutes
+        if self.first and (due or ending):
+            self.checkpoints.save(self.parameters, self.optimizer, self.step)
+            self.saved = time.monotonic()
+
+
+def _agreed(stopping: Sequence[int], ending: str | None) -> tuple[bool, bool, bool]:
+    """True where any process was told to stop, by SIGTERM, or found a collapse: all processes stop
+    at the same step, or the others would wait for the one that did."""
+    asked = {
+        "stop": float(bool(stopping)),
+        "term": float(signal.SIGTERM in stopping),
+        "end": float(bool(ending)),
+    }
+    stop, terminated, end = (share > 0 for share in parallel.mean(asked).values())
+    return stop, terminated, end
 
 
 def _optimizer(parameters: Mapping[str, Tensor], config: LoopConfig) -> Optimizer:
@@ -191,7 +243,7 @@ def _progress(
 
 
 def _note(figures: Mapping[str, float], standing: Mapping[str, str]) -> str:
-    """What stands beside the bar: loss, throughput, the alarms of the last check."""
+    """The note beside the bar: loss, throughput, the alarms of the last check."""
     said = f"loss {figures['loss']:.3f}"
     if "tokens" in figures:
         said += f", {figures['tokens'] / figures['seconds']:.0f} tok/s"

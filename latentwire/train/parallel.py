@@ -55,7 +55,7 @@ def rank() -> int:
 
 
 def world() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return _state().num_processes
 
 
@@ -100,7 +100,7 @@ def gathered(lm: FrozenLM) -> Iterator[None]:
 
 
 def all_check() -> bool:
-    """Whether the passes of a check are run by all processes, and not by the first alone."""
+    """True where the passes of a check are run by all processes, and not by the first alone."""
     return _fsdp()
 
 
@@ -123,8 +123,8 @@ def share(rows: Sequence[T]) -> Sequence[T]:
 
 
 def weight(own: Sequence[T], whole: Sequence[T], units: Callable[[T], int]) -> float:
-    """What a mean over the units (tokens, say) of a part's own rows is multiplied by, so that the
-    mean of all parts, each of as many rows, is the mean over the units of the step's whole rows."""
+    """The factor of a mean over the units (tokens, say) of a part's own rows, with which the mean
+    of all parts, each of as many rows, is the mean over the units of the step's whole rows."""
     return sum(map(units, own)) * len(whole) / (sum(map(units, whole)) * len(own))
 
 

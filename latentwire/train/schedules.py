@@ -33,17 +33,17 @@ class Schedule:
     end: float | None = None
     """Value after the last; the start's if None."""
     over: float = 0.0
-    """How long the way takes."""
+    """Length of the way."""
     unit: UNITS = "steps"
-    """What `over` and `after` are measured in."""
+    """Unit of `over` and `after`."""
     shape: SHAPES = "linear"
-    """Of the way: a straight line, or half a cosine, level at both ends (Loshchilov and Hutter
-    2016, arXiv 1608.03983)."""
+    """Shape of the way: a straight line, or half a cosine, level at both ends (Loshchilov and
+    Hutter 2016, arXiv 1608.03983)."""
     after: float = 0.0
-    """How long it is before the way begins."""
+    """Time before the way begins."""
     gate: Gate | None = None
-    """What a check must find before there is anything but 0; the schedule begins with the step
-    after that check, and goes on whatever later ones find."""
+    """The figure that a check must find before there is anything but 0; the schedule begins with
+    the step after that check, and goes on whatever later ones find."""
 
     def __post_init__(self) -> None:
         for name in ("over", "after"):
@@ -60,7 +60,8 @@ class Schedule:
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Schedule:
-        """What a command line says, its words. Raises ValueError for anything else."""
+        """The schedule that the words of a command line describe. Raises ValueError for anything
+        else."""
         check_texts(words, "words")
         try:
             given: dict[str, Any] = dict(word.split("=") for word in words[1:])
@@ -77,7 +78,7 @@ class Schedule:
             ) from None
 
     def words(self) -> list[str]:
-        """What `parse` reads."""
+        """The words that `parse` reads."""
         said = [f"{self.start:g}"]
         for name, value in vars(self).items():
             if name != "start" and value != getattr(Schedule, name):
@@ -90,13 +91,8 @@ class Schedule:
         return min(self._ends if self.gate is None else (*self._ends, 0.0))
 
     @property
-    def highest(self) -> float:
-        """The largest value that it takes."""
-        return max(self._ends)
-
-    @property
     def on(self) -> bool:
-        """Whether it is ever anything but 0."""
+        """True where it is ever anything but 0."""
         return self._ends != (0, 0)
 
     def at(

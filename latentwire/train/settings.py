@@ -1,4 +1,4 @@
-"""What a training is told: how a stage of a recipe trains, and how a session runs it."""
+"""The settings of a training: how a stage of a recipe trains, and how a session runs it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from latentwire.texts import check_least
 from latentwire.train.trackers import Tracker, check_trackers
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long and how fast one stage of a recipe trains."""
+    """The length and the rate of one stage of a recipe."""
 
     steps: int
     """Optimizer steps; 0 leaves the stage out."""
@@ -25,9 +26,7 @@ class LoopConfig:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("save_every", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, steps=0, save_every=1)
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
@@ -39,7 +38,7 @@ def _launched_precision() -> Any:
 
 @dataclass(frozen=True)
 class Session:
-    """How a run is computed, watched and kept. But for rounding nothing here changes what is
+    """Settings that compute, watch and keep a run. But for rounding nothing here changes what is
     trained, so a run may go on under another one; only objectives that compare a step's texts see
     those of one part and process, and weights with a gate wait for the checks."""
 
@@ -66,10 +65,7 @@ class Session:
     """Newest checkpoints that are kept."""
 
     def __post_init__(self) -> None:
-        limits = {"gradient_accumulation": 1, "check_every": 1, "check_size": 2, "keep": 1}
-        for name, least in limits.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        check_least(self, gradient_accumulation=1, check_every=1, check_size=2, keep=1)
         if self.mixed_precision not in ("no", "bf16"):
             raise ValueError(f"mixed_precision is {self.mixed_precision}; expected no or bf16")
         check_trackers(self.trackers)

@@ -73,7 +73,7 @@ def tracked(names: Sequence[str], folder: Path, stage: str, step: int) -> Iterat
 
 
 def _id(folder: Path) -> str:
-    """What tells a run from all others."""
+    """The id that tells a run from all others."""
     path = folder / "tracked"
     if not path.exists():
         write_whole(path, uuid4().hex[:8])

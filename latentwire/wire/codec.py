@@ -24,7 +24,7 @@ BITS = (16, 8, 6, 4)
 GROUP = 64
 """Most slots that share a lowest value and a step."""
 LARGEST = 65504.0
-"""Of all half floats. Past it a value would become infinite and poison every answer."""
+"""The largest of all half floats. Past it a value would become infinite and poison every answer."""
 
 
 def packed_size(lengths: np.ndarray, width: int, bits: int) -> int:

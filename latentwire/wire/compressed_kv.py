@@ -79,7 +79,7 @@ def as_prefix(head: KVPrefix, latents: Sequence[CompressedKV]) -> KVPrefix:
 
 
 def head_of(lm: FrozenLM) -> KVPrefix:
-    """What every prompt begins with (chat template's head, or BOS), as a cache of one row, in the
+    """The beginning of every prompt (chat template's head, or BOS), as a cache of one row, in the
     LM's own float type: a first use may be inside a training step's autocast, and what is kept of
     it is used outside too."""
     with torch.no_grad(), torch.autocast(lm.device.type, enabled=False):

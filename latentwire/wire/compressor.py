@@ -86,7 +86,7 @@ def chosen(
 def _gathered(
     reading: Reading, kept: Bool[Tensor, "l b h t"], movable: Bool[Tensor, "l b h t"] | None
 ) -> list[LayerSlots]:
-    """What the reader has for the kept tokens, layer by layer."""
+    """The reader's own keys and values of the kept tokens, layer by layer."""
     lengths = kept.sum(-1)
     # Heads before rows, since a corrector has matrices for each head.
     places = kept.transpose(1, 2).nonzero()[:, 1:].split(lengths.sum((1, 2)).tolist())

@@ -15,7 +15,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class WireConfig:
-    """What a wire is; saved beside its weights."""
+    """The sizes and parts of a wire; saved beside its weights."""
 
     reader: str
     """Zoo name, Hugging Face id or folder of the LM that reads it."""
@@ -28,7 +28,7 @@ class WireConfig:
     format_tokens: int = 16
     """Soft tokens between context and question that set the form of the answer; 0 for none."""
     dtype: Dtype = "float32"
-    """Of the reader's weights; the wire's own are float32."""
+    """Number type of the reader's weights; the wire's own are float32."""
     selector: str = TRAINED
     """Which tokens stay: the trained scorer, or a selector of selectors/ by its name."""
 
@@ -46,12 +46,12 @@ class WireConfig:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a wire was trained for, saved beside its weights."""
+    """The models that a wire was trained for, saved beside its weights."""
 
     sha256: str
-    """Of the file of weights."""
+    """Digest of the file of weights."""
     architecture: str
-    """Of the reader."""
+    """Architecture of the reader."""
     reader_weights: str
     """The reader's fingerprint."""
 

@@ -1,5 +1,5 @@
-"""What a wire costs beside the full text: tokens, bytes, cache and time; and whether raw embeddings
-score as their tokens do."""
+"""The costs of a wire beside the full text: tokens, bytes, cache and time; and how far scores of
+raw embeddings are from those of their tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from latentwire.tasks.qa import (
     answer_targets,
     passages_prompt,
     question_prompt,
-    with_soft_prompt,
 )
 from latentwire.wire.protocol import Reader
 
@@ -100,7 +99,7 @@ def _first_token(wire: Reader, passage: Passage, context: Callable[[], KVPrefix]
     """Seconds from a context to the logits of the answer's first token."""
     wait_for(wire.lm.device)
     began = time.perf_counter()
-    prefix = with_soft_prompt(wire.lm, wire.format, context())
-    prompt = question_prompt(wire.lm, [passage.questions[0].question], prefix)
+    question = passage.questions[0].question
+    prompt = question_prompt(wire.lm, [question], context(), wire.format)
     wire.lm.head(wire.lm.last_hidden(prompt)[:, -1]).argmax(-1).item()
     return time.perf_counter() - began

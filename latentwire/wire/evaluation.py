@@ -156,13 +156,12 @@ def evaluate_reader(
         "data": Path(data).name,
         "limit": limit,
         "ratio": wire.ratio,
-        **({} if bits is None else {"bits": bits}),
-        **({"source": wire.source} if isinstance(wire, TextReader) else {}),
-        **({} if wire.keep is None else {"keep": wire.keep}),
-        **({} if needles is None else {"needles": needles}),
-        **({"also": sorted(also)} if also else {}),
-        "questions": digest(repr(passages)),
     }
+    source = wire.source if isinstance(wire, TextReader) else None
+    given = {"bits": bits, "source": source, "keep": wire.keep, "needles": needles}
+    given["also"] = sorted(also) or None
+    setting |= {name: value for name, value in given.items() if value is not None}
+    setting["questions"] = digest(repr(passages))
     with owned(out):
         answers = [] if out is None else _resumed(out, setting, wire, passages, rows)
         asked = {"passages": passages, "bits": bits, "also": also, "answer_tokens": answer_tokens}
@@ -217,7 +216,7 @@ def _summary(
 
 
 def load_passages(data: str, limit: int | None, needles: str | None) -> tuple[list[Passage], int]:
-    """What is asked, by context, and the most tokens of an answer."""
+    """The questions by context, and the most tokens of an answer."""
     passages = by_context(load_questions(data, limit, least=2))
     if needles is None:
         return passages, ANSWER_TOKENS
@@ -231,7 +230,7 @@ def _answering(
     also: Sequence[str],
     answer_tokens: int,
 ) -> Callable[[Sequence[Passage]], list[Answer]]:
-    """What answers a batch of the passages under all conditions."""
+    """The function that answers a batch of the passages under all conditions."""
     rows = conditions(wire, passages, bits, also)
     features = Features(wire.lm)
 

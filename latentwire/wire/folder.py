@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.lm.zoo import locate_saved
-from latentwire.reading import CONFIG_BYTES, parse_json, read_regular, shortened
+from latentwire.reading import CONFIG_BYTES, InputError, parse_json, read_regular, shortened
 
 _DATA = Path(str(files("latentwire") / "data" / "wires"))
 _CODES = Path(str(files("latentwire") / "data" / "interlingua"))
 _SHIPPED = {"default": _DATA / "reader-0", "shared": _DATA, "interlingua": _CODES}
 
 
-class WireError(ValueError):
+class WireError(InputError):
     """A wire or its input cannot be used. One line: what, expected, got, what to do."""
 
 

@@ -1,4 +1,4 @@
-"""How much attention each token of a text gets from what a reader does with it next.
+"""The attention that each token of a text gets from what a reader does with it next.
 
 The most that any token of the text's repetition gives it is what KVzip keeps slots by (Kim et al.
 2025, arXiv 2505.23416); the most that questions with their answers give it comes on top where there

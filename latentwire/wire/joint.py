@@ -23,12 +23,7 @@ from latentwire.runs.workers import Executor
 from latentwire.tasks.qa import Passage, answer_ids, by_context, load_questions, passages_prompt
 from latentwire.terminal import terminal
 from latentwire.wire.codes.wire import CodeWire
-from latentwire.wire.evaluation import (
-    ALMANAC,
-    conditions,
-    evaluate_reader,
-    load_passages,
-)
+from latentwire.wire.evaluation import ALMANAC, conditions, evaluate_reader, load_passages
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.protocol import Reader
 from latentwire.wire.text_code import BATCH
@@ -91,7 +86,7 @@ def joint(
     said: Sequence[Sequence[Answer]],
     bits: int | None = None,
 ) -> dict[str, float | int]:
-    """What readers of the same messages answer together.
+    """Scores of the answers that readers of the same messages give together.
 
     said: each reader's answers from its latents. To every question the answers of all readers are
     candidates; each reader gives each candidate its mean log-probability per token, EOS counted,
@@ -127,7 +122,7 @@ def held_out(data: str, readers: Sequence[Reader]) -> list[Passage]:
 
 @torch.no_grad()
 def losses(readers: Sequence[Reader], passages: Sequence[Passage]) -> dict[str, list[Answer]]:
-    """What each reader, by name, loses by latents in place of the text: an Answer for each
+    """The loss of each reader, by name, by latents in place of the text: an Answer for each
     question, with the difference in nats as its `nll`."""
     made = {}
     for reader in readers:

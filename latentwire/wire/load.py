@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from latentwire.lm import FrozenLM
+from latentwire.lm import Dtype, FrozenLM
 from latentwire.wire.codes.reader import CodeReader
 from latentwire.wire.codes.wire import KIND as CODE_KIND
 from latentwire.wire.codes.wire import CodeWire
 from latentwire.wire.config import WireConfig, read_config
 from latentwire.wire.folder import WireError, folder_of, kind_of
 from latentwire.wire.learned.reader import Reader as SharedReader
-from latentwire.wire.learned.shared_wire import KIND as SHARED_KIND
+from latentwire.wire.learned.saving import KIND as SHARED_KIND
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.text_wire import KIND as TEXT_KIND
 from latentwire.wire.text_wire import TextReader, TextWire
@@ -26,17 +26,21 @@ APART = {TEXT_KIND: TextWire, CODE_KIND: CodeWire}
 """Those of which one reader can be loaded alone."""
 
 
-def load_wire(name: str | Path, lms: Mapping[str, FrozenLM] | None = None) -> AnyWire:
+def load_wire(
+    name: str | Path, lms: Mapping[str, FrozenLM] | None = None, dtype: Dtype | None = None
+) -> AnyWire:
     """The wire in a folder, whatever its kind, or a shipped one: "default", "shared" or
     "interlingua".
 
-    lms: those of its models that are loaded already, by name. Raises WireError as the kinds'
+    lms: those of its models that are loaded already, by name. dtype: of the readers' weights where
+    they are not, as each was trained if None. Raises WireError as the kinds'
     from_pretrained do.
     """
     kind = kind_of(name)
     if kind in KINDS:
-        return KINDS[kind].from_pretrained(name, lms)
-    return Wire.from_pretrained(name, (lms or {}).get(read_config(folder_of(name))["reader"]))
+        return KINDS[kind].from_pretrained(name, lms, dtype=dtype)
+    lm = (lms or {}).get(read_config(folder_of(name))["reader"])
+    return Wire.from_pretrained(name, lm, dtype)
 
 
 def load_with(
@@ -45,6 +49,7 @@ def load_with(
     keep: str | None = None,
     selector: str | None = None,
     only: int | None = None,
+    dtype: Dtype | None = None,
 ) -> AnyWire:
     """A wire, at another ratio than its own unless that is None, with what a rule finds kept as
     text unless that is None. selector: `name` is a model's, whose wire this selector makes without
@@ -54,11 +59,12 @@ def load_with(
     if keep is not None:  # a mistake in it is told before models are loaded
         finder(keep)
     if selector is not None:
-        return Wire.of(str(name), selector, ratio or WireConfig.ratio).keeping(keep)
+        ratio = ratio or WireConfig.ratio
+        return Wire.of(str(name), selector, ratio, dtype=dtype).keeping(keep)
     if only is not None and (kind := kind_of(name)) in APART:
-        wire = APART[kind].from_pretrained(name, only=only)
+        wire = APART[kind].from_pretrained(name, only=only, dtype=dtype)
     else:
-        wire = load_wire(name)
+        wire = load_wire(name, dtype=dtype)
     if isinstance(wire, CodeWire):
         if keep is not None:
             raise WireError(f"{name} has codes alone; its readers have no text to keep spans of")
@@ -73,8 +79,13 @@ def load_with(
 
 
 def load_reader(
-    name: str | Path, ratio: int | None, keep: str | None, selector: str | None, number: int
+    name: str | Path,
+    ratio: int | None,
+    keep: str | None,
+    number: int,
+    selector: str | None = None,
+    dtype: Dtype | None = None,
 ) -> Reader:
     """One of the readers of `load_with`, for a worker, which may have no room for them all."""
-    wire = load_with(name, ratio, keep, selector, only=number)
+    wire = load_with(name, ratio, keep, selector, number, dtype)
     return wire.readers[0 if isinstance(wire, TextWire | CodeWire) else number]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from latentwire.lm.finite import check_finite
+from latentwire.reading import InputError
 from latentwire.wire.codec import BITS, pack, packed_size, unpack
 from latentwire.wire.compressed_kv import CompressedKV
 
@@ -31,7 +32,7 @@ GAP = 65_535
 """Most positions between two slots of one head, or before its first."""
 
 
-class MessageError(ValueError):
+class MessageError(InputError):
     """Bytes that are no message, or not one that this wire can read; no latents to send."""
 
 
@@ -44,7 +45,7 @@ class Message:
     reader: str
     """Name of the LM that it was made for."""
     fingerprint: str
-    """Of that LM's weights: 16 hex digits."""
+    """Fingerprint of that LM's weights: 16 hex digits."""
     latents: CompressedKV
     bits: int = 16
     """Bits of one code, one of codec.BITS; below 16 a reader gets latents that are rounded."""

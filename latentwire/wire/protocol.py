@@ -1,4 +1,4 @@
-"""What is asked of one reader of a wire, whatever its kind."""
+"""The protocol of one reader of a wire, whatever its kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training of one wire is made of, and the recipes of the shipped ones."""
+"""The settings of a training of one wire, and the recipes of the shipped ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class WireRecipe:
     """A complete training of one wire."""
 
     name: str
-    """Of the run folder, runs/NAME, unless `out` says otherwise."""
+    """Name of the run folder, runs/NAME, unless `out` says otherwise."""
     wire: WireConfig
     """The wire that is trained."""
     data: str = "hub:rajpurkar/squad"
@@ -40,7 +40,7 @@ class WireRecipe:
     held_out: int = 100
     """Passages at the end of the file that are never trained on, for choosing between recipes."""
     seed: int = 0
-    """Of the order of the data."""
+    """Seed of the order of the data."""
 
     def __post_init__(self) -> None:
         for name in ("scorer_passages", "batch_size", "questions", "held_out"):

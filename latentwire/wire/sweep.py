@@ -34,6 +34,7 @@ from latentwire.lm.identity import identity
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.runs.folder import check_training, digests
 from latentwire.runs.workers import run_isolated
+from latentwire.texts import check_least
 from latentwire.train.alarms import standing
 from latentwire.train.loop import Session
 from latentwire.wire import training
@@ -52,16 +53,16 @@ Recipe = WireRecipe | SharedRecipe
 
 
 class Kind(NamedTuple):
-    """How members of one kind are trained and scored."""
+    """Functions that train and score members of one kind."""
 
     train: Callable[[Any, Session | None], Any]
     """A recipe to its trained wire."""
     evaluate: Callable[..., dict]
-    """Of such a wire; takes data, limit, run folder and bits."""
+    """Scores such a wire; takes data, limit, run folder and bits."""
     bits: Callable[[Any], Sequence[int]]
     """That codes of messages of a recipe's wire can have; the first are asked for if none are."""
     factors: Callable[[Any], dict[str, str]]
-    """What the report crosses in a table: two of a recipe's fields as text, or none."""
+    """The factors that the report crosses in a table: two of a recipe's fields as text, or none."""
     lms: Callable[[Any], set[str]]
     """Names the frozen LMs of a recipe."""
     config: Callable[[Any, dict[str, Any]], str]
@@ -77,10 +78,10 @@ def _several_readers(recipe: SharedRecipe, session: Session | None) -> SharedWir
     return SharedWire.from_pretrained(train_shared(recipe, session, lms) / "wire", lms)
 
 
-def _encoder_and_ways(recipe: SharedRecipe) -> dict[str, str]:
+def _encoder_and_injector(recipe: SharedRecipe) -> dict[str, str]:
     if recipe.wire.calibration != "regression":  # one that differs in a third thing
         return {}
-    return {"encoder": recipe.wire.encoder, "injectors": " + ".join(recipe.wire.ways_in)}
+    return {"encoder": recipe.wire.encoder, "injectors": recipe.wire.injector}
 
 
 KINDS: dict[type, Kind] = {
@@ -96,7 +97,7 @@ KINDS: dict[type, Kind] = {
         _several_readers,
         evaluate_readers,
         lambda recipe: (recipe.wire.bits,),
-        _encoder_and_ways,
+        _encoder_and_injector,
         lambda recipe: {*recipe.wire.readers, recipe.wire.source},
         learned.config_of,
     ),
@@ -105,7 +106,7 @@ KINDS: dict[type, Kind] = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What every member of a sweep is asked when it is trained."""
+    """The evaluation of every member of a sweep when it is trained."""
 
     data: str = ALMANAC
     """JSONL with rows {"id", "context", "question", "answers"}, or hub:NAME; the shipped almanac if
@@ -118,8 +119,7 @@ class Evaluation:
 
     def check(self, grid: Mapping[str, Recipe]) -> None:
         """Raises ValueError for what a member cannot be evaluated with, before any is trained."""
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}; expected at least 1")
+        check_least(self, limit=1)
         load_passages(self.data, self.limit, needles=None)
         for name, recipe in grid.items():
             known = KINDS[type(recipe)].bits(recipe)
@@ -135,8 +135,8 @@ class Evaluation:
 
 
 def load_grid(path: Path) -> dict[str, Recipe]:
-    """What `grid` of a Python file is, or gives where it is a function: {name: recipe}. Raises
-    ValueError for anything else."""
+    """The `grid` of a Python file, or the return value where it is a function: {name: recipe}.
+    Raises ValueError for anything else."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected Python with grid = {{name: recipe}}")
     try:
@@ -260,7 +260,7 @@ def _write(folder: Path, recipe: Recipe, evaluation: Evaluation, **facts: Any) -
 
 
 def _result(name: str, recipe: Recipe, out: Path, evaluation: Evaluation) -> dict[str, Any]:
-    """What a member came to; nothing where it has not ended, or was asked something else."""
+    """The outcome of a member; nothing where it has not ended, or was asked something else."""
     path = out / name / MEMBER
     record = json.loads(path.read_text()) if path.exists() else {}
     if record.pop("asked", None) != _asked(recipe, evaluation):

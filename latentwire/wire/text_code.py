@@ -78,8 +78,8 @@ class TextCode:
 
     @torch.no_grad()
     def encode(self, text: str) -> tuple[int, bytes]:
-        """How many tokens a text has, and their code. Raises WireError for an empty text, or one
-        that the tokenizer does not give back to the letter."""
+        """The number of tokens of a text, and their code. Raises WireError for an empty text, or
+        one that the tokenizer does not give back to the letter."""
         if not text:
             raise WireError("the text is empty; expected at least one character")
         ids = self.lm.tokenize(text)
@@ -153,7 +153,7 @@ class TextCode:
 
 
 def certain_ranks(logits: Float[Tensor, "n v"], targets: Int[Tensor, " n"]) -> Iterator[int | None]:
-    """How many logits are above each target's; None where another is too close to tell."""
+    """The number of logits above each target's; None where another is too close to tell."""
     own = logits.gather(1, targets[:, None])
     margin = MARGIN * logits.abs().amax(1, keepdim=True)
     above = (logits > own).sum(1)

@@ -23,7 +23,7 @@ class TextMessage:
     checksum: int
     """CRC-32 of the text in UTF-8."""
     tokens: int
-    """Of the source."""
+    """Number of the source's tokens."""
     code: bytes
 
     def to_bytes(self) -> bytes:

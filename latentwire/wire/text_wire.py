@@ -25,7 +25,7 @@ from torch import Tensor
 
 from latentwire.artifact import one_error, typed
 from latentwire.files import write_whole
-from latentwire.lm import FrozenLM, KVPrefix
+from latentwire.lm import Dtype, FrozenLM, KVPrefix
 from latentwire.reading import check_name, shortened
 from latentwire.texts import check_texts
 from latentwire.wire.compressed_kv import CompressedKV
@@ -45,7 +45,7 @@ decoded to say so."""
 
 @dataclass(frozen=True)
 class Saved:
-    """What config.json of a text wire holds."""
+    """The fields of config.json of a text wire."""
 
     source: str
     """Zoo name, Hugging Face id or folder of the LM in whose code the text travels."""
@@ -97,9 +97,9 @@ class TextWire:
         return [self.message(text) for text in texts]
 
     def texts(self, messages: Sequence[TextMessage]) -> list[str]:
-        """What the messages say, to the letter; the last REMEMBERED of them are decoded once,
-        however many readers open them. Raises MessageError for one in another LM's code,
-        and for one that comes out as another text than was sent."""
+        """The texts of messages, to the letter; the last REMEMBERED of them are decoded once,
+        however many readers open them. Raises MessageError for one in another LM's code, and for
+        one that comes out as another text than was sent."""
         source = self.code.lm
         known = {m: text for m in messages if (text := self._read.get(m)) is not None}
         new = [m for m in dict.fromkeys(messages) if m not in known]
@@ -146,11 +146,14 @@ class TextWire:
         name: str | Path,
         lms: Mapping[str, FrozenLM] | None = None,
         only: int | None = None,
+        dtype: Dtype | None = None,
     ) -> TextWire:
         """Load a text wire as Wire.from_pretrained does, or the shipped one by the name "shared".
 
         lms: those of its models that are loaded already, by name. only: of its readers this one
-        alone, by its place. Any copy of the source will do, if both sides have the same. Raises
+        alone, by its place. dtype: of the readers that are loaded; the source is always in float32,
+        or its code could not be read elsewhere. Any copy of the source will do, if both sides have
+        the same. Raises
         WireError for a folder that holds none, and whatever Wire.from_pretrained raises.
         """
         folder = folder_of(name)
@@ -160,7 +163,7 @@ class TextWire:
         found, wires, source, places = dict(lms or {}), [], saved.source, saved.wires
         for place in places if only is None else places[only : only + 1]:
             reader = read_config(folder / place)["reader"]
-            wires.append(Wire.from_pretrained(folder / place, found.get(reader)))
+            wires.append(Wire.from_pretrained(folder / place, found.get(reader), dtype))
             found[reader] = wires[-1].lm
         coder = found.get(source)
         if coder is None or coder.dtype not in (torch.float32, torch.float64):
@@ -216,7 +219,7 @@ class TextReader:
 
     @property
     def keep(self) -> str | None:
-        """What of a text the reader keeps as text."""
+        """The rule of what the reader keeps of a text as text."""
         return self.wire.keep
 
     @property

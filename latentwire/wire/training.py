@@ -302,7 +302,7 @@ def _forced(wire: Wire) -> Forced:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step of a stage sees."""
+    """The batch of one step of a stage."""
 
     passages: list[Passage]
     targets: Tensor

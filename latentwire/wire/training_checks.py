@@ -47,8 +47,8 @@ def check_text(
 def check_latents(
     wire: Wire, passages: Sequence[Passage], read: Read, forced: Forced
 ) -> dict[str, float]:
-    """Of the latents: the same, what another passage's latents cost, how much they differ between
-    passages, and their size beside the reader's own keys and values."""
+    """Check the latents: the same, what another passage's latents cost, how much they differ
+    between passages, and their size beside the reader's own keys and values."""
     if len(passages) < 2:
         return {}
 
@@ -97,7 +97,7 @@ def _scores(
 
 
 def compared(told: Sequence[tuple[FrozenLM, Sequence[Answer], Tensor]]) -> dict[str, float]:
-    """What readers answered, beside the rows of `forced_rows` of the same questions."""
+    """Compares what readers answered with the rows of `forced_rows` of the same questions."""
     both = [
         (a, *row)
         for _, answers, rows in told
@@ -130,7 +130,8 @@ def _first(lm: FrozenLM, answer: str) -> int | None:
 
 
 class _Sums(NamedTuple):
-    """What a check needs of one text's keys and values, which themselves take gigabytes."""
+    """The sums that a check needs of one text's keys and values, which themselves take
+    gigabytes."""
 
     mean: Float[Tensor, " c"]
     """Its mean value vectors. Keys are left out, since they turn with their positions."""

@@ -44,8 +44,8 @@ def names(text: str) -> Found:
 
 
 def _begins(text: str, gap: str, start: int) -> bool:
-    """Whether the word at `start` begins a sentence. gap: what stands between the word before and
-    it. Each character is looked at a few times at most, however many line breaks there are."""
+    """True where the word at `start` begins a sentence. gap: what stands between the word before
+    and it. Each character is looked at a few times at most, however many line breaks there are."""
     before = gap.rstrip(_OPENING)
     ended = before.rstrip()
     space = before[len(ended) :]
@@ -69,9 +69,10 @@ RULES: dict[str, Callable[[str], Found]] = {"numbers": numbers, "names": names}
 
 
 def finder(rule: str) -> Callable[[str], Found]:
-    """What finds the spans that a rule keeps: one of RULES by its name, or a regular expression of
-    the `regex` library. Raises WireError for one that does not compile, or a word that is nearly
-    the name of a rule; what it returns raises WireError for a text that takes too long."""
+    """The function that finds the spans which a rule keeps: one of RULES by its name, or a regular
+    expression of the `regex` library. Raises WireError for one that does not compile, or a word
+    that is nearly the name of a rule; what it returns raises WireError for a text that takes too
+    long."""
     if rule in RULES:
         return RULES[rule]
     near = difflib.get_close_matches(rule.lower(), RULES, n=1, cutoff=0.8)

@@ -1,4 +1,4 @@
-"""How a text is cut into the windows that a reader reads, and how many slots they become."""
+"""Cutting a text into the windows that a reader reads, and the slots that they become."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Cut:
     """One text, cut."""
 
     windows: list[tuple[Int[Tensor, " _"], Bool[Tensor, " _"], int]]
-    """Of each window its ids, which of them stay as text, and the position of the first."""
+    """Each window's ids, which of them stay as text, and the position of the first."""
     starts: list[int]
     """Position of each window's first token in the text's span."""
     span: int

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from latentwire.artifact import check_sizes, fill, one_error, read_tensors, typed
 from latentwire.files import write_whole
-from latentwire.lm import FrozenLM, KVPrefix, Prompt
+from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt
 from latentwire.lm.finite import check_finite
 from latentwire.lm.soft_prompt import initial_soft_prompt
 from latentwire.texts import check_texts
@@ -62,11 +62,8 @@ class Wire(nn.Module):
         self.scorer = Scorer(layers if trained else 0, lm.width, heads)
         self.slots = ResidualCorrector(layers, lm.width, heads, head_dim, config.rank)
         self.format = nn.Parameter(initial_soft_prompt(lm, config.format_tokens).float())
-        self.compressor = KVCompressor(
-            lm,
-            self.scorer if trained else selector_of(config.selector),
-            self.slots if config.rank else None,
-        )
+        selector = self.scorer if trained else selector_of(config.selector)
+        self.compressor = KVCompressor(lm, selector, self.slots if config.rank else None)
         self.keep: str | None = None  # no part of what is trained and saved
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
         self._costs: dict[tuple, tuple[int, int]] = {}
@@ -79,21 +76,22 @@ class Wire(nn.Module):
         selector: str = "repetition",
         ratio: int = 4,
         window: int | None = None,
+        dtype: Dtype | None = None,
     ) -> Wire:
         """A wire without any training, for any supported model, loaded or by name: eviction alone,
         and no soft prompt. selector: a name of selectors/. window: 512 tokens, or as many as the
-        model has room for, if None. Raises WireError for a selector that there is not."""
+        model has room for, if None. dtype: of the weights of a model that is loaded, float32 if
+        None. Raises WireError for a selector that there is not."""
         selector_of(selector)  # a mistake in it is told before the model is loaded
-        lm = FrozenLM.from_pretrained(lm) if isinstance(lm, str) else lm
-        window = window or min(
-            WireConfig.window, lm.context_length - len(lm.frame.prefix) - RESERVE
-        )
+        lm = FrozenLM.from_pretrained(lm, dtype or "float32") if isinstance(lm, str) else lm
+        room = lm.context_length - len(lm.frame.prefix) - RESERVE
+        window = window or min(WireConfig.window, room)
         dtype = "bfloat16" if lm.dtype == torch.bfloat16 else "float32"
         return cls(lm, WireConfig(lm.name, ratio, window, 0, 0, dtype, selector)).eval()
 
     @cached_property
     def head(self) -> KVPrefix:
-        """What every prompt begins with (chat template's head, or BOS), as a cache of one row."""
+        """The head of every prompt (chat template's, or BOS), as a cache of one row."""
         return head_of(self.lm)
 
     def check_window(self) -> None:
@@ -158,7 +156,7 @@ class Wire(nn.Module):
 
     @property
     def bits(self) -> int:
-        """Of a message's codes, unless told otherwise."""
+        """Bits of a message's codes, unless told otherwise."""
         return BITS
 
     def check_bits(self, bits: int) -> None:
@@ -190,12 +188,16 @@ class Wire(nn.Module):
         check_texts(contexts, "contexts")
         cuts = [self._windows.cut(row, text) for row, text in enumerate(contexts)]
         jobs = [(row, *window) for row, cut in enumerate(cuts) for window in cut.windows]
-        compressed: list[list[CompressedKV]] = [[] for _ in contexts]
+        order = sorted(range(len(jobs)), key=lambda job: len(jobs[job][1]))  # for little padding
+        windows: dict[int, CompressedKV] = {}
         for first in range(0, len(jobs), batch):
-            rows, pieces, verbatim, starts = zip(*jobs[first : first + batch], strict=True)
+            which = order[first : first + batch]
+            _, pieces, verbatim, starts = zip(*(jobs[job] for job in which), strict=True)
             kept = None if self.keep is None else verbatim
-            for row, z in zip(rows, self.compress(self.read(pieces, starts), kept), strict=True):
-                compressed[row].append(z)
+            windows.update(zip(which, self.compress(self.read(pieces, starts), kept), strict=True))
+        compressed: list[list[CompressedKV]] = [[] for _ in contexts]
+        for job, (row, *_) in enumerate(jobs):
+            compressed[row].append(windows[job])
         joined = zip(compressed, cuts, strict=True)
         return [CompressedKV.joined(zs, cut.starts, cut.span) for zs, cut in joined]
 
@@ -233,8 +235,8 @@ class Wire(nn.Module):
         return self.prefix(self.open(messages))
 
     def open(self, messages: Sequence[Message]) -> list[CompressedKV]:
-        """What messages hold. Raises MessageError for no messages, or for one that another wire
-        made or that does not fit the reader."""
+        """The contents of messages. Raises MessageError for no messages, or for one that another
+        wire made or that does not fit the reader."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
         wire_id = self.id
@@ -285,11 +287,14 @@ class Wire(nn.Module):
         write_whole(folder / "config.json", json.dumps(record, indent=1))
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, lm: FrozenLM | None = None) -> Wire:
+    def from_pretrained(
+        cls, name: str | Path, lm: FrozenLM | None = None, dtype: Dtype | None = None
+    ) -> Wire:
         """Load a wire from a folder or the Hugging Face hub (owner/name), or the shipped one by the
         name "default".
 
-        lm: its reader if it is loaded already, else it is loaded (and fetched) by name. Raises
+        lm: its reader if it is loaded already, else it is loaded (and fetched) by name. dtype: of
+        the reader's weights then, as it was trained if None. Raises
         WireError for a folder that is no wire, weights that were truncated or altered, or a reader
         of another architecture, and ZooError where the hub has no such wire.
         """
@@ -300,7 +305,7 @@ class Wire(nn.Module):
             state = read_tensors(folder / WEIGHTS, origin.sha256)
             sizes = {"rank": (config.rank, "slots.down", 2)}
             check_sizes(state, {**sizes, "format_tokens": (config.format_tokens, "format", 0)})
-        lm = lm or FrozenLM.from_pretrained(config.reader, config.dtype)
+        lm = lm or FrozenLM.from_pretrained(config.reader, dtype or config.dtype)
         if lm.architecture != origin.architecture:
             raise WireError(
                 f"{folder} was trained for {config.reader} {origin.architecture}; "
@@ -338,6 +343,6 @@ class Wire(nn.Module):
     def compress(
         self, reading: Reading, verbatim: Sequence[Bool[Tensor, " _"]] | None = None
     ) -> list[CompressedKV]:
-        """What `read` gave, as latents: one per window. verbatim: which tokens are kept as text, in
-        each window; None for none of them."""
+        """The latents of a reading, one per window. verbatim: the tokens of each window that are
+        kept as text; None for none of them."""
         return self.compressor(reading, self.ratio, verbatim)

@@ -21,7 +21,7 @@ from latentwire.evals.harness import evaluate, summarise
 from latentwire.files import write_whole
 from latentwire.tasks.qa import by_context, load_questions
 from latentwire.wire.codec import BITS
-from latentwire.wire.evaluation import TIMED, costs
+from latentwire.wire.costs import TIMED, costs
 from latentwire.wire.message import Message
 from latentwire.wire.wire import Wire
 

@@ -2,19 +2,18 @@
 calibration of embeddings; one reader, the same budget, the same soft prompt. table.sh and
 heart.sh train and score them.
 
-An injector that cannot be the first stands after `embeddings`.
+heart.json also has rows of parts that were removed after it: refiner, coprocessor, lora_states and
+minilm.
 """
 
 import os
 from dataclasses import replace
-from functools import partial
 from typing import get_args
 
 import torch
 
 from latentwire.train.loop import LoopConfig
 from latentwire.train.schedules import Schedule
-from latentwire.wire.folder import WireError
 from latentwire.wire.learned.config import SharedRecipe
 from latentwire.wire.learned.encoders import ENCODERS
 from latentwire.wire.learned.encoders.base import EncoderConfig
@@ -30,14 +29,10 @@ and all that a shared wire is trained for."""
 SIZES = EncoderConfig(ratio=4, window=64, channels=32)
 
 
-def config(encoder: str, way: str) -> SharedConfig:
+def config(encoder: str, injector: str) -> SharedConfig:
     """The wire of one cell of the table."""
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    made = partial(SharedConfig, (READER,), READER, encoder, sizes=SIZES, bits=4, dtype=dtype)
-    try:
-        return made(ways_in=(way,))
-    except WireError:
-        return made(ways_in=("embeddings", way))
+    return SharedConfig((READER,), READER, encoder, injector, SIZES, bits=4, dtype=dtype)
 
 
 def member(wire: SharedConfig) -> SharedRecipe:
@@ -61,8 +56,8 @@ def member(wire: SharedConfig) -> SharedRecipe:
 
 
 def grid() -> dict[str, SharedRecipe]:
-    wires = [config(encoder, way) for encoder in ENCODERS for way in INJECTORS]
-    members = {f"{wire.encoder}--{'+'.join(wire.ways_in)}": member(wire) for wire in wires}
+    wires = [config(encoder, injector) for encoder in ENCODERS for injector in INJECTORS]
+    members = {f"{wire.encoder}--{wire.injector}": member(wire) for wire in wires}
     plain = config("lm_states", "embeddings")
     for calibration in get_args(Calibration)[1:]:  # the first is plain's own
         members[f"calibration--{calibration}"] = member(replace(plain, calibration=calibration))

@@ -41,7 +41,7 @@ def main(train: str, data: str) -> None:
     text_bytes = statistics.fmean(len(p.context.encode()) for p in passages)
     sizes = EncoderConfig(ratio=1, channels=CHANNELS, width=64)
     config = SharedConfig(
-        tuple(lms), "smollm2-135m", "pca", ("embeddings",), sizes, bits=8, trunk_layers=1
+        tuple(lms), "smollm2-135m", "pca", "embeddings", sizes, bits=8, trunk_layers=1
     )
     wire = SharedWire(config, lms)
     wire.fit(texts)

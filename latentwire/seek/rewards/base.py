@@ -1,4 +1,4 @@
-"""What a reward is: a number for an answer, higher is better, in a range that it states.
+"""A reward is a number for an answer, higher is better, in a range that it states.
 
 Rewards steer a search and are not losses: nothing flows through them.
 """

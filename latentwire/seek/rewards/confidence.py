@@ -1,4 +1,4 @@
-"""How sure the LM is of an answer, by the probabilities of its top tokens."""
+"""The LM's confidence in an answer, by the probabilities of its top tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far the program in an answer does what the problem's training pairs show."""
+"""Rates the program in an answer by what the problem's training pairs show."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class Program:
 
 
 def compare(got: Grid | Failure, want: Grid) -> dict[str, float]:
-    """How much of a grid is right, each 0 to 1. exact: all of it. shape: rows and columns. colour:
-    cells that find one of their colour in the other grid, wherever, over the cells of the larger.
-    cells: those of the right colour in the right place, over all places that either has when they
-    are laid on each other at the top left, in a frame that holds both."""
+    """The shares of a grid that are right, each 0 to 1. exact: all of it. shape: rows and columns.
+    colour: cells that find one of their colour in the other grid, wherever, over the cells of the
+    larger. cells: those of the right colour in the right place, over all places that either has
+    when they are laid on each other at the top left, in a frame that holds both."""
     if isinstance(got, Failure):
         return dict.fromkeys(PARTS, 0.0)
     counts = [Counter(chain(*grid)) for grid in (got, want)]

@@ -86,6 +86,6 @@ def read(
     chunk is read behind the head by itself."""
     chunks = []
     for chunk in ids.split(config.chunk_size):
-        inputs = source.states(Prompt.from_ids(source, [chunk], head)).inputs
-        chunks.append(normed(inputs[list(config.layers), 0]).transpose(0, 1).flatten(1))
+        inputs = source.states(Prompt.from_ids(source, [chunk], head), config.layers).inputs
+        chunks.append(normed(inputs[:, 0]).transpose(0, 1).flatten(1))
     return torch.cat(chunks)

@@ -1,4 +1,4 @@
-"""What a training of latent codes is told."""
+"""The recipe of a training of latent codes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentwire.lm import Dtype
+from latentwire.texts import check_least, check_texts
 from latentwire.train.settings import LoopConfig
 from latentwire.wire.codes.code import CodeConfig
 
@@ -65,14 +66,13 @@ class CodeRecipe:
     """Seed of the order of the data."""
 
     def __post_init__(self) -> None:
+        check_texts(self.readers, "readers")
         if len(self.readers) != len(self.hidden) or len(set(self.readers)) < len(self.readers):
             raise ValueError(
                 f"readers are {self.readers} and hidden is {self.hidden}; expected one width for "
                 "each reader, none of them twice"
             )
-        for name in ("fitted", "sensitive", "batch_size", "questions", "held_out"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_least(self, fitted=1, sensitive=1, batch_size=1, questions=1, held_out=1)
         if not self.ratios or min(self.ratios) < 1:
             raise ValueError(f"ratios are {self.ratios}; expected at least one, none below 1")
 

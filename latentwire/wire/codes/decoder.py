@@ -42,7 +42,7 @@ class Decoder(nn.Module):
         self.scale = nn.Parameter(torch.ones(outputs), False)
         """Mean and deviation of the reader's own keys and values."""
         self.importance = nn.Parameter(torch.full((layers, 2), 1 / layers), False)
-        """How much each layer's keys and values count in training."""
+        """The weight of each layer's keys and values in training."""
 
     def forward(self, codes: Float[Tensor, "n c"]) -> tuple[Tensor, Tensor]:
         """Keys before rotation and values, [l, h, n, e] each."""

@@ -118,8 +118,8 @@ class Sensitivity:
         self.rows += len(prefix.mask[0]) - start
 
     def importance(self, deviation: Float[Tensor, " y"]) -> Float[Tensor, "l two"]:
-        """How much each layer's keys, and its values, matter: the roots of their sensitivities in
-        units of the deviation, a fifth of all shared out evenly; each column adds up to 1."""
+        """The importance of each layer's keys, and of its values: the roots of their sensitivities
+        in units of the deviation, a fifth of all shared out evenly; each column adds up to 1."""
         unit = deviation.view(self.sums.shape[:-1])
         trace = (self.sums.diagonal(dim1=-2, dim2=-1) * unit.square()).sum((-1, -2)).sqrt()
         return 0.8 * trace / trace.sum(0) + 0.2 / len(trace)
@@ -139,7 +139,7 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Fit:
-    """What was measured of one reader, and how much it counts in the choice of the code."""
+    """Measurements of one reader, and how much it counts in the choice of the code."""
 
     sums: Sums
     sensitivity: Sensitivity

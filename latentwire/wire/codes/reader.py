@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Codes:
-    """What a message holds: the numbers [n, c] that its levels stand for. blank: each slot is read
-    as the mean key and value, a control."""
+    """The contents of a message: the numbers [n, c] that its levels stand for. blank: each slot is
+    read as the mean key and value, a control."""
 
     values: Float[Tensor, "n c"]
     blank: bool = False
@@ -77,7 +77,7 @@ class CodeReader(nn.Module):
 
     @property
     def trained(self) -> Mapping[str, Tensor]:
-        """What was trained for it."""
+        """The tensors that were trained for it."""
         return self.state_dict()
 
     @property

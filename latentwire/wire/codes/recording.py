@@ -1,4 +1,4 @@
-"""What frozen models give of a passage, computed once and kept in a run folder.
+"""Recordings of frozen models on a passage, computed once and kept in a run folder.
 
 Training the attention of a decoder, and distilling a reader's answers, need of the frozen models
 only what they compute from the full text: the source's features, the queries that a reader's
@@ -11,11 +11,11 @@ e width of a head, k answer tokens, d width of the reader.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -76,18 +76,19 @@ def reader_attention(
     source: FrozenLM,
     tokens: int,
     passage: Passage,
-    layers: range,
+    layers: range | None = None,
 ) -> dict[str, Tensor]:
-    """What a reader does with one passage's full text when it is asked and answers.
+    """A reader's attention to one passage's full text when it is asked and answers.
 
-    tokens: of the source's, those that have a code. layers: the attention of these alone, all in
-    order, or none. queries [q, l, h, e] scaled and before
+    tokens: of the source's, those that have a code. layers: the attention of these alone, in
+    order; of all if None. queries [q, l, h, e] scaled and before
     rotation; offsets [q], their positions behind the text; attention [q, l, h, n + 1] on the
     source's tokens, each reader token's counted where it ends, and on all else; outputs
     [q, l, h, e], what attention reads from the text; others [q, l, h], the log of the sum over all
     else; teacher [k, d], the states that predict the answers.
     """
     start, text = len(reader.frame.prefix), passage.context
+    layers = range(len(reader.blocks)) if layers is None else layers
     ids, owner, context = own_reading(source, tokens, reader, text)
     targets, mask = answer_targets(reader, [passage])
     prompt = passages_prompt(reader, format_tokens, [passage], context)
@@ -97,12 +98,11 @@ def reader_attention(
     row, column = _some(asked.mask, seed_of(text)).unbind(1)
     positions, of_text = asked.positions[row, column], slice(start, start + len(ids))
     rows: dict[str, list[Tensor]] = {n: [] for n in ("queries", "attention", "outputs", "others")}
+    of_rows = row.bincount(minlength=len(asked.mask)).tolist()
     for layer, (queries, keys, values, visible) in zip(layers, seen, strict=True):
-        heads = queries.shape[1] // keys.shape[1]
         queries = queries[row, :, column].float()
-        keys, values = (x.float().repeat_interleave(heads, 1)[row] for x in (keys, values))
-        logits = torch.einsum("qhe,qhke->qhk", queries, keys)
-        logits = logits.masked_fill(~visible.expand(-1, heads, -1, -1)[row, :1, column], -torch.inf)
+        logits = _each_row(queries, of_rows, keys.float().transpose(2, 3))
+        logits = logits.masked_fill(~visible[row, :1, column], -torch.inf)
         rest = torch.cat([logits[..., : of_text.start], logits[..., of_text.stop :]], -1)
         rest = rest.logsumexp(-1)
         shares = torch.cat([logits[..., of_text], rest[..., None]], -1).softmax(-1)
@@ -112,7 +112,7 @@ def reader_attention(
         unrotated = rotate(reader.model, layer, queries.transpose(0, 1)[None], at, back=True)[0]
         rows["queries"].append(unrotated.transpose(0, 1).bfloat16())
         rows["attention"].append(torch.cat([by_token, shares[..., -1:]], -1).half())
-        outputs = torch.einsum("qhk,qhke->qhe", shares[..., :-1], values[:, :, of_text])
+        outputs = _each_row(shares[..., :-1], of_rows, values[:, :, of_text].float())
         rows["outputs"].append(outputs.bfloat16())
         rows["others"].append(rest)
     return {
@@ -120,6 +120,18 @@ def reader_attention(
         "offsets": (positions - of_text.stop).int(),
         "teacher": final[:, first : first + targets.shape[1]][mask].bfloat16(),
     }
+
+
+def _each_row(
+    x: Float[Tensor, "q h k"], of_rows: Sequence[int], matrices: Float[Tensor, "b g k e"]
+) -> Float[Tensor, "q h e"]:
+    """Vectors, the first `of_rows[0]` of them of row 0 and so on, times the matrix of their row and
+    of the KV head that their query head belongs to."""
+    grouped = x.unflatten(1, (matrices.shape[1], -1)).split([*of_rows])
+    products = [
+        torch.einsum("qghk,gke->qghe", *pair) for pair in zip(grouped, matrices, strict=True)
+    ]
+    return torch.cat(products).flatten(1, 2)
 
 
 def _some(mask: Bool[Tensor, "b t"], seed: int) -> Int[Tensor, "q two"]:

@@ -51,7 +51,7 @@ OUTPUTS = 0.3
 
 @dataclass(frozen=True)
 class Bench:
-    """What all stages share: a wire in training, its recipe, and where things are kept."""
+    """State that all stages share: a wire in training, its recipe, and where things are kept."""
 
     wire: CodeWire
     recipe: CodeRecipe
@@ -71,7 +71,7 @@ class Bench:
         )["features"]
 
     def attention(self, reader: CodeReader, passage: Passage) -> dict[str, Tensor]:
-        """What a reader does with a passage's full text."""
+        """A reader's attention to a passage's full text."""
         number = self.wire.readers.index(reader)
         record = Recorder(self.out / "recorded" / f"{number}", reader.lm)
         tokens = len(self.features(passage))

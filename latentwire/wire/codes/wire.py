@@ -46,7 +46,7 @@ KIND, FORMAT_VERSION = "code wire", 1
 
 @dataclass(frozen=True)
 class SavedReader:
-    """What config.json says of one reader."""
+    """The fields of config.json for one reader."""
 
     name: str
     dtype: Dtype
@@ -61,7 +61,7 @@ class SavedReader:
 
 @dataclass(frozen=True)
 class Saved:
-    """What config.json of a code wire holds."""
+    """The fields of config.json of a code wire."""
 
     code: CodeConfig
     source_weights: str
@@ -168,12 +168,14 @@ class CodeWire:
         name: str | Path,
         lms: Mapping[str, FrozenLM] | None = None,
         only: int | None = None,
+        dtype: Dtype | None = None,
     ) -> CodeWire:
         """Load a code wire as Wire.from_pretrained does, or the shipped one by the name
         "interlingua".
 
         lms: those of its models that are loaded already, by name. only: of its readers this one
-        alone, by its place. Raises WireError for a folder that holds none, for weights that were
+        alone, by its place. dtype: of the readers that are loaded; as each was trained if None.
+        Raises WireError for a folder that holds none, for weights that were
         truncated or altered, and for a reader of another architecture than it was trained for.
         """
         folder, lms = folder_of(name), dict(lms or {})
@@ -181,7 +183,7 @@ class CodeWire:
         with one_error(WireError, f"{folder}/config.json"):
             saved = typed(Saved, record)
         places = range(len(saved.readers)) if only is None else [only]
-        readers = [_reader(folder, saved, i, lms) for i in places]
+        readers = [_reader(folder, saved, i, lms, dtype) for i in places]
         with one_error(WireError, folder):
             state = read_tensors(folder / "code.safetensors", saved.sha256)
             check_sizes(state, {"channels": (saved.code.channels, "weight", 1)})
@@ -200,7 +202,7 @@ class CodeWire:
         return self.source.tokenize(text)
 
     def features(self, text: str) -> Float[Tensor, "n f"]:
-        """What the code is made of: states of the source's pass over a text."""
+        """The features that the code is made of: states of the source's pass over a text."""
         head = head_of(self.source)
         return read(self.source, head, self.code.config, self.tokenize(text))
 
@@ -238,7 +240,9 @@ def check_copy(fingerprint: str, lm: FrozenLM) -> None:
         )
 
 
-def _reader(folder: Path, saved: Saved, place: int, lms: dict[str, FrozenLM]) -> CodeReader:
+def _reader(
+    folder: Path, saved: Saved, place: int, lms: dict[str, FrozenLM], dtype: Dtype | None
+) -> CodeReader:
     """One reader of a saved wire; its LM is loaded where it is not in `lms`, and then is."""
     of = saved.readers[place]
     with one_error(WireError, folder):
@@ -249,7 +253,8 @@ def _reader(folder: Path, saved: Saved, place: int, lms: dict[str, FrozenLM]) ->
             "soft_prompt": (of.soft_prompt, "format", 0),
         }
         check_sizes(state, sizes)
-    lm = lms[of.name] = lms.get(of.name) or FrozenLM.from_pretrained(of.name, of.dtype)
+    lm = lms.get(of.name) or FrozenLM.from_pretrained(of.name, dtype or of.dtype)
+    lms[of.name] = lm
     if lm.architecture != of.architecture:
         raise WireError(
             f"{folder} has a decoder for {of.name} {of.architecture}; got {lm.name} "

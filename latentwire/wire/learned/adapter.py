@@ -1,4 +1,4 @@
-"""What one frozen LM needs in order to read the latents of a shared wire: its adapter."""
+"""The adapter: all that one frozen LM needs in order to read the latents of a shared wire."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from latentwire.wire.windows import RESERVE
 
 
 class Adapter(nn.Module):
-    """One bidirectional layer of the reader's own, its injectors, and its soft prompt."""
+    """One bidirectional layer of the reader's own, its injector, and its soft prompt."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class Adapter(nn.Module):
         channels: int,
         width: int,
         block: int,
-        ways: Sequence[str],
+        injector: str,
         format_tokens: int,
         calibration: Calibration,
     ):
@@ -34,15 +34,13 @@ class Adapter(nn.Module):
         super().__init__()
         self.lm, self.block = lm, block
         self.layer = transformer(width, 1)
-        self.ways = nn.ModuleList(
-            INJECTORS[way](lm, channels, width, not i, calibration) for i, way in enumerate(ways)
-        )
+        self.injector = INJECTORS[injector](lm, channels, width, calibration)
         self.format = nn.Parameter(initial_soft_prompt(lm, format_tokens).float())
         self.to(lm.device)
 
     @cached_property
     def head(self) -> KVPrefix:
-        """What every prompt begins with, as a cache of one row."""
+        """The beginning of every prompt, as a cache of one row."""
         return head_of(self.lm)
 
     @property
@@ -55,18 +53,14 @@ class Adapter(nn.Module):
     ) -> KVPrefix:
         """Values [m, c] and states [m, w] of each context's latents as this reader's cache, the
         head before them. A span longer than the room is drawn together, evenly."""
-        slots, prefix = self.slots(values, states, spans), None
-        for way in self.ways:
-            prefix = way(self.lm, self.head, slots, prefix)
-        assert prefix is not None
-        return prefix
+        return self.injector(self.lm, self.head, self.slots(values, states, spans))
 
     def slots(
         self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
     ) -> LatentBatch:
-        """What the injectors are given."""
+        """The batch that the injector is given."""
         states = [row.to(self.format.device) for row in states]
         batch, mask = padded(in_blocks(self.layer, states, self.block))
         codes = padded([row.to(batch.device) for row in values])[0]
         fitting = torch.tensor([min(span, self.room) for span in spans], device=mask.device)
-        return LatentBatch(codes, batch, mask, fitting, self.block)
+        return LatentBatch(codes, batch, mask, fitting)

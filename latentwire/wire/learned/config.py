@@ -1,13 +1,14 @@
-"""What a training of a shared wire is told."""
+"""The recipe of a shared wire's training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from latentwire.texts import check_least, check_texts
 from latentwire.train.loop import LoopConfig
 from latentwire.wire.learned.objectives import Objectives
-from latentwire.wire.learned.shared_wire import SharedConfig
+from latentwire.wire.learned.saving import SharedConfig
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class SharedRecipe:
     """A complete training of one shared wire."""
 
     name: str
-    """Of the run folder, runs/NAME, unless `out` says otherwise."""
+    """Name of the run; its folder is runs/NAME unless `out` says otherwise."""
     wire: SharedConfig
     """The wire that is trained."""
     data: tuple[str, ...] = ("hub:rajpurkar/squad",)
@@ -23,7 +24,7 @@ class SharedRecipe:
     text: tuple[Path, ...] = ()
     """Files of plain text, blank lines between paragraphs: passages without questions."""
     out: Path | None = None
-    """Run folder; a folder that holds this run already is gone on with."""
+    """Run folder; a folder that holds this run already resumes it."""
     format: LoopConfig = field(
         default_factory=lambda: LoopConfig(steps=300, lr=0.025, save_every=50)
     )
@@ -40,22 +41,22 @@ class SharedRecipe:
     longest: int = 320
     """Most tokens of a passage, as the source counts; longer ones are left out."""
     objectives: Objectives = field(default_factory=Objectives)
-    """What stage 2 minimises. A SCHEDULE is a number, or a way to another: 1 end=0.3 over=2000."""
+    """Weights of the objectives of stage 2. A SCHEDULE is a number, or a way to another: 1 end=0.3
+    over=2000."""
     held_out: int = 100
     """Passages at the end of the first file that are never trained on."""
     fitted: int = 64
     """Passages that readers are calibrated on, and that PCA is fitted to."""
     seed: int = 0
-    """Of the order of the data and of its pieces."""
+    """Seed of the order of the data and of its pieces."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "questions", "longest", "held_out", "fitted"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.objectives.embeds.on and self.wire.ways_in[0] != "embeddings":
+        check_texts(self.data, "data")
+        check_least(self, batch_size=1, questions=1, longest=1, held_out=1, fitted=1)
+        if self.objectives.embeds.on and self.wire.injector != "embeddings":
             raise ValueError(
-                f"objectives.embeds aligns input embeddings and ways_in is "
-                f"{', '.join(self.wire.ways_in)}; expected embeddings first, or a weight of 0"
+                f"objectives.embeds aligns input embeddings and injector is {self.wire.injector}; "
+                "expected embeddings, or a weight of 0"
             )
 
 

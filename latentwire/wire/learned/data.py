@@ -1,4 +1,4 @@
-"""What a training of a shared wire draws from: passages with their questions, and plain texts."""
+"""The training data of a shared wire: passages with their questions, and plain texts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHORTEST_TEXT = 100
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a training draws from."""
+    """Passages to train on, and passages held out."""
 
     passages: list[Passage]
     """Texts without questions among them."""

@@ -26,5 +26,5 @@ def nearest(values: Float[Tensor, "*n c"], bits: int) -> Int[Tensor, "*n c"]:
 
 
 def values(codes: Int[Tensor, "*n c"], bits: int) -> Float[Tensor, "*n c"]:
-    """What codes stand for; the inverse of `nearest`."""
+    """The values that codes stand for; the inverse of `nearest`."""
     return codes.float() * 2 / (2**bits - 1) - 1

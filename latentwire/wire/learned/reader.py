@@ -1,4 +1,4 @@
-"""One reader of a shared wire, and what a message holds for it."""
+"""One reader of a shared wire, and the contents of a message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from latentwire.lm.sentences import SentenceEncoder
 from latentwire.wire.folder import WireError
 from latentwire.wire.learned import fsq
 from latentwire.wire.learned.adapter import Adapter
-from latentwire.wire.learned.private import Layout
 from latentwire.wire.learned.shared_message import SharedMessage
 from latentwire.wire.message import MessageError
 
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Values:
-    """What a message holds: the values of its codes, in [-1, 1], and the positions that its text
-    takes up in a reader."""
+    """The contents of a message: the values of its codes, in [-1, 1], and the positions that its
+    text takes up in a reader."""
 
     codes: Float[Tensor, "m c"]
     span: int
@@ -78,7 +77,7 @@ class Reader:
 
     @property
     def ratio(self) -> int:
-        """Tokens in per shared latent out."""
+        """Tokens in per latent out."""
         return self.wire.config.sizes.ratio
 
     @property
@@ -87,13 +86,8 @@ class Reader:
 
     @property
     def bits(self) -> int:
-        """Of a message's codes."""
+        """Bits of one code of a message."""
         return self.wire.config.bits
-
-    @property
-    def layout(self) -> Layout:
-        """Of the latents that it gets."""
-        return self.wire.layout.of(self.number)
 
     def evictions(self, also: Sequence[str] = ()) -> dict[str, Reader]:
         """No rows of an evaluation: the reader has no cache of the text to evict from. Raises
@@ -108,13 +102,13 @@ class Reader:
             raise MessageError(f"this wire's codes have {self.bits} bits; got {bits}")
 
     def latents(self, text: str) -> int:
-        """Latents of a text that it gets."""
-        return self.layout.count(self.wire.encoder.lengths(text))
+        """Latents of a text."""
+        return self.wire.cost(text)[0]
 
     def cost(self, text: str, bits: int | None = None) -> tuple[int, int]:
-        """Latents of a text that it gets, and bytes of the message, which holds those of others."""
+        """Latents and bytes of the message of a text."""
         self.check_bits(bits)
-        return self.latents(text), self.wire.cost(text)[1]
+        return self.wire.cost(text)
 
     def send(self, texts: Sequence[str], bits: int | None = None) -> list[SharedMessage]:
         """Texts as messages, the same for every reader."""
@@ -126,8 +120,8 @@ class Reader:
         return self.prefix(self.open(messages))
 
     def open(self, messages: Sequence[SharedMessage]) -> list[Values]:
-        """What messages hold. Raises MessageError for no messages, for one of another wire, and for
-        one that does not fit the reader."""
+        """The contents of messages. Raises MessageError for no messages, for one of another wire,
+        and for one that does not fit the reader."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
         wire_id, config = self.wire.id, self.wire.config
@@ -138,22 +132,20 @@ class Reader:
                 )
             if (message.codes.shape[1], message.bits) != (config.sizes.channels, config.bits):
                 raise MessageError("the message was altered: its shape is not this wire's")
-            self.wire.layout.check(len(message))
-            got = len(self.wire.layout.heard(message.codes, self.number))
-            if got > self.adapter.room:
+            if len(message) > self.adapter.room:
                 raise MessageError(
-                    f"message has {got} latents; {self.reader} has room for {self.adapter.room}"
+                    f"message has {len(message)} latents; {self.reader} has room for "
+                    f"{self.adapter.room}"
                 )
         return [Values(fsq.values(m.codes, m.bits), m.span) for m in messages]
 
     def prefix(self, contents: Sequence[Values]) -> KVPrefix:
-        """What messages hold as a cache that the reader continues from, with gradients."""
-        return self.adapter(*self.heard(contents))
+        """Contents as a cache that the reader continues from, with gradients."""
+        return self.adapter(*self.adapter_inputs(contents))
 
-    def heard(
+    def adapter_inputs(
         self, contents: Sequence[Values]
     ) -> tuple[list[Float[Tensor, "_ c"]], list[Float[Tensor, "_ w"]], list[int]]:
-        """What its adapter is given of contents: values and states of the latents that it gets, and
-        their spans."""
-        values = [self.wire.layout.heard(c.codes, self.number) for c in contents]
-        return values, self.wire.states(values, self.layout), [c.span for c in contents]
+        """Values and states of the latents of contents, and their spans."""
+        values = [c.codes for c in contents]
+        return values, self.wire.states(values), [c.span for c in contents]

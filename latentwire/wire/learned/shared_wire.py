@@ -7,149 +7,36 @@
 
 An encoder turns a text into latents, a learned discrete code makes them bytes, layers that all
 readers share (`trunk`) turn codes into states, and each reader's adapter turns states into its own
-cache. A window may have latents beside the shared ones that are private to one reader.
+cache.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from latentwire.artifact import (
-    check_counts,
-    check_sizes,
-    fill,
-    one_error,
-    read_tensors,
-    typed,
-)
-from latentwire.files import write_whole
+from latentwire.artifact import fill, one_error
 from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.finite import check_finite
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
-from latentwire.reading import shortened
 from latentwire.texts import check_texts
-from latentwire.wire.folder import WireError, folder_of, read_record
+from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.learned import fsq
 from latentwire.wire.learned.adapter import Adapter
-from latentwire.wire.learned.encoders import ENCODERS, WritingEncoder
-from latentwire.wire.learned.encoders.base import EncoderConfig, in_blocks, transformer
-from latentwire.wire.learned.encoders.lm_states import LMStates
-from latentwire.wire.learned.injectors import INJECTORS, Calibration
-from latentwire.wire.learned.pooling import POOLINGS
-from latentwire.wire.learned.private import Layout, Private
+from latentwire.wire.learned.encoders import ENCODERS
+from latentwire.wire.learned.encoders.base import in_blocks, transformer
 from latentwire.wire.learned.reader import Reader
+from latentwire.wire.learned.saving import Saved, SharedConfig, read_folder, stored, write_folder
 from latentwire.wire.learned.shared_message import SharedMessage, message_size
 from latentwire.wire.windows import check_kept
-
-KIND, FORMAT_VERSION = "shared wire", 1
-FILE = re.compile(r"(shared|reader-\d{1,9})-\d{1,9}\.safetensors")
-"""Names of files of weights."""
-PIECE = 16 * 2**20
-"""Most bytes of one file of weights."""
-
-
-@dataclass(frozen=True)
-class SharedConfig:
-    """What a shared wire is; saved beside its weights."""
-
-    readers: tuple[str, ...]
-    """Zoo names, Hugging Face ids or folders of the LMs that read it."""
-    source: str
-    """The LM whose states or embeddings are encoded, and whose tokens a training counts."""
-    encoder: str = "lm_states"
-    """lm_states, lora_states, anchor, minilm, utf8 or pca."""
-    ways_in: tuple[str, ...] = ("deep_prefix",)
-    """Of embeddings, lora, refiner, deep_prefix, coprocessor and cross_attention, one after
-    another."""
-    sizes: EncoderConfig = field(default_factory=EncoderConfig)
-    """Of the encoder; its width is the trunk's too."""
-    bits: int = 4
-    """Of the code of one channel, 1 to 8."""
-    trunk_layers: int = 2
-    """Layers after the code that all readers share."""
-    format_tokens: int = 16
-    """Soft tokens between context and question that set the form of the answer."""
-    calibration: Calibration = "regression"
-    """How slots begin that are input embeddings; injectors/embeddings.py says what each is."""
-    private: int = 0
-    """Latents of a window beside the shared ones, for each reader that the wire was trained with
-    and read by it alone."""
-    added: int = 0
-    """Readers, the last ones, that came after the wire was trained: no latents are theirs alone."""
-    dtype: Dtype = "float32"
-    """Of the frozen models; what is trained is float32."""
-
-    def __post_init__(self) -> None:
-        if not self.readers or len(set(self.readers)) < len(self.readers):
-            raise WireError(
-                f"readers are {shortened(self.readers)}; expected at least one, no name twice"
-            )
-        for name, known, given in (
-            ("encoder", ENCODERS, (self.encoder,)),
-            ("ways_in", INJECTORS, self.ways_in or ("none",)),
-            ("pooling", POOLINGS, (self.sizes.pooling,)),
-            ("calibration", get_args(Calibration), (self.calibration,)),
-        ):
-            if not set(given) <= set(known):
-                raise WireError(
-                    f"{name} is {', '.join(given)[:80]}; expected of {', '.join(known)}"
-                )
-        numbers = {**asdict(self.sizes), "trunk_layers": self.trunk_layers}
-        numbers |= {"bits": self.bits, "format_tokens": self.format_tokens}
-        del numbers["pooling"], numbers["sentence_encoder"]
-        for name, value in numbers.items():
-            if type(value) is not int or value < 1:
-                raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
-        if type(self.private) is not int or self.private < 0:
-            raise WireError(f"private is {self.private!r}; expected a whole number >= 0")
-        if type(self.added) is not int or not 0 <= self.added < len(self.readers):
-            raise WireError(
-                f"added is {self.added!r}; expected 0, or how many of the {len(self.readers)} "
-                "readers came later"
-            )
-        if self.private and not issubclass(ENCODERS[self.encoder], WritingEncoder):
-            raise WireError(
-                f"private is {self.private}; {self.encoder} has no states to write private latents "
-                "from: leave it at 0, or take another encoder"
-            )
-        listed, last = ", ".join(self.ways_in), len(self.ways_in) - 1
-        for i, way in enumerate(self.ways_in):
-            place = INJECTORS[way].place
-            if (place == "first" and i > 0) or (place == "last" and i < last):
-                raise WireError(f"ways_in is {listed}; {way} can only be the {place}")
-            if place == "later" and i == 0:
-                raise WireError(f"ways_in is {listed}; {way} must come after another")
-        if self.calibration != "regression" and INJECTORS[self.ways_in[0]].place != "first":
-            raise WireError(
-                f"calibration is {self.calibration}, of input embeddings; ways_in is {listed}, "
-                "which makes none"
-            )
-        for name, value, most in (("bits", self.bits, 8), ("channels", self.sizes.channels, 255)):
-            if value > most:
-                raise WireError(f"{name} is {value}; expected at most {most}")
-        pooling, ratio = self.sizes.pooling, self.sizes.ratio
-        if self.sizes.window % ratio:
-            raise WireError(f"window is {self.sizes.window}; expected a multiple of ratio, {ratio}")
-        if self.sizes.width % 2:
-            raise WireError(f"width is {self.sizes.width}; expected an even number")
-        if pooling != "strided" and not issubclass(ENCODERS[self.encoder], LMStates):
-            raise WireError(
-                f"pooling is {pooling}; {self.encoder} has one of its own: leave it at strided"
-            )
-        if pooling == "hierarchical" and ratio & (ratio - 1):
-            raise WireError(f"ratio is {ratio}; hierarchical pooling expects a power of two")
 
 
 class SharedWire(nn.Module):
@@ -162,27 +49,15 @@ class SharedWire(nn.Module):
         self.encoder = ENCODERS[config.encoder](lms[config.source], config.sizes)
         self.widen = nn.Linear(config.sizes.channels, width)
         self.trunk = transformer(width, config.trunk_layers)
-        self.private = nn.ModuleList(
-            Private(width, config.sizes.channels, config.private)
-            for _ in range(self.layout.owners if config.private else 0)
-        )
-        self.adapters = nn.ModuleList(
-            self._adapter(lms[name], i) for i, name in enumerate(config.readers)
-        )
-        for part in (self.encoder, self.widen, self.trunk, self.private):
+        self.adapters = nn.ModuleList(self._adapter(lms[name]) for name in config.readers)
+        for part in (self.encoder, self.widen, self.trunk):
             part.to(lms[config.source].device)  # adapters are where their readers are
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
 
     @property
     def block(self) -> int:
-        """Latents of a whole window that all readers share."""
+        """Latents of a whole window."""
         return self.encoder.per_window // self.encoder.per_latent
-
-    @property
-    def layout(self) -> Layout:
-        """Which latents of a message are whose."""
-        owners = len(self.config.readers) - self.config.added
-        return Layout(self.block, self.config.private, owners)
 
     @property
     def readers(self) -> list[Reader]:
@@ -201,7 +76,7 @@ class SharedWire(nn.Module):
         )
 
     def fit(self, texts: Sequence[str]) -> None:
-        """What is measured on training texts before any step, for encoder and adapters."""
+        """Measure encoder and adapters on training texts, before any step."""
         check_texts(texts, "texts")
         self.encoder.fit(texts)
         for adapter in self.adapters:
@@ -209,14 +84,13 @@ class SharedWire(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, adapter: nn.Module, texts: Sequence[str]) -> None:
-        """What is measured on training texts for one adapter."""
+        """Measure one adapter on training texts."""
         check_texts(texts, "texts")
         assert isinstance(adapter, Adapter)
         device = adapter.lm.device
-        values = [self.layout.shared(row).to(device) for row in self.encode(texts)]
+        values = [row.to(device) for row in self.encode(texts)]
         units = [len(self.encoder.units(text)) / self.encoder.per_latent for text in texts]
-        for way in adapter.ways:
-            way.calibrate(adapter.lm, texts, values, units)  # type: ignore
+        adapter.injector.calibrate(adapter.lm, texts, values, units)
 
     @property
     def id(self) -> bytes:
@@ -227,18 +101,18 @@ class SharedWire(nn.Module):
         known = self._known
         if known[0] != now:
             check_finite(self.state_dict(), WireError)
-            self._known = known = now, hashlib.sha256(save(_stored(self._shared()))).digest()[:8]
+            self._known = known = now, hashlib.sha256(save(stored(self._shared()))).digest()[:8]
         return known[1]
 
     def cost(self, text: str) -> tuple[int, int]:
         """Latents and bytes of the message of a text."""
-        latents = self.layout.count(self.encoder.lengths(text))
+        latents = sum(self.encoder.lengths(text))
         return latents, message_size(latents, self.config.sizes.channels, self.config.bits)
 
     def forward(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
-        """What `encode` gives, of texts that are not checked."""
+        """As `encode`, of texts that are not checked."""
         check_texts(texts, "texts")
-        return [fsq.bounded(z, self.config.bits) for z in self.encoder(texts, self.private)]
+        return [fsq.bounded(z, self.config.bits) for z in self.encoder(texts)]
 
     def encode(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
         """Texts as the values of their codes, in [-1, 1], with gradients. Raises WireError for an
@@ -266,60 +140,43 @@ class SharedWire(nn.Module):
             if self.encoder.lm_units:
                 check_kept(self.encoder.lm, row, text, units)
 
-    def states(
-        self, values: Sequence[Float[Tensor, "_ c"]], layout: Layout
-    ) -> list[Float[Tensor, "_ w"]]:
-        """Values of codes, laid out so, as the states that adapters read."""
+    def states(self, values: Sequence[Float[Tensor, "_ c"]]) -> list[Float[Tensor, "_ w"]]:
+        """Values of codes as the states that adapters read."""
         width, device = self.config.sizes.width, self.widen.weight.device
         rows = []
         for row in values:
-            places = layout.places(len(row)).to(device)
+            places = torch.arange(len(row), device=device) % self.block
             rows.append(self.widen(row.to(device)) + sinusoids(places, width))
-        return in_blocks(self.trunk, rows, layout.size)
+        return in_blocks(self.trunk, rows, self.block)
 
     def save(self, folder: Path) -> None:
-        """config.json, and bf16 weights in files of at most PIECE bytes with their sha256."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """config.json, and bf16 weights in files with their sha256."""
         parts = {"shared": self._shared()}
         parts |= {f"reader-{i}": a.state_dict() for i, a in enumerate(self.adapters)}
-        sums: dict[str, str] = {}
-        for part, state in parts.items():
-            for i, piece in enumerate(_pieces(_stored(state))):
-                data = save(piece)
-                sums[f"{part}-{i}.safetensors"] = hashlib.sha256(data).hexdigest()
-                write_whole(folder / f"{part}-{i}.safetensors", data)
         models: dict[str, FrozenLM | SentenceEncoder] = {self.config.source: self.encoder.lm}
         models |= {**{r.reader: r.lm for r in self.readers}, **self.encoder.others}
-        record = {
-            "kind": KIND,
-            "format_version": FORMAT_VERSION,
-            "sha256": sums,
-            "models": {n: [m.architecture, m.fingerprint] for n, m in models.items()},
-            "config": asdict(self.config),
-        }
-        write_whole(folder / "config.json", json.dumps(record, indent=1))
+        copies = {name: (model.architecture, model.fingerprint) for name, model in models.items()}
+        write_folder(folder, self.config, parts, copies)
 
     @classmethod
     def from_pretrained(
-        cls, name: Path | str, lms: Mapping[str, FrozenLM] | None = None
+        cls,
+        name: Path | str,
+        lms: Mapping[str, FrozenLM] | None = None,
+        dtype: Dtype | None = None,
     ) -> SharedWire:
         """Load a shared wire from a folder or the Hugging Face hub (owner/name); lms: those of its
-        models that are loaded already, by name.
+        models that are loaded already, by name. dtype: of the others; as it was trained if None.
 
         Raises WireError for a folder that holds none, weights that were truncated or altered, or a
         model of another architecture or with other weights.
         """
         folder = folder_of(name)
-        record = read_record(folder, KIND, FORMAT_VERSION)
-        with one_error(WireError, f"{folder}/config.json"):
-            saved = typed(Saved, record)
-        config = saved.config
-        with one_error(WireError, folder):
-            state = _read_weights(folder, saved)
-            _check_state(config, state)
-        found = dict(lms or {})
+        saved, state = read_folder(folder)
+        config, found = saved.config, dict(lms or {})
         for model in dict.fromkeys((config.source, *config.readers)):
-            found[model] = found.get(model) or FrozenLM.from_pretrained(model, config.dtype)
+            lm = found.get(model) or FrozenLM.from_pretrained(model, dtype or config.dtype)
+            found[model] = lm
             _check_copy(folder, model, found[model], saved)
         wire = cls(config, found)
         for model, other in wire.encoder.others.items():
@@ -334,35 +191,17 @@ class SharedWire(nn.Module):
             raise WireError(f"{name} reads this wire already")
         lms = {reader.reader: reader.lm for reader in self.readers}
         lms |= {self.config.source: self.encoder.lm, name: lm}
-        readers, added = (*self.config.readers, name), self.config.added + 1
-        config = replace(self.config, readers=readers, added=added)
-        wire = SharedWire(config, lms)
+        wire = SharedWire(replace(self.config, readers=(*self.config.readers, name)), lms)
         wire.load_state_dict(self.state_dict(), strict=False)
         return wire
 
-    def _adapter(self, lm: FrozenLM, number: int) -> Adapter:
-        config, sizes, block = self.config, self.config.sizes, self.layout.of(number).size
-        ways, tokens, begin = config.ways_in, config.format_tokens, config.calibration
-        return Adapter(lm, sizes.channels, sizes.width, block, ways, tokens, begin)
+    def _adapter(self, lm: FrozenLM) -> Adapter:
+        config, sizes = self.config, self.config.sizes
+        parts = config.injector, config.format_tokens, config.calibration
+        return Adapter(lm, sizes.channels, sizes.width, self.block, *parts)
 
     def _shared(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.state_dict().items() if not k.startswith("adapters.")}
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What config.json of a shared wire holds."""
-
-    sha256: dict[str, str]
-    """Of each file of weights, by its name."""
-    models: dict[str, tuple[str, ...]]
-    """Architecture and fingerprint of each frozen model, by its name."""
-    config: SharedConfig
-
-    def __post_init__(self) -> None:
-        for name in self.sha256:
-            if not FILE.fullmatch(name):
-                raise WireError(f"sha256 lists {name[:80]!r}; expected names that save gives files")
 
 
 def _check_copy(folder: Path, name: str, model: FrozenLM | SentenceEncoder, saved: Saved) -> None:
@@ -372,58 +211,3 @@ def _check_copy(folder: Path, name: str, model: FrozenLM | SentenceEncoder, save
         raise WireError(
             f"{folder} was trained for {name} {' '.join(known)}; this copy is {' '.join(here)}"
         )
-
-
-def _read_weights(folder: Path, saved: Saved) -> dict[str, Tensor]:
-    """All tensors by the names that the whole wire gives them."""
-    state: dict[str, Tensor] = {}
-    for file, expected in saved.sha256.items():
-        kind, place, *_ = f"{file}-".split("-")
-        begin = f"adapters.{place}." if kind == "reader" else ""
-        tensors = read_tensors(folder / file, expected)
-        state |= {begin + name: tensor for name, tensor in tensors.items()}
-    return state
-
-
-def _check_state(config: SharedConfig, state: Mapping[str, Tensor]) -> None:
-    """Raises ArtifactError where the config has other sizes than the weights, before anything of
-    those sizes is made."""
-    sizes, encoder = config.sizes, ENCODERS[config.encoder]
-    owners = len(config.readers) - config.added if config.private else 0
-    formats = {
-        f"format_tokens of reader {i}": (config.format_tokens, f"adapters.{i}.format", 0)
-        for i in range(len(config.readers))
-    }
-    ways = {
-        f"ways_in of reader {i}": (len(config.ways_in), f"adapters.{i}.ways.")
-        for i in range(len(config.readers))
-    }
-    check_counts(state, {"readers": (len(config.readers), "adapters."), **ways})
-    layers = {"layers": (sizes.layers, "encoder.layers.layers.")} if encoder.learns else {}
-    trunk = {"trunk_layers": (config.trunk_layers, "trunk.layers.")}
-    check_counts(state, {**trunk, **layers, "owners of private latents": (owners, "private.")})
-    widths = {"width": (sizes.width, "widen.weight", 0)}
-    widths["channels"] = (sizes.channels, "widen.weight", 1)
-    if owners:
-        widths["private"] = (config.private, "private.0.query", 0)
-    if not encoder.learns or (issubclass(encoder, LMStates) and sizes.pooling == "strided"):
-        widths["ratio"] = (sizes.ratio, "encoder.pool.maps", 0)
-    check_sizes(state, {**widths, **formats})
-
-
-def _stored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as files hold them."""
-    return {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in state.items()}
-
-
-def _pieces(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The tensors in order, in as few dicts of at most PIECE bytes as that allows."""
-    pieces: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in state.items():
-        size += tensor.nbytes + 256  # a name and its place in the file's header
-        if pieces[-1] and size > PIECE:
-            pieces.append({})
-            size = tensor.nbytes + 256
-        pieces[-1][name] = tensor
-    return pieces

@@ -25,15 +25,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from latentwire.evals.harness import Answer, evaluate, summarise
-from latentwire.evals.metrics import bootstrap, mean_ratio
 from latentwire.files import digest
-from latentwire.lm import Dtype, FrozenLM, KVPrefix
+from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.identity import identity
 from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.folder import (
@@ -44,31 +42,23 @@ from latentwire.runs.folder import (
 )
 from latentwire.tasks.qa import Passage, answer_targets
 from latentwire.train import parallel
-from latentwire.train.alarms import pairwise_cosine
 from latentwire.train.loop import Session, train
 from latentwire.train.losses import token_loss
-from latentwire.wire.evaluation import conditions
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.learned.config import SharedRecipe
 from latentwire.wire.learned.data import TrainingData, batch_of, load_data, ready
-from latentwire.wire.learned.encoders import ENCODERS
 from latentwire.wire.learned.objectives import (
-    Gist,
     Step,
     answer_tokens,
     asked_prompt,
     full_texts,
     reader_parts,
-    send,
-    send_continuation,
-    shared_parts,
-    taught,
     values_of,
 )
 from latentwire.wire.learned.reader import Reader
 from latentwire.wire.learned.shared_wire import SharedWire
+from latentwire.wire.learned.training_checks import check_readers
 from latentwire.wire.load import load_wire
-from latentwire.wire.training_checks import compared, forced_rows
 
 
 def train_shared(
@@ -83,24 +73,29 @@ def train_shared(
     for a wire that it cannot begin with, before any compute.
     """
     session = session or Session()
-    parallel.join()
-    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
+    out = _joined(recipe, session)
     if recipe.text and parallel.all_check():
         raise ValueError(
             "text has no questions, so that with FSDP2 processes would not run the same passes; "
             "leave out --text, or launch without FSDP"
         )
-    check_parts(recipe, session)
-    out = recipe.out or Path("runs") / recipe.name
+    _check_gates(recipe, session)
     with owned_by_all(out):
         return _train(recipe, session, lms, out)
+
+
+def _joined(recipe: SharedRecipe, session: Session) -> Path:
+    """Join the processes that train together; the run folder."""
+    parallel.join()
+    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
+    return recipe.out or Path("runs") / recipe.name
 
 
 def config_of(
     recipe: SharedRecipe, models: Mapping[str, dict[str, Any]] | None = None, **beside: Any
 ) -> str:
     """Describe all that a training follows from; models and beside as `training_config` does."""
-    # Of the wire to begin with its weights count, whose digests are in its configs.
+    # The weights of the wire to begin with count, whose digests are in its configs.
     begun = recipe.init_from and sorted(
         digest(config.read_bytes()) for config in folder_of(recipe.init_from).rglob("config.json")
     )
@@ -141,9 +136,7 @@ def add_reader(
     """A new adapter for one more reader; what the others share, and their adapters, stay as they
     are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
     session, recipe = session or Session(), replace(recipe, wire=wire.config)
-    parallel.join()
-    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
-    out = recipe.out or Path("runs") / recipe.name
+    out = _joined(recipe, session)
     with owned_by_all(out):
         return _add(wire, name, recipe, session, out)
 
@@ -167,7 +160,6 @@ def _add(wire: SharedWire, name: str, recipe: SharedRecipe, session: Session, ou
     wire.calibrate(new.adapter, [p.context for p in training_data.passages[: recipe.fitted]])
     wire.requires_grad_(False)
     new.adapter.requires_grad_(True)
-    recipe = replace(recipe, objectives=recipe.objectives.of_readers())
     train_soft_prompts([new], known, training_data, recipe, out, session)
     train_latents(wire, [new], new.adapter, training_data, recipe, out, session)
     if parallel.rank() == 0:
@@ -180,23 +172,11 @@ def load_models(names: set[str], dtype: Dtype) -> dict[str, FrozenLM]:
     return {name: FrozenLM.from_pretrained(name, dtype) for name in sorted(names)}
 
 
-def check_parts(recipe: SharedRecipe, session: Session) -> None:
-    """Raises ValueError for objectives of an encoder in which nothing is trained by gradient, for
-    such as compare texts where a step is computed a text at a time, and for weights that wait for
-    checks which a single held-out passage does not give."""
-    of, parts = recipe.objectives, parallel.world() * session.gradient_accumulation
-    comparing = of.contrast.on or of.diversity.on
-    if comparing and not ENCODERS[recipe.wire.encoder].learns:
-        raise ValueError(
-            f"objectives.contrast and diversity train the encoder, and {recipe.wire.encoder} has "
-            "nothing that is learnt by gradient; expected weights of 0, or another encoder"
-        )
-    if comparing and recipe.batch_size < 2 * parts:
-        raise ValueError(
-            f"objectives.contrast and diversity compare texts; {recipe.batch_size} passages in "
-            f"{parts} parts leave one a part: expected at least {2 * parts} passages"
-        )
-    waiting = [name for name, schedule in of.schedules.items() if schedule.gate is not None]
+def _check_gates(recipe: SharedRecipe, session: Session) -> None:
+    """Raises ValueError for weights that wait for checks which a single held-out passage does not
+    give."""
+    schedules = recipe.objectives.schedules
+    waiting = [name for name, schedule in schedules.items() if schedule.gate is not None]
     if waiting and min(recipe.held_out, session.check_size) < 2:
         raise ValueError(
             f"objectives.{waiting[0]} waits for a check; expected held_out and check_size of "
@@ -207,7 +187,7 @@ def check_parts(recipe: SharedRecipe, session: Session) -> None:
 def known_formats(
     recipe: SharedRecipe, names: Sequence[str], lms: Mapping[str, FrozenLM] | None
 ) -> dict[str, Tensor]:
-    """The soft prompts that the recipe is begun with, by reader; none where it trains its own.
+    """The soft prompts that the recipe begins with, by reader; none where it trains its own.
 
     Raises WireError for a wire that has none of one of the readers, or another number of them.
     """
@@ -284,13 +264,11 @@ def train_latents(
     session: Session,
 ) -> None:
     """Stage 2: encoder, code, trunk and adapters, or the part of them that is given."""
-
     checks: list[dict[str, float]] = []
-    gist = Gist(wire) if recipe.objectives.gist.on else None
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         waited = coming(step)
-        total, figures = wire_loss(wire, readers, training_data, recipe, step, gist, checks)
+        total, figures = wire_loss(wire, readers, training_data, recipe, step, checks)
         return total, {**figures, "waited": waited + figures["waited"]}
 
     held = [Passage(p.context, p.questions[: recipe.questions]) for p in training_data.held]
@@ -305,7 +283,6 @@ def train_latents(
 
     # All of it: what was measured before the first step is not measured anew.
     kept: dict[str, Tensor] = part.state_dict(keep_vars=True)
-    kept |= {f"gist.{n}": p for n, p in gist.named_parameters()} if gist else {}
     wire.train()
     with ready(training_data, recipe, wire.encoder.lm, readers) as coming:
         train("wire", kept, loss, recipe.train, out, probe=probe, session=session, measured=checks)
@@ -318,87 +295,27 @@ def wire_loss(
     training_data: TrainingData,
     recipe: SharedRecipe,
     step: int,
-    gist: Gist | None = None,
     checks: Sequence[Mapping[str, float]] = (),
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """What one part of a step minimises, so that the mean over parts is the step's: the mean over
-    readers, who all read what was encoded once, and what the latents alone are trained for. gist:
-    where that objective is on; checks: what those so far found, for weights that wait for it."""
+    """One part's loss of a step, so that the mean over parts is the step's: the mean over readers,
+    who all read what was encoded once. checks: the figures of those so far, for weights that wait
+    for one."""
     began = time.perf_counter()
     whole = batch_of(training_data, recipe, step)
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
     epoch = math.ceil(len(training_data.passages) / recipe.batch_size)
     of = recipe.objectives
-    now = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
-    this = Step(parallel.share(whole), whole, of, now, recipe.seed, step)
-    sent, continuation = send(wire, this), send_continuation(wire, this)
-    shared = shared_parts(wire, this, sent, gist)
-    figures |= shared
+    weights = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
+    this = Step(parallel.share(whole), whole, weights, of.piece, recipe.seed, step)
+    texts = [passage.context for passage in this.batch]
+    contents = values_of(wire, texts, wire(texts))
     # No objective may apply to a step's passages: then nothing moves, and that is no error.
-    total = 0 * next(readers[0].adapter.layer.parameters()).sum() + this.total(shared)
+    total = 0 * next(readers[0].adapter.layer.parameters()).sum()
     for reader in readers:
-        parts = reader_parts(reader, this, sent, continuation)
+        parts = reader_parts(reader, this, texts, contents)
         total = total + this.total(parts) / len(readers)
         figures |= {f"{reader.reader}.{name}": part for name, part in parts.items()}
     figures["tokens"] = float(
         sum(answer_tokens(r.lm, passage) for r in readers for passage in this.batch)
     )
     return total, {**figures, "count": 1.0}
-
-
-@torch.no_grad()
-def check_readers(
-    readers: Sequence[Reader], passages: Sequence[Passage], rest: Sequence[str] = ()
-) -> dict[str, float]:
-    """Of each reader on held-out passages: F1 and NLL with its own latents, with another passage's,
-    and under the rest of an evaluation's conditions that are named; over all readers, what
-    alarms.py reads."""
-    if len(passages) < 2:
-        return {}
-    figures: dict[str, float] = {}
-    gaps: list[float] = []
-    answered: list[tuple[FrozenLM, list[Answer], Tensor]] = []
-    scales: dict[str, float] = {}
-    wire, texts = readers[0].wire, [p.context for p in passages]
-    codes = wire(texts)
-    contents = values_of(wire, texts, codes)
-    for reader in readers:
-        rows = conditions(reader, passages)
-        some = {name: rows[name] for name in ("wire", "mismatched_latents", *rest)}
-        done = [a for b in evaluate(reader.lm, reader.format, passages, some) for a in b]
-        of: dict[str, list[Answer]] = {n: [a for a in done if a.condition == n] for n in some}
-        for name, answers in of.items():
-            row = summarise(answers)
-            figures |= {f"{reader.reader}.{name}.{k}": row[k] for k in ("f1", "nll")}
-        pairs = zip(of["mismatched_latents"], of["wire"], strict=True)
-        gaps += [(other.nll - own.nll) / own.tokens for other, own in pairs]
-        prefix, forced = taught(reader, passages, contents)
-        answered.append((reader.lm, of["wire"], forced_rows(*forced)))
-        if not prefix.memories:  # what acts beside the cache has no size of the reader's own
-            whole = full_texts(reader.lm, passages)
-            for kind in ("keys", "values"):
-                scales[f"scale.{reader.reader} {kind}"] = _size(prefix, kind) / _size(whole, kind)
-    owners = [p.context for p in passages for _ in p.questions]
-    nll, tokens = ([rows[:, i].tolist() for *_, rows in answered] for i in (0, 1))
-    held, low, high = mean_ratio(nll, tokens, owners)
-    source = wire.encoder.lm
-    means = [source.embed(source.tokenize(text)).float().mean(0) for text in texts]
-    return {
-        **figures,
-        **compared(answered),
-        **scales,
-        "cosine": pairwise_cosine(torch.stack([c.float().mean(0) for c in codes])),
-        "cosine_text": pairwise_cosine(torch.stack(means)),
-        "held": held,
-        "held_low": low,
-        "held_high": high,
-        "held_n": float(len(passages)),
-        "gap": sum(gaps) / len(gaps),
-        "gap_low": bootstrap(gaps, owners * len(readers))[0],
-    }
-
-
-def _size(prefix: KVPrefix, kind: Literal["keys", "values"]) -> float:
-    """Root mean square of all that is seen of a cache."""
-    seen = [layer.transpose(1, 2)[prefix.mask] for layer in getattr(prefix, kind)]
-    return torch.stack([x.float().square().mean() for x in seen]).mean().sqrt().item()

@@ -23,7 +23,8 @@ class Scorer(nn.Module, Selector):
         self.bias = nn.Parameter(torch.zeros(layers, heads), requires_grad=False)
 
     def forward(self, inputs: Float[Tensor, "l b t d"]) -> Float[Tensor, "l b h t"]:
-        scores = torch.einsum("lbtd,ldh->lbht", normed(inputs), self.weight)
+        layers = zip(inputs, self.weight, strict=True)  # of one at a time, since states are large
+        scores = torch.stack([(normed(x) @ weight).transpose(1, 2) for x, weight in layers])
         return scores + self.bias[:, None, :, None]
 
     def scores(self, lm: FrozenLM, reading: Reading) -> Float[Tensor, "l b h t"]:

@@ -3,8 +3,6 @@
 from latentwire.wire.learned.encoders.anchor import Anchor
 from latentwire.wire.learned.encoders.base import Encoder, WritingEncoder
 from latentwire.wire.learned.encoders.lm_states import LMStates
-from latentwire.wire.learned.encoders.lora_states import LoraStates
-from latentwire.wire.learned.encoders.minilm import MiniLM
 from latentwire.wire.learned.encoders.pca import PCA
 from latentwire.wire.learned.encoders.utf8 import UTF8
 
@@ -12,8 +10,6 @@ ENCODERS: dict[str, type[Encoder]] = {
     "lm_states": LMStates,
     "utf8": UTF8,
     "pca": PCA,
-    "lora_states": LoraStates,
-    "minilm": MiniLM,
     "anchor": Anchor,
 }
 """By the name that a wire's config gives."""

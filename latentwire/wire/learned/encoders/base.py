@@ -1,10 +1,10 @@
-"""What every encoder of a shared wire is, and what they share."""
+"""The base of every encoder of a shared wire, and the layers that encoders share."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,23 +27,22 @@ class EncoderConfig:
     channels: int = 8
     """Numbers in a latent."""
     width: int = 384
-    """Of the states inside."""
+    """Width of the states inside."""
     layers: int = 2
     """Bidirectional layers."""
     pooling: str = "strided"
-    """strided, windows, queries or hierarchical, of lm_states and lora_states; the other encoders
-    have one of their own."""
+    """strided, windows, queries or hierarchical, of lm_states; the others have one of their own."""
     sentence_encoder: str = "all-minilm-l6-v2"
-    """Zoo name, Hugging Face id or folder of what minilm and anchor read."""
+    """Zoo name, Hugging Face id or folder of the sentence encoder that anchor reads."""
 
 
 class Encoder(nn.Module, ABC):
     """Texts to latents. One encoder sends for all readers, so it is never told who reads."""
 
     learns: ClassVar[bool] = True
-    """Whether anything in it is trained by gradient."""
+    """Says that something in it is trained by gradient."""
     lm_units: ClassVar[bool] = True
-    """Whether units are the LM's token ids, which must hold all of a text."""
+    """Says that units are the LM's token ids, which must hold all of a text."""
 
     def __init__(self, lm: FrozenLM, config: EncoderConfig):
         super().__init__()
@@ -51,7 +50,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def units(self, text: str) -> Tensor:
-        """What windows are cut from: token ids or bytes [n], n >= 0."""
+        """Token ids or bytes [n], n >= 0, of which windows are cut."""
 
     @property
     def others(self) -> Mapping[str, SentenceEncoder]:
@@ -69,14 +68,11 @@ class Encoder(nn.Module, ABC):
         return self.config.window * (self.per_latent // self.config.ratio)
 
     @abstractmethod
-    def compress(
-        self, windows: Sequence[Tensor], private: Iterable[nn.Module]
-    ) -> list[Float[Tensor, "_ c"]]:
-        """Windows of units [n] as latents, ceil(n / per_latent) of each; not yet bounded. private:
-        modules (private.py) whose latents stand behind these, of an encoder that writes."""
+    def compress(self, windows: Sequence[Tensor]) -> list[Float[Tensor, "_ c"]]:
+        """Windows of units [n] as latents, ceil(n / per_latent) of each; not yet bounded."""
 
     def fit(self, texts: Sequence[str]) -> None:
-        """What is computed from training texts in closed form, before any step."""
+        """Compute from training texts what has a closed form, before any step."""
 
     def lengths(self, text: str) -> list[int]:
         """Latents of each window of a text."""
@@ -88,18 +84,15 @@ class Encoder(nn.Module, ABC):
         """Positions that the text takes up in a reader: about its tokens."""
         return math.ceil(len(self.units(text)) * self.config.ratio / self.per_latent)
 
-    def forward(
-        self, texts: Sequence[str], private: Iterable[nn.Module] = ()
-    ) -> list[Float[Tensor, "_ c"]]:
+    def forward(self, texts: Sequence[str]) -> list[Float[Tensor, "_ c"]]:
         """Latents of each text, its windows one after another."""
         cut = [self.units(text).split(self.per_window) for text in texts]
-        made = iter(self.compress([window for windows in cut for window in windows], private))
+        made = iter(self.compress([window for windows in cut for window in windows]))
         return [torch.cat([next(made) for _ in windows]) for windows in cut]
 
 
 class WritingEncoder(Encoder):
-    """An encoder that makes states of latents, and writes channels from them: private latents are
-    written from the same states."""
+    """An encoder that makes states of latents, and writes channels from them."""
 
     write: nn.Sequential
 
@@ -107,13 +100,9 @@ class WritingEncoder(Encoder):
     def states(self, windows: Sequence[Tensor]) -> list[Float[Tensor, "_ w"]]:
         """Windows of units [n] as states of latents, ceil(n / per_latent) of each."""
 
-    def compress(
-        self, windows: Sequence[Tensor], private: Iterable[nn.Module]
-    ) -> list[Float[Tensor, "_ c"]]:
+    def compress(self, windows: Sequence[Tensor]) -> list[Float[Tensor, "_ c"]]:
         rows = self.states(windows)
-        shared = self.write(torch.cat(rows)).split([len(row) for row in rows])
-        made = [shared, *(module(rows) for module in private)]
-        return [torch.cat(parts) for parts in zip(*made, strict=True)]
+        return list(self.write(torch.cat(rows)).split([len(row) for row in rows]))
 
 
 def writer(width: int, channels: int) -> nn.Sequential:

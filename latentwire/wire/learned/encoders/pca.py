@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentwire.lm import FrozenLM
 from latentwire.lm.devices import precise
@@ -30,8 +30,7 @@ class PCA(Encoder):
         return self.lm.tokenize(text)
 
     @torch.no_grad()
-    def compress(self, windows: Sequence[Tensor], private: Iterable[nn.Module]) -> list[Tensor]:
-        assert not list(private)
+    def compress(self, windows: Sequence[Tensor]) -> list[Tensor]:
         return [(p - self.mean) @ self.components for p in self._pooled(windows)]
 
     @torch.no_grad()

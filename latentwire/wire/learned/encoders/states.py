@@ -1,4 +1,4 @@
-"""What encoders of an LM's states share: reading them."""
+"""The base of encoders of an LM's states: it reads them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,10 @@ MIXTURES = 4
 
 class StatesEncoder(WritingEncoder):
     """The LM reads the text once; a few layers of our own, which see both ways, read what it
-    computed. Nothing in the LM gets a gradient but an adapter of `reading`."""
+    computed. Nothing in the LM gets a gradient."""
 
     def __init__(self, lm: FrozenLM, config: EncoderConfig):
         super().__init__(lm, config)
-        self.reading = lm
-        """The view of the LM that reads windows."""
         depth = len(lm.blocks) + 1
         # Each mixture begins around a depth of its own, the first at the embeddings.
         centre = torch.linspace(0, depth - 1, MIXTURES)
@@ -44,7 +42,7 @@ class StatesEncoder(WritingEncoder):
 
     @cached_property
     def head(self) -> KVPrefix:
-        """What the LM reads before every window, all adapters off, as a cache of one row."""
+        """The text that the LM reads before every window, as a cache of one row."""
         return head_of(self.lm)
 
     def units(self, text: str) -> Tensor:
@@ -53,7 +51,7 @@ class StatesEncoder(WritingEncoder):
     def states(self, windows: Sequence[Tensor]) -> list[Tensor]:
         head = self.head.rows(torch.zeros(len(windows), dtype=torch.long).to(self.lm.device))
         prompt = Prompt.from_ids(self.lm, windows, head)
-        outputs = self.reading.states(prompt)
+        outputs = self.lm.states(prompt)
         layers = normed(torch.cat([outputs.inputs, outputs.final[None]]))
         mixed = torch.einsum("lbtd,lg->btgd", layers, self.gates.softmax(0))
         rows = self.read(mixed.flatten(-2)) + sinusoids(prompt.positions, self.config.width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latentwire.lm import FrozenLM, KVPrefix
 
 Calibration = Literal["regression", "none", "rms", "channel", "batch"]
-"""How input embeddings begin (embeddings.py)."""
+"""The ways in which input embeddings begin (embeddings.py)."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,12 @@ class LatentBatch:
     """Latents as one reader gets them, rows padded on the left, and where they stand."""
 
     values: Float[Tensor, "b m c"]
-    """Of the codes themselves."""
+    """Values of the codes themselves."""
     states: Float[Tensor, "b m w"]
-    """What the wire's layers made of them."""
+    """States that the wire's layers made of them."""
     mask: Bool[Tensor, "b m"]
     spans: Int[Tensor, " b"]
     """Positions that each row takes up."""
-    block: int
-    """Most slots that see one another, except through the reader."""
 
     @property
     def positions(self) -> Int[Tensor, "b m"]:
@@ -41,22 +39,14 @@ class LatentBatch:
 class Injector(nn.Module, ABC):
     """Slots to a cache of one reader."""
 
-    place: ClassVar[Literal["first", "later", "last", "any"]]
-    """Where it may stand among the injectors of a wire."""
-
-    def __init__(
-        self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
-    ):
-        """channels: of a code; width: of a state. first: whether no injector stands before this.
-        calibration: of input embeddings, where it makes them."""
+    def __init__(self, lm: FrozenLM, channels: int, width: int, calibration: Calibration):
+        """channels: of a code; width: of a state. calibration: of input embeddings, where it makes
+        them."""
         super().__init__()
 
     @abstractmethod
-    def forward(
-        self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch, before: KVPrefix | None
-    ) -> KVPrefix:
-        """The reader's cache: the head (one row), and the slots behind it or as memories. before:
-        what the injector before this one made of the same slots."""
+    def forward(self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch) -> KVPrefix:
+        """The reader's cache: the head (one row), and the slots behind it or as memories."""
 
     def calibrate(
         self,

@@ -58,35 +58,29 @@ class GatedAttention(nn.Module):
 class CrossAttention(Injector):
     """Memories for a few blocks, each in the middle of its share of all blocks.
 
-    Alone, the cache is the head, and the text is a gap in the positions behind it.
+    The cache is the head, and the text is a gap in the positions behind it.
     """
 
-    place = "last"
     PLACES: ClassVar[int] = 4
     """Most blocks that have one."""
 
-    def __init__(
-        self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
-    ):
-        super().__init__(lm, channels, width, first, calibration)
+    def __init__(self, lm: FrozenLM, channels: int, width: int, calibration: Calibration):
+        super().__init__(lm, channels, width, calibration)
         blocks = len(lm.blocks)
         places = min(self.PLACES, blocks)
         self.layers = [(2 * i + 1) * blocks // (2 * places) for i in range(places)]
         self.norm = nn.LayerNorm(width)
         self.places = nn.ModuleList(GatedAttention(lm.width, width) for _ in self.layers)
 
-    def forward(
-        self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch, before: KVPrefix | None
-    ) -> KVPrefix:
-        if before is None:
-            rows = torch.zeros(len(slots.mask), dtype=torch.long, device=slots.mask.device)
-            before = replace(head.rows(rows), next_position=head.next_position + slots.spans)
+    def forward(self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch) -> KVPrefix:
+        rows = torch.zeros(len(slots.mask), dtype=torch.long, device=slots.mask.device)
+        gap = replace(head.rows(rows), next_position=head.next_position + slots.spans)
         states = self.norm(slots.states)
         memories = tuple(
             Memory(layer, place, *place.remembered(states), slots.mask)
             for layer, place in zip(self.layers, self._attentions, strict=True)
         )
-        return replace(before, memories=memories)
+        return replace(gap, memories=memories)
 
     @torch.no_grad()
     def calibrate(

@@ -31,14 +31,11 @@ class Embeddings(Injector):
                 1502.03167) and by the running averages of training afterwards
     """
 
-    place = "first"
     mean: Tensor
     deviation: Tensor
 
-    def __init__(
-        self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
-    ):
-        super().__init__(lm, channels, width, first, calibration)
+    def __init__(self, lm: FrozenLM, channels: int, width: int, calibration: Calibration):
+        super().__init__(lm, channels, width, calibration)
         self.calibration = calibration
         self.start = nn.Linear(channels, lm.width)
         self.residual = nn.Sequential(
@@ -68,10 +65,15 @@ class Embeddings(Injector):
         normal[slots.mask] = real
         return self.mean + self.deviation * normal
 
-    def forward(
-        self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch, before: KVPrefix | None
-    ) -> KVPrefix:
-        return run_over(lm, head, slots, self.embeds(slots))
+    def forward(self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch) -> KVPrefix:
+        embeds = self.embeds(slots)
+        counts, spans = slots.mask.sum(1).tolist(), slots.spans.tolist()
+        rows = [[Span(row[-n:], span)] for row, n, span in zip(embeds, counts, spans, strict=True)]
+        start = head.rows(torch.zeros(len(rows), dtype=torch.long, device=embeds.device))
+        made = lm.prefill(Prompt.of(lm, rows, start))
+        # A row goes on after its span, which may end behind the last slot's centre.
+        end = int(head.next_position[0]) + slots.spans
+        return KVPrefix(made.keys, made.values, made.mask, made.positions, end)
 
     @torch.no_grad()
     def calibrate(
@@ -124,23 +126,3 @@ def share_means(
     share = torch.nn.functional.one_hot(place.long(), latents).float()
     full = share.sum(0) > 0
     return (share.T @ embeds)[full] / share.sum(0)[full, None], full
-
-
-def slots_prompt(
-    lm: FrozenLM, head: KVPrefix, slots: LatentBatch, embeds: Float[Tensor, "b m d"]
-) -> Prompt:
-    """Input embeddings of the slots behind the head, spread over their spans."""
-    counts, spans = slots.mask.sum(1).tolist(), slots.spans.tolist()
-    rows = [[Span(row[-n:], span)] for row, n, span in zip(embeds, counts, spans, strict=True)]
-    start = head.rows(torch.zeros(len(rows), dtype=torch.long, device=embeds.device))
-    return Prompt.of(lm, rows, start)
-
-
-def run_over(
-    lm: FrozenLM, head: KVPrefix, slots: LatentBatch, embeds: Float[Tensor, "b m d"]
-) -> KVPrefix:
-    """What the reader makes of input embeddings of the slots."""
-    made = lm.prefill(slots_prompt(lm, head, slots, embeds))
-    # A row goes on after its span, which may end behind the last slot's centre.
-    end = int(head.next_position[0]) + slots.spans
-    return KVPrefix(made.keys, made.values, made.mask, made.positions, end)

@@ -23,14 +23,10 @@ class Lora(Embeddings):
     """First blocks of the reader that have one."""
     RANK: ClassVar[int] = 4
 
-    def __init__(
-        self, lm: FrozenLM, channels: int, width: int, first: bool, calibration: Calibration
-    ):
-        super().__init__(lm, channels, width, first, calibration)
+    def __init__(self, lm: FrozenLM, channels: int, width: int, calibration: Calibration):
+        super().__init__(lm, channels, width, calibration)
         self.view = fresh_lora(lm, self.RANK, self.BLOCKS)
         self.lora = as_module(self.view)
 
-    def forward(
-        self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch, before: KVPrefix | None
-    ) -> KVPrefix:
-        return super().forward(self.view, head, slots, before)
+    def forward(self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch) -> KVPrefix:
+        return super().forward(self.view, head, slots)
