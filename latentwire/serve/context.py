@@ -107,7 +107,8 @@ class Contexts:
         self, prefix: KVPrefix, turns: Sequence[Turn], model: str | None = None, **options: Any
     ) -> Request:
         """A request that has the reader answer the last turn, the others before it. options: of
-        Request; max_new_tokens is cut to the room that is left. Raises TooLongError where there is none."""
+        Request; max_new_tokens is cut to the room that is left. Raises TooLongError where there is
+        none."""
         lm = self.lm(model)
         bare = prefix is self._heads[lm.name]
         return self.following(prefix, turn_ids(lm, turns, bare), model, **options)
