@@ -1,11 +1,13 @@
 """The page in a real browser: paste, ask, read the answers, by keyboard, on a phone, when things go
-wrong. Needs Chromium or Chrome; where there is none, Selenium fetches one."""
+wrong. Needs Chromium or Chrome with its driver (Debian: chromium-driver); where there is none,
+Selenium fetches one, and where it cannot, these tests are left out and pytest's last line tells."""
 
 import shutil
 import time
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -34,7 +36,10 @@ def browser():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    browser = webdriver.Chrome(options, service)
+    try:
+        browser = webdriver.Chrome(options, service)
+    except WebDriverException as error:
+        pytest.skip(f"no browser: {str(error.msg).splitlines()[0]}")
     yield browser
     browser.quit()
 
