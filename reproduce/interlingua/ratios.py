@@ -35,7 +35,7 @@ def main(data: str, name: str, out: str, *rows: str) -> None:
     torch.set_num_threads(1)
     passages = by_context(load_questions(data, QUESTIONS))
     wire = load_wire("interlingua")
-    kept = Path("runs/interlingua") / f"{wire.id.hex()}-{name}"
+    kept = Path("runs/interlingua") / f"{wire.reader(name).id.hex()}-{name}"
     kept.mkdir(parents=True, exist_ok=True)
     for row in rows or ROWS:
         if (path := kept / f"{row}.json").exists():
