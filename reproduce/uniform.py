@@ -7,7 +7,7 @@ those of the same wire with as many in every head, on the first passages of a fi
 import sys
 from pathlib import Path
 
-from latentwire import load_wire
+from latentwire import Wire
 from latentwire.evals.baselines import full_text
 from latentwire.evals.harness import evaluate, summarise
 from latentwire.evals.metrics import paired_difference
@@ -18,7 +18,7 @@ PASSAGES = 12
 
 def main() -> None:
     """Print a row for each condition, and the paired differences."""
-    wire = load_wire("default")
+    wire = Wire.from_pretrained("default")
     uniform = wire.uniform()
     passages = by_context(read_questions(Path(sys.argv[1])))[:PASSAGES]
 
@@ -41,10 +41,14 @@ def main() -> None:
         scores = summarise(row)
         print(f"{name:24} NLL a token {scores['nll']:.3f}  F1 {100 * scores['f1']:.1f}")
     for ending in ("", ", no residual"):
-        pair = [rows[name + ending] for name in ("uniform", "competing")]
-        contexts = [a.context for a in pair[0]]
-        nll = paired_difference(*([a.nll / a.tokens for a in row] for row in pair), contexts)
-        f1 = paired_difference(*([100 * a.f1 for a in row] for row in pair), contexts)
+        even, competing = rows["uniform" + ending], rows["competing" + ending]
+        contexts = [a.context for a in even]
+        nlls, scores = (
+            [[value(a) for a in row] for row in (even, competing)]
+            for value in (lambda a: a.nll / a.tokens, lambda a: 100 * a.f1)
+        )
+        nll = paired_difference(nlls[0], nlls[1], contexts)
+        f1 = paired_difference(scores[0], scores[1], contexts)
         print(
             f"uniform - competing{ending}, over questions: NLL a token {nll['mean']:+.3f} "
             f"({nll['low']:+.3f} to {nll['high']:+.3f}), F1 {f1['mean']:+.1f} "
