@@ -1,5 +1,5 @@
-"""Measures what uniform selection costs: answers from a wire whose heads compete for slots beside
-those of the same wire with as many in every head, on the first passages of a file.
+"""Measures what uniform selection costs: the NLL of answers behind a wire whose heads compete for
+slots, beside that of the same wire with as many in every head, on the first passages of a file.
 
     python reproduce/uniform.py squad_dev.jsonl | tee reproduce/uniform.txt
 """
@@ -17,43 +17,26 @@ PASSAGES = 12
 
 
 def main() -> None:
-    """Print a row for each condition, and the paired differences."""
+    """Print a row for each condition, and the paired difference."""
     wire = Wire.from_pretrained("default")
     uniform = wire.uniform()
     passages = by_context(read_questions(Path(sys.argv[1])))[:PASSAGES]
-
-    def latents(compressing):
-        return lambda texts: wire.prefix(compressing.encode(texts))
-
     conditions = {
         "text": full_text(wire.lm),
-        "competing": latents(wire),
-        "uniform": latents(uniform),
-        "competing, no residual": latents(wire.evicting()),
-        "uniform, no residual": latents(uniform.evicting()),
+        "competing": lambda texts: wire.prefix(wire.encode(texts)),
+        "uniform": lambda texts: uniform.prefix(uniform.encode(texts)),
     }
-    batches = evaluate(wire.lm, wire.format, passages, conditions)
+    batches = evaluate(wire.lm, wire.format, passages, conditions, answer_tokens=1)
     answers = [answer for batch in batches for answer in batch]
     rows = {name: [a for a in answers if a.condition == name] for name in conditions}
     count = len(rows["text"])
     print(f"{wire.reader} at {wire.ratio}x: {count} questions about {len(passages)} passages")
     for name, row in rows.items():
-        scores = summarise(row)
-        print(f"{name:24} NLL a token {scores['nll']:.3f}  F1 {100 * scores['f1']:.1f}")
-    for ending in ("", ", no residual"):
-        even, competing = rows["uniform" + ending], rows["competing" + ending]
-        contexts = [a.context for a in even]
-        nlls, scores = (
-            [[value(a) for a in row] for row in (even, competing)]
-            for value in (lambda a: a.nll / a.tokens, lambda a: 100 * a.f1)
-        )
-        nll = paired_difference(nlls[0], nlls[1], contexts)
-        f1 = paired_difference(scores[0], scores[1], contexts)
-        print(
-            f"uniform - competing{ending}, over questions: NLL a token {nll['mean']:+.3f} "
-            f"({nll['low']:+.3f} to {nll['high']:+.3f}), F1 {f1['mean']:+.1f} "
-            f"({f1['low']:+.1f} to {f1['high']:+.1f})"
-        )
+        print(f"{name:10} NLL a token {summarise(row)['nll']:.3f}")
+    even, competing = ([a.nll / a.tokens for a in rows[n]] for n in ("uniform", "competing"))
+    difference = paired_difference(even, competing, [a.context for a in rows["uniform"]])
+    print("uniform - competing, mean over questions {mean:+.3f}".format(**difference), end=" ")
+    print("({low:+.3f} to {high:+.3f})".format(**difference))
 
 
 if __name__ == "__main__":
