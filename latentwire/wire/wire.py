@@ -149,9 +149,8 @@ class Wire(nn.Module):
         return self._compressing(replace(self.compressor, selector=selector, corrector=None))
 
     def uniform(self) -> Wire:
-        """The same wire with as many slots in every head of every layer, which the caches of
-        transformers and of serving engines need (`cache`); it costs quality, since heads no longer
-        compete (docs/decisions.md). Either reads the messages of the other."""
+        """The same wire with as many slots in every head of every layer, as `cache` needs; it costs
+        quality (docs/decisions.md). Either reads the messages of the other."""
         return self._compressing(replace(self.compressor, uniform=True))
 
     def _compressing(self, compressor: KVCompressor) -> Wire:
@@ -272,8 +271,8 @@ class Wire(nn.Module):
 
     def cache(self, messages: Sequence[Message], room: int = RESERVE) -> DynamicCache:
         """Messages of `uniform` as a cache that `model.generate(past_key_values=...)` of
-        transformers continues from, for up to `room` tokens (a model with windowed layers has no
-        more). Raises what `open` raises, and ValueError where the cache could not be exact."""
+        transformers continues from, for up to `room` tokens. Raises what `open` raises, and
+        ValueError where the cache could not be exact."""
         return transformers_cache(self.lm.model, self.receive(messages), room)
 
     def save(self, folder: Path) -> None:
@@ -298,9 +297,8 @@ class Wire(nn.Module):
         name "default".
 
         lm: its reader if it is loaded already, else it is loaded (and fetched) by name. dtype: of
-        the reader's weights then, as it was trained if None. Raises
-        WireError for a folder that is no wire, weights that were truncated or altered, or a reader
-        of another architecture, and ZooError where the hub has no such wire.
+        the reader's weights then, as it was trained if None. Raises WireError for a folder that is no
+        wire, altered weights or a reader of another architecture, and ZooError for no such wire.
         """
         folder = folder_of(name)
         record = read_config(folder)
