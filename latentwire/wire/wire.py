@@ -297,7 +297,7 @@ class Wire(nn.Module):
         name "default".
 
         lm: its reader if it is loaded already, else it is loaded (and fetched) by name. dtype: of
-        the reader's weights then, as it was trained if None. Raises WireError for a folder that is no
+        the reader's weights then, as trained if None. Raises WireError for a folder that is no
         wire, altered weights or a reader of another architecture, and ZooError for no such wire.
         """
         folder = folder_of(name)
