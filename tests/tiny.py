@@ -13,12 +13,20 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizer,
+    Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SmolLM3Config,
 )
 
 from latentwire.lm import FrozenLM
@@ -61,6 +69,37 @@ CONFIGS = {
         resid_pdrop=0.0,
     ),
 }
+_SMALL = _SIZES | dict(num_hidden_layers=2)
+SMALL_CONFIGS = {  # of the families that tests/test_families.py alone runs
+    "mistral": MistralConfig(**_SMALL, sliding_window=6),
+    "mixtral": MixtralConfig(
+        **_SMALL, sliding_window=6, num_local_experts=3, num_experts_per_tok=2
+    ),
+    "qwen3_moe": Qwen3MoeConfig(
+        **_SMALL,
+        **dict(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=16),
+        **dict(mlp_only_layers=[1], use_sliding_window=True, sliding_window=6),
+    ),
+    "gemma": GemmaConfig(**_SMALL),
+    "gemma2": Gemma2Config(
+        **_SMALL,
+        **dict(sliding_window=6, layer_types=["sliding_attention", "full_attention"]),
+        **dict(attn_logit_softcapping=0.5, final_logit_softcapping=5.0),
+        query_pre_attn_scalar=5,
+    ),
+    "olmo2": Olmo2Config(**{k: v for k, v in _SMALL.items() if k != "head_dim"}),
+    "smollm3": SmolLM3Config(
+        **{k: v for k, v in _SMALL.items() if k != "head_dim"},
+        **dict(no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=6),
+    ),
+    "phi3": Phi3Config(
+        **{k: v for k, v in _SMALL.items() if k != "head_dim"},
+        sliding_window=6,
+        rope_parameters=dict(
+            rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.75
+        ),
+    ),
+}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -82,7 +121,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def tiny_lm(family: str, dtype: torch.dtype = torch.float32) -> FrozenLM:
     """A seeded model of one family."""
     torch.manual_seed(0)
-    config = deepcopy(CONFIGS[family])  # saving a model writes its type into it
+    config = deepcopy((CONFIGS | SMALL_CONFIGS)[family])  # saving a model writes its type into it
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     return FrozenLM(model, tokenizer(), f"tiny-{family}")
 

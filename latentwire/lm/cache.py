@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from latentwire.lm.families import sliding_windows
+from latentwire.lm.families import EVERY, sliding_windows
 from latentwire.lm.prompt import KVPrefix, Prompt
 
 _CLAIMING = Lock()
@@ -133,7 +133,7 @@ def attention_mask(
             distance = prompt.positions[:, :, None] - places[:, None, :]
             visible = seen & (distance < window)
         masks[layer_type] = _additive(visible, prompt)
-    return masks
+    return masks.get(EVERY, masks)
 
 
 def _hides_nothing(prompt: Prompt) -> bool:
