@@ -1,5 +1,7 @@
 """Families beside those of tests/test_agreement.py: of its matrix what can differ between families."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from test_agreement import (  # noqa: F401
@@ -10,10 +12,10 @@ from test_agreement import (  # noqa: F401
     test_heads_see_their_own_slots_and_no_others,
     test_states_are_what_enters_each_block,
 )
-from tiny import CONFIGS, SMALL_CONFIGS, tiny_lm
-from transformers import Gemma2Config, GptOssConfig, LlamaConfig, Phi3Config
+from tiny import CONFIGS, SMALL_CONFIGS, tiny_lm, tokenizer
+from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig, LlamaConfig
 
-from latentwire.lm import Prompt
+from latentwire.lm import FrozenLM, Prompt
 from latentwire.lm.adapters import fresh_lora
 from latentwire.lm.doctor import CHECKS, TEXTS
 from latentwire.lm.families import (
@@ -32,7 +34,11 @@ from latentwire.wire.codes.decoder import normed
 
 @pytest.fixture(scope="module", params=list(SMALL_CONFIGS))
 def lm(request):
-    return tiny_lm(request.param)
+    lm, numbers = tiny_lm(request.param), torch.Generator().manual_seed(0)
+    for name, weight in lm.model.named_parameters():
+        if "norm" in name:  # all gains are alike at first
+            weight.data += torch.rand(weight.shape, generator=numbers) - 0.5
+    return lm
 
 
 CASES = {
@@ -40,7 +46,7 @@ CASES = {
     "hidden = Hugging Face": ("ids",),
     "prefill + rest = full pass": ("ids", "ragged"),
     "row in batch = row alone": ("prefix",),
-    "score = decode": ("ragged",),
+    "score = decode": (),  # no family's own, and half of the time
     "cached = uncached = checkpointed": ("ids",),
     "no gradient on weights": ("ids",),
 }
@@ -60,30 +66,31 @@ def test_agreement(lm, name, kind):
 
 
 def test_rotation_moves_a_prefix_to_where_the_model_puts_it(lm):
-    """Keys of the first layer know nothing of a context: those at other positions are the same,
-    rotated by more. Behind them, a rotation leaves nothing that its inverse does not take off."""
+    """States depend on distances alone, so a text that stands elsewhere has the same keys, rotated
+    by more; a layer that does not rotate has the very same."""
     row = torch.cat([lm.bos, lm.tokenize(TEXTS[2])])
     near = lm.prefill(Prompt.from_ids(lm, [row]))
     shifted = Prompt.from_ids(lm, [row])
     far = lm.prefill(Prompt(shifted.embeds, shifted.mask, shifted.positions + 40))
     at = near.positions[:, None].expand(-1, lm.kv_shape[0], -1)
-    assert torch.equal(near.keys[0], far.keys[0]) != rotates(lm.model.config, 0)
-    for layer, keys in enumerate(near.keys):
+    for layer, (keys, elsewhere) in enumerate(zip(near.keys, far.keys, strict=True)):
         bare = rotate(lm.model, layer, keys, at, back=True)
-        assert torch.equal(bare, keys) != rotates(lm.model.config, layer)
-        torch.testing.assert_close(rotate(lm.model, layer, bare, at), keys, atol=1e-5, rtol=0)
-        if layer == 0:
-            moved = rotate(lm.model, layer, bare, at + 40)
-            torch.testing.assert_close(moved, far.keys[0], atol=1e-5, rtol=0)
+        moved = rotate(lm.model, layer, bare, at + 40)
+        torch.testing.assert_close(moved, elsewhere, atol=1e-4, rtol=0)
+        assert ((elsewhere - keys).abs().max() > 0.01) == rotates(lm.model.config, layer)
+
+
+NORMED = ("tiny-olmo2", "tiny-olmo3", "tiny-olmoe", "tiny-qwen3_moe")
 
 
 def test_key_gains_are_what_the_keys_were_normed_with(lm):
     prefix = lm.prefill(Prompt.from_ids(lm, [lm.tokenize(TEXTS[0])]))
     at = prefix.positions[:, None].expand(-1, lm.kv_shape[0], -1)
     for layer, (keys, gain) in enumerate(zip(prefix.keys, key_gains(lm.model), strict=True)):
-        assert (gain is not None) == (lm.name in ("tiny-olmo2", "tiny-qwen3_moe"))
+        assert (gain is not None) == (lm.name in NORMED)
         bare = rotate(lm.model, layer, keys, at, back=True)[0]
-        torch.testing.assert_close(normed(bare * (1 if gain is None else 3), gain), bare)
+        again = normed(bare * (1 if gain is None else 3), gain)
+        torch.testing.assert_close(again, bare, atol=0, rtol=5e-3)  # small ones: their norm's eps
 
 
 def test_attention_inputs_give_the_attention(lm):
@@ -141,21 +148,17 @@ def test_a_window_that_the_architecture_ignores_hides_nothing():
 def test_rotation_that_changes_with_the_length_ends_the_context():
     """Phi-3's long factors are for all positions of a text once it is long: a cache made before
     would be rotated by the short ones."""
-    lm = tiny_lm("phi3")
-    factors = {"short_factor": [1.0] * 3, "long_factor": [2.0] * 3}
-    config = Phi3Config(
-        **lm.model.config.to_dict()
-        | {
-            "original_max_position_embeddings": 64,
-            "rope_parameters": {
-                "rope_type": "longrope",
-                "rope_theta": 10_000.0,
-                "partial_rotary_factor": 0.75,
-                **factors,
-            },
-        }
-    )
-    lm.model.config = config
+    config = deepcopy(SMALL_CONFIGS["phi3"])
+    config.original_max_position_embeddings = 64
+    config.rope_parameters |= {
+        "rope_type": "longrope",
+        **{"short_factor": [1.0] * 3, "long_factor": [2.0] * 3},
+    }
+    lm = FrozenLM(AutoModelForCausalLM.from_config(config), tokenizer(), "tiny-phi3")
     assert lm.context_length == 64
+    row = lm.tokenize(TEXTS[1])[:64]
+    begun = lm.prefill(Prompt.from_ids(lm, [row[:30]]))
+    rest = lm.head(lm.last_hidden(Prompt.from_ids(lm, [row[30:]], begun)))
+    torch.testing.assert_close(rest, lm.model(row[None]).logits[:, 30:], atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="65 positions; tiny-phi3 has a context length of 64"):
         lm.last_hidden(Prompt.from_ids(lm, [torch.zeros(65, dtype=torch.long)]))

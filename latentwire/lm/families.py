@@ -16,7 +16,6 @@ from torch import Tensor
 
 from latentwire.lm.turns import turn
 
-
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -40,7 +39,7 @@ class Family:
     rotary: bool = True
     """Says that keys are rotated by their position (RoPE)."""
     rotary_by_type: bool = False
-    """Says that layer types rotate by different bases (Gemma 3)."""
+    """Says that layer types rotate by different bases or scales (Gemma 3, OLMo 3)."""
     windowed: bool = False
     """Says that every layer has the config's `sliding_window`, whatever its `layer_types` (Mistral);
     elsewhere a window without layer types is a leftover that the model ignores."""
@@ -50,13 +49,21 @@ FAMILIES = {
     "llama": Family("model", "layers"),
     "qwen2": Family("model", "layers"),
     "qwen3": Family("model", "layers"),
+    "qwen2_moe": Family("model", "layers", linear=ATTENTION),
     "qwen3_moe": Family("model", "layers", linear=ATTENTION, windowed=True),
     "mistral": Family("model", "layers", windowed=True),
+    "ministral": Family("model", "layers"),
     "mixtral": Family("model", "layers", linear=ATTENTION, windowed=True),
     "gemma": Family("model", "layers"),
     "gemma2": Family("model", "layers"),
     "gemma3_text": Family("model", "layers", rotary_by_type=True),
+    "olmo": Family("model", "layers"),
     "olmo2": Family("model", "layers"),
+    "olmo3": Family("model", "layers", rotary_by_type=True),
+    "olmoe": Family("model", "layers", linear=ATTENTION),
+    "seed_oss": Family("model", "layers"),
+    "arcee": Family("model", "layers", linear=(*ATTENTION, "up_proj", "down_proj")),
+    "starcoder2": Family("model", "layers", linear=(*ATTENTION, "c_fc", "c_proj"), windowed=True),
     "smollm3": Family("model", "layers"),
     "phi3": Family(
         "model",
@@ -89,7 +96,9 @@ REASONS = {
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "jamba", "recurrent_gemma"), _RECURRENT),
     **dict.fromkeys(("qwen3_next", "qwen3_5", "lfm2", "falcon_h1", "granitemoehybrid"), _RECURRENT),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_linear"), _LATENT),
-    **dict.fromkeys(("cohere", "cohere2", "glm", "glm4", "gptj", "ernie4_5", "helium"), _INTERLEAVED),
+    **dict.fromkeys(
+        ("cohere", "cohere2", "glm", "glm4", "gptj", "ernie4_5", "helium"), _INTERLEAVED
+    ),
     **dict.fromkeys(("granite", "granitemoe"), _SCALED),
     "gpt_oss": _SINKS,
     "gemma3n": "has embeddings in every layer, and layers that share keys and values",
