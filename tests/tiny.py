@@ -5,6 +5,7 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from string import ascii_lowercase, digits, punctuation
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -39,7 +40,7 @@ from transformers import (
 
 from latentwire.lm import FrozenLM
 
-_SIZES = dict(
+_SIZES: dict[str, Any] = dict(
     vocab_size=260,
     hidden_size=32,
     intermediate_size=48,
@@ -77,10 +78,12 @@ CONFIGS = {
         resid_pdrop=0.0,
     ),
 }
-_SMALL = _SIZES | dict(num_hidden_layers=2)
-_HEADLESS = {k: v for k, v in _SMALL.items() if k != "head_dim"}
-_ALTERNATING = dict(sliding_window=6, layer_types=["sliding_attention", "full_attention"])
-_EXPERTS = dict(num_experts=3, num_experts_per_tok=2)
+_SMALL: dict[str, Any] = _SIZES | dict(num_hidden_layers=2)
+_HEADLESS: dict[str, Any] = {k: v for k, v in _SMALL.items() if k != "head_dim"}
+_ALTERNATING: dict[str, Any] = dict(
+    sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+)
+_EXPERTS: dict[str, Any] = dict(num_experts=3, num_experts_per_tok=2)
 SMALL_CONFIGS = {  # of the families that tests/test_families.py alone runs
     "mistral": MistralConfig(**_SMALL, sliding_window=6),
     "mixtral": MixtralConfig(
@@ -108,8 +111,10 @@ SMALL_CONFIGS = {  # of the families that tests/test_families.py alone runs
     "olmo3": Olmo3Config(
         **(_HEADLESS | _ALTERNATING),
         rope_parameters={
-            **dict(rope_type="yarn", rope_theta=10_000.0, factor=4.0),
-            "original_max_position_embeddings": 128,
+            "full_attention": {
+                **dict(rope_type="yarn", rope_theta=10_000.0, factor=4.0),
+                "original_max_position_embeddings": 128,
+            }
         },
     ),
     "ministral": MinistralConfig(**(_SMALL | _ALTERNATING)),

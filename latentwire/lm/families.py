@@ -41,8 +41,8 @@ class Family:
     rotary_by_type: bool = False
     """Says that layer types rotate by different bases or scales (Gemma 3, OLMo 3)."""
     windowed: bool = False
-    """Says that every layer has the config's `sliding_window`, whatever its `layer_types` (Mistral);
-    elsewhere a window without layer types is a leftover that the model ignores."""
+    """Says that every layer has the config's `sliding_window` (Mistral); elsewhere one without
+    `layer_types` is a leftover that the model ignores."""
 
 
 FAMILIES = {
@@ -89,16 +89,15 @@ EVERY = "every"
 _RECURRENT = "has layers that keep a state in place of keys and values"
 _LATENT = "caches keys that are compressed for all heads at once (multi-head latent attention)"
 _INTERLEAVED = "rotates neighbouring numbers of a key and not its two halves"
-_SCALED = "scales embeddings and logits outside of the modules that hold them"
+_SCALED = "scales embeddings and logits outside of the modules that give them"
 _SINKS = "has attention sinks, which attention to single heads' slots leaves out"
-_IMAGES = "reads images too; expected a text-only decoder"
+_IMAGES = "reads images too, and only text-only decoders are supported"
 REASONS = {
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "jamba", "recurrent_gemma"), _RECURRENT),
     **dict.fromkeys(("qwen3_next", "qwen3_5", "lfm2", "falcon_h1", "granitemoehybrid"), _RECURRENT),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_linear"), _LATENT),
-    **dict.fromkeys(
-        ("cohere", "cohere2", "glm", "glm4", "gptj", "ernie4_5", "helium"), _INTERLEAVED
-    ),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _LATENT),
+    **dict.fromkeys(("cohere", "cohere2", "glm", "glm4", "gptj"), _INTERLEAVED),
+    **dict.fromkeys(("ernie4_5", "helium"), _INTERLEAVED),
     **dict.fromkeys(("granite", "granitemoe"), _SCALED),
     "gpt_oss": _SINKS,
     "gemma3n": "has embeddings in every layer, and layers that share keys and values",
@@ -189,7 +188,7 @@ def rotate(
     family = family_of(model.config)
     if not rotates(model.config, layer):
         return keys
-    b, h, n, e = keys.shape
+    b, h, n, _ = keys.shape
     body = getattr(model, family.body)
     layer_type = (model.config.layer_types[layer],) if family.rotary_by_type else ()
     with turn(model):  # some kinds of RoPE rescale themselves to the longest position of a call
@@ -199,6 +198,7 @@ def rotate(
     if back:  # YaRN stretches keys too (Peng et al. 2023, arXiv 2309.00071)
         stretch = cos.square() + sin.square()
         cos, sin = cos / stretch, -sin / stretch
-    keys, rest = keys[..., :turned], keys[..., turned:]
-    first, second = keys.chunk(2, dim=-1)
-    return torch.cat([keys * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+    part, rest = keys[..., :turned], keys[..., turned:]
+    first, second = part.chunk(2, dim=-1)
+    part = part * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([part.to(keys.dtype), rest], dim=-1)  # OLMo 3's cosines are float32

@@ -68,7 +68,8 @@ class RaggedKV:
     ) -> Float[Tensor, "b q t e"]:
         """Attention over each head's slots and then the columns that all heads have. queries are
         scaled; mask: additive, of those columns; since: the first position that each query sees
-        slots at, None where it sees all; cap: what logits are soft-capped to. Computed in float32 or finer, whatever autocast is on."""
+        slots at, None where it sees all. cap: what logits are soft-capped to, before the mask.
+        Computed in float32 or finer, whatever autocast is on."""
         device = queries.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
