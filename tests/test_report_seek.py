@@ -235,6 +235,10 @@ def test_one_problem_with_nothing_right(tmp_path):
         ({"reroll": 3}, "results.json: expected an object as reroll, got 3"),
         ({"flips": [None]}, "results.json: expected a number as flips[0], got null"),
         ({"n": 1.5}, "results.json: expected a whole number as n, got 1.5"),
+        (  # a number that JSON holds and no plot
+            {"flips": [10**20]},
+            f"results.json: expected a number as flips[0], got {10**20}",
+        ),
     ],
 )
 def test_damaged_results(tmp_path, changed, said):

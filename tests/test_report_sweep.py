@@ -163,14 +163,19 @@ def test_few_questions_give_no_verdict_on_any_member():
     assert [row[-1] for row in sweep_rows(few)] == ["unknown", "unknown", "", ""]
 
 
-def test_a_damaged_file_is_one_line(tmp_path):
-    run = fill(
-        tmp_path, results_json='{"kind": "sweep", "data": "x", "members": {"a": {"error": 3}}}'
-    )
-    with pytest.raises(
-        ReportError, match=r"results\.json: expected text as members\.a\.error, got"
-    ):
+@pytest.mark.parametrize(
+    ("member", "field"),
+    [
+        ('{"error": 3}', "error"),
+        ('{"evaluations": {"16": {"reader": []}}}', "evaluations.16.reader"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path, member, field):
+    results = f'{{"kind": "sweep", "data": "x", "members": {{"a": {member}}}}}'
+    run = fill(tmp_path, results_json=results)
+    with pytest.raises(ReportError) as error:
         write_report(run)
+    assert f"results.json: expected text as members.a.{field}, got" in str(error.value)
 
 
 def test_a_row_is_one_line_of_a_terminal():

@@ -1,8 +1,8 @@
 """Reads the files of a run folder, and says in one line what is wrong with one.
 
-What a file must hold is written as a shape: a type (float: any finite number), a tuple of types,
-[shape] for a list, or {key: shape} for an object. A key "name?" may be absent or null, and the key
-"*" stands for every other key.
+What a file must hold is written as a shape: a type (float: any finite number; whole ones are of 64
+bits), a tuple of types, [shape] for a list, or {key: shape} for an object. A key "name?" may be
+absent or null, and the key "*" stands for every other key.
 
     rows = read_records(run / "metrics.jsonl", {"stage": str, "step": int, "loss": float})
 """
@@ -84,10 +84,11 @@ def _typed(value: Any, types: tuple[type, ...], where: str, at: str) -> None:
 
 
 def _is(value: Any, kind: type) -> bool:
+    if kind in (int, float) and isinstance(value, int):  # numpy, and so a plot, takes 64 bits
+        return not isinstance(value, bool) and abs(value) < 2**63
     if kind is float:
-        # The comparison is false for NaN, and takes whole numbers that no float can hold.
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+        return isinstance(value, float) and abs(value) < 1e300  # which is false for NaN
+    return isinstance(value, kind)
 
 
 def _said(shape: Any) -> str:

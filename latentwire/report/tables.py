@@ -64,6 +64,7 @@ CACHES = ("text_kv_bytes", "kv_bytes")
 TIMES = ("text_ttft_seconds", "ttft_seconds", "encode_ttft_seconds")
 RESULTS = {
     "n?": int,
+    "reader?": str,
     "rows?": {"*": dict.fromkeys(FIGURES, float)},
     "differences?": DIFFERENCES,
     **{f"{key}?": float for key in (*RATIOS, *SIZES, *CACHES, *TIMES, "embeds_vs_ids_difference")},
