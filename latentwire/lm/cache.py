@@ -1,4 +1,5 @@
-"""Between our values and Hugging Face's machinery: a prefix as a cache, a prompt as its mask."""
+"""Between our values and Hugging Face's machinery: a prefix as a cache, of ours or of theirs, a
+prompt as its mask."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from latentwire.lm.families import EVERY, sliding_windows
+from latentwire.lm.families import EVERY, family_of, moved, rescales, sliding_windows
 from latentwire.lm.prompt import KVPrefix, Prompt
 
 _CLAIMING = Lock()
@@ -95,6 +96,51 @@ def as_cache(prefix: KVPrefix | None, kept: bool) -> Any:
             layer = GrowingLayer((keys, values), kept)
             layer.rooms = room
             cache.layers.append(layer)
+    return cache
+
+
+def transformers_cache(model: Any, prefix: KVPrefix, room: int) -> DynamicCache:
+    """A prefix as a cache that transformers' own `generate` continues from, for up to `room` tokens
+    more. Every head of every layer must have as many slots, in all rows.
+
+    `generate` numbers what follows by the cache's length. All keys are rotated by as much as that
+    is less than the positions taken up, so every distance stays what it was. Raises ValueError
+    where the cache could not be exact.
+    """
+    config, name = model.config, model.config.model_type
+    if not family_of(config).rotary:
+        raise ValueError(f"{name} adds positions to its embeddings: its keys cannot be moved")
+    if rescales(model):
+        raise ValueError(f"{name} rotates by the input's length (longrope): keys cannot be moved")
+    counts = {int(n) for slots in prefix.ragged for n in slots.lengths.unique()} or {0}
+    if len(counts) > 1:
+        least, most = min(counts), max(counts)
+        raise ValueError(
+            f"heads have {least} to {most} slots; a Cache has one length: compress with "
+            "wire.uniform(), and give texts of unlike lengths one at a time"
+        )
+    if prefix.memories or not bool(prefix.mask.all()):
+        raise ValueError("a Cache holds no memories and no padding; give rows one at a time")
+    windows = [n for n in (sliding_windows(config) or {}).values() if n is not None]
+    end = int(prefix.next_position.max()) + room
+    if windows and end > min(windows):
+        raise ValueError(
+            f"{name} has layers that see {min(windows)} tokens, and the context with {room} more "
+            f"takes {end} positions: transformers would count slots; expected at most that many"
+        )
+    count, cache = counts.pop(), DynamicCache()
+    shift = len(prefix) + count - prefix.next_position[:, None, None]
+    for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        b, h, _, e = keys.shape
+        places = prefix.positions[:, None].expand(b, h, -1)
+        if prefix.ragged:  # the order of columns means nothing to what follows all of them
+            slots = prefix.ragged[layer]
+            rows = torch.arange(b, device=keys.device) if slots.owners is None else slots.owners
+            own = slots.keys.view(-1, h, count, e)[rows], slots.values.view(-1, h, count, e)[rows]
+            keys, values = (torch.cat(pair, 2) for pair in zip((keys, values), own, strict=True))
+            places = torch.cat([places, slots.positions.view(-1, h, count)[rows]], 2)
+        turned = moved(model, layer, keys.float(), places, shift).to(keys.dtype)
+        cache.update(turned, values, layer)
     return cache
 
 

@@ -202,3 +202,22 @@ def rotate(
     first, second = part.chunk(2, dim=-1)
     part = part * cos + torch.cat([-second, first], dim=-1) * sin
     return torch.cat([part.to(keys.dtype), rest], dim=-1)  # OLMo 3's cosines are float32
+
+
+def moved(
+    model: Any,
+    layer: int,
+    keys: Float[Tensor, "b h n e"],
+    positions: Int[Tensor, "b h n"],
+    shift: Int[Tensor, "*_"],
+) -> Float[Tensor, "b h n e"]:
+    """Keys of one layer that are rotated to `positions`, rotated to `positions + shift`, which may
+    be negative: attention depends on distances alone."""
+    return rotate(model, layer, rotate(model, layer, keys, positions, back=True), positions + shift)
+
+
+def rescales(model: Any) -> bool:
+    """True where rotation depends on the length of the whole input too (LongRoPE, Ding et al. 2024,
+    arXiv 2402.13753), so that moving keys changes what they mean."""
+    kinds = getattr(model, family_of(model.config).body).rotary_emb.rope_type
+    return "longrope" in (kinds.values() if isinstance(kinds, dict) else [kinds])

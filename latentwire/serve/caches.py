@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from latentwire.lm import FrozenLM, KVPrefix, RaggedKV
-from latentwire.lm.families import family_of, rotate
+from latentwire.lm.families import family_of, moved
 
 
 def side_by_side(parts: Sequence[KVPrefix]) -> KVPrefix:
@@ -85,10 +85,9 @@ def _in_line(lm: FrozenLM, layer: int, slots: RaggedKV, shift: Int[Tensor, " b"]
     """The slots of all rows as those of one, each row's moved by its shift."""
     rows, heads = slots.lengths.shape
     of_slot = shift.repeat_interleave(slots.lengths.sum(1))
-    moved = (of_slot > 0).nonzero()[:, 0]
-    was, keys = slots.positions[None, None, moved], slots.keys.clone()
-    bare = rotate(lm.model, layer, keys[None, None, moved], was, back=True)
-    keys[moved] = rotate(lm.model, layer, bare, was + of_slot[moved])[0, 0]
+    moving = (of_slot > 0).nonzero()[:, 0]
+    was, keys = slots.positions[None, None, moving], slots.keys.clone()
+    keys[moving] = moved(lm.model, layer, keys[None, None, moving], was, of_slot[moving])[0, 0]
     head = torch.arange(heads, device=keys.device).repeat(rows)
     order = head.repeat_interleave(slots.lengths.flatten()).argsort(stable=True)
     places = slots.positions + of_slot

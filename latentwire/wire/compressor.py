@@ -3,9 +3,9 @@
 A selector scores the tokens for each head, and those with the highest scores stay, at their own
 positions. All heads of all layers compete for one number of slots, since a few of them look far
 back and most do not, and each keeps at least one (AdaKV, Feng et al. 2024, arXiv 2407.11550;
-KVzip, Kim et al. 2025, arXiv 2505.23416). A corrector, where there is one, moves what stayed;
-without it this is eviction alone. Tokens may be named that every head keeps beside these, whatever
-their scores.
+KVzip, Kim et al. 2025, arXiv 2505.23416); a uniform selection keeps as many in each. A corrector,
+where there is one, moves what stayed; without it this is eviction alone. Tokens may be named that
+every head keeps beside these, whatever their scores.
 
     compressor = KVCompressor(lm, selector_of("key_norm"))
     latents = compressor(reading, ratio=4)          # of `Wire.read`, one CompressedKV a row
@@ -27,6 +27,7 @@ from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.corrector import LayerSlots, ResidualCorrector
 from latentwire.wire.folder import WireError
 from latentwire.wire.selectors import Reading, Selector
+from latentwire.wire.selectors.base import ranked
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class KVCompressor:
     selector: Selector
     corrector: ResidualCorrector | None = None
     """None leaves the slots as the reader made them."""
+    uniform: bool = False
+    """Keep as many slots in every head of every layer, for engines whose caches have one length."""
 
     def __call__(
         self, reading: Reading, ratio: int, verbatim: Sequence[Bool[Tensor, " _"]] | None = None
@@ -50,12 +53,12 @@ class KVCompressor:
             scores = self.selector.scores(self.lm, reading)
             check_finite({"a score of a token": scores}, WireError)
         counts = (sizes + ratio - 1) // ratio
-        kept, movable = chosen(scores, mask, counts), None
+        kept, movable = chosen(scores, mask, counts, uniform=self.uniform), None
         if verbatim is not None:
             alone, width = kept, mask.shape[1]
             named = torch.stack([pad(window, (width - len(window), 0)) for window in verbatim])
             counts = torch.minimum(counts + named.sum(-1), sizes)
-            kept = chosen(scores, mask, counts, named)
+            kept = chosen(scores, mask, counts, named, self.uniform)
             movable = alone | ~named[:, None]
         slots = _gathered(reading, kept, movable)
         moved = slots if self.corrector is None else self.corrector(self.lm, reading, slots)
@@ -67,12 +70,16 @@ def chosen(
     mask: Bool[Tensor, "b t"],
     counts: Int[Tensor, " b"],
     verbatim: Bool[Tensor, "b t"] | None = None,
+    uniform: bool = False,
 ) -> Bool[Tensor, "l b h t"]:
     """The verbatim tokens of every head, and of all heads' others those with the highest scores,
-    `counts` a head on average and at least one in each; of each row by itself."""
+    `counts` a head on average and at least one in each, or, uniform, `counts` in each; of each row
+    by itself."""
     scores = scores.masked_fill(~mask[:, None], -torch.inf)
     if verbatim is not None:
         scores = scores.masked_fill(verbatim[:, None], torch.inf)
+    if uniform:
+        scores = ranked(scores, mask)
     scores = scores.scatter(-1, scores.argmax(-1, keepdim=True), torch.inf)
     flat = scores.transpose(0, 1).flatten(1)
     total = counts[:, None] * scores[:, 0, :, 0].numel()

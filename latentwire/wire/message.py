@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from latentwire.lm import FrozenLM
 from latentwire.lm.finite import check_finite
 from latentwire.reading import InputError
 from latentwire.wire.codec import BITS, pack, packed_size, unpack
@@ -151,3 +152,20 @@ def check_bits(bits: int) -> None:
     """Raises MessageError for bits that no codec has."""
     if bits not in BITS:
         raise MessageError(f"no codec has {bits} bits; expected one of {', '.join(map(str, BITS))}")
+
+
+def check_readable(latents: CompressedKV, lm: FrozenLM, ratio: int) -> None:
+    """Raises MessageError for latents that are not of this model's shape, or have no room in it."""
+    if (*latents.lengths.shape, latents.keys.shape[1]) != (len(lm.blocks), *lm.kv_shape):
+        raise MessageError("the message was altered: its shape is not this wire's")
+    room = lm.context_length - len(lm.frame.prefix)
+    if max(latents.span, len(latents)) > room:
+        raise MessageError(
+            f"message takes up {latents.span} positions with {len(latents)} latents; "
+            f"{lm.name} has room for {room}"
+        )
+    if (most := int(latents.lengths.max())) > room * ratio:
+        raise MessageError(
+            f"message has a head with {most} slots; at {ratio}x a text has at most "
+            f"{room * ratio} tokens"
+        )

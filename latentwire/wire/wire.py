@@ -23,10 +23,12 @@ import torch
 from jaxtyping import Bool
 from safetensors.torch import save
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
 from latentwire.artifact import check_sizes, fill, one_error, read_tensors, typed
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt
+from latentwire.lm.cache import transformers_cache
 from latentwire.lm.finite import check_finite
 from latentwire.lm.soft_prompt import initial_soft_prompt
 from latentwire.texts import check_texts
@@ -35,7 +37,7 @@ from latentwire.wire.compressor import KVCompressor
 from latentwire.wire.config import FORMAT_VERSION, Origin, WireConfig, read_config
 from latentwire.wire.corrector import ResidualCorrector
 from latentwire.wire.folder import WireError, folder_of
-from latentwire.wire.message import Message, MessageError, check_bits
+from latentwire.wire.message import Message, MessageError, check_bits, check_readable
 from latentwire.wire.selectors import TRAINED, Reading, Scorer, Selector, selector_of
 from latentwire.wire.verbatim import finder
 from latentwire.wire.windows import RESERVE, Windows
@@ -143,9 +145,17 @@ class Wire(nn.Module):
     def evicting(self, selector: Selector | None = None) -> Wire:
         """The same wire without its residual: its slots are the reader's own keys and values of the
         tokens that its selector keeps, or another. Either reads the messages of the other."""
+        selector = selector or self.compressor.selector
+        return self._compressing(replace(self.compressor, selector=selector, corrector=None))
+
+    def uniform(self) -> Wire:
+        """The same wire with as many slots in every head of every layer, as `cache` needs; it costs
+        quality (docs/decisions.md). Either reads the messages of the other."""
+        return self._compressing(replace(self.compressor, uniform=True))
+
+    def _compressing(self, compressor: KVCompressor) -> Wire:
         wire = copy(self)
-        wire.compressor = KVCompressor(self.lm, selector or self.compressor.selector)
-        wire._costs = {}  # other slots take other bytes
+        wire.compressor, wire._costs = compressor, {}  # other slots take other bytes
         return wire
 
     def evictions(self, also: Sequence[str] = ()) -> dict[str, Wire]:
@@ -252,25 +262,18 @@ class Wire(nn.Module):
                     "expect somewhat lower scores",
                     stacklevel=2,
                 )
-            z = message.latents
-            if (*z.lengths.shape, z.keys.shape[1]) != (len(self.lm.blocks), *self.lm.kv_shape):
-                raise MessageError("the message was altered: its shape is not this wire's")
-            room = self.lm.context_length - len(self.head)
-            if max(z.span, len(z)) > room:
-                raise MessageError(
-                    f"message takes up {z.span} positions with {len(z)} latents; "
-                    f"{self.lm.name} has room for {room}"
-                )
-            if (most := int(z.lengths.max())) > room * self.ratio:
-                raise MessageError(
-                    f"message has a head with {most} slots; at {self.ratio}x a text has at most "
-                    f"{room * self.ratio} tokens"
-                )
+            check_readable(message.latents, self.lm, self.ratio)
         return [m.latents for m in messages]
 
     def prefix(self, latents: Sequence[CompressedKV]) -> KVPrefix:
         """Latents as a cache that the reader continues from, the head before them."""
         return as_prefix(self.head, latents)
+
+    def cache(self, messages: Sequence[Message], room: int = RESERVE) -> DynamicCache:
+        """Messages of `uniform` as a cache that `model.generate(past_key_values=...)` of
+        transformers continues from, for up to `room` tokens. Raises what `open` raises, and
+        ValueError where the cache could not be exact."""
+        return transformers_cache(self.lm.model, self.receive(messages), room)
 
     def save(self, folder: Path) -> None:
         """config.json and bf16 weights, the weights' sha256 in the config."""
@@ -294,9 +297,8 @@ class Wire(nn.Module):
         name "default".
 
         lm: its reader if it is loaded already, else it is loaded (and fetched) by name. dtype: of
-        the reader's weights then, as it was trained if None. Raises
-        WireError for a folder that is no wire, weights that were truncated or altered, or a reader
-        of another architecture, and ZooError where the hub has no such wire.
+        the reader's weights then, as trained if None. Raises WireError for a folder that is no
+        wire, altered weights or a reader of another architecture, and ZooError for no such wire.
         """
         folder = folder_of(name)
         record = read_config(folder)
