@@ -131,18 +131,20 @@ def dropping(lm):
     a function of which, [l, b, h, p]."""
     dropped = []
 
-    def attention(module, query, key, value, mask, scaling=None, **_):
+    def attention(module, query, key, value, mask, scaling=None, softcap=None, **_):
         group = query.shape[1] // key.shape[1]
         keys, values = (x.repeat_interleave(group, 1) for x in (key, value))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        weights = query @ keys.transpose(2, 3) * scale + mask
+        weights = query @ keys.transpose(2, 3) * scale
+        weights = (weights if softcap is None else (weights / softcap).tanh() * softcap) + mask
         hidden = dropped[0][module.layer_idx].repeat_interleave(group, 1)[:, :, None]
         weights[..., : hidden.shape[-1]].masked_fill_(hidden, -torch.inf)
         return (weights.softmax(-1) @ values).transpose(1, 2), None
 
     AttentionInterface.register("dropping", attention)
+    usual = lm.model.config._attn_implementation
     yield lambda which: (dropped.append(which), lm.model.set_attn_implementation("dropping"))
-    lm.model.set_attn_implementation("sdpa")
+    lm.model.set_attn_implementation(usual)
 
 
 def test_heads_see_their_own_slots_and_no_others(lm, dropping):
@@ -225,10 +227,10 @@ def test_states_are_what_enters_each_block(lm):
 
 def test_attentions_equal_hugging_face(lm):
     prompt = Prompt.from_text(lm, TEXTS[:1])
-    ours = lm.attentions(prompt)
+    ours, usual = lm.attentions(prompt), lm.model.config._attn_implementation
     lm.model.set_attn_implementation("eager")
     theirs = lm.model(inputs_embeds=prompt.embeds, output_attentions=True).attentions
-    lm.model.set_attn_implementation("sdpa")
+    lm.model.set_attn_implementation(usual)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 

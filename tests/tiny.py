@@ -5,25 +5,42 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from string import ascii_lowercase, digits, punctuation
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    ArceeConfig,
     AutoModelForCausalLM,
     BertConfig,
     BertModel,
     BertTokenizer,
+    Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
+    MinistralConfig,
+    MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    OlmoConfig,
+    OlmoeConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
+    SeedOssConfig,
+    SmolLM3Config,
+    Starcoder2Config,
 )
 
 from latentwire.lm import FrozenLM
 
-_SIZES = dict(
+_SIZES: dict[str, Any] = dict(
     vocab_size=260,
     hidden_size=32,
     intermediate_size=48,
@@ -61,6 +78,59 @@ CONFIGS = {
         resid_pdrop=0.0,
     ),
 }
+_SMALL: dict[str, Any] = _SIZES | dict(num_hidden_layers=2)
+_HEADLESS: dict[str, Any] = {k: v for k, v in _SMALL.items() if k != "head_dim"}
+_ALTERNATING: dict[str, Any] = dict(
+    sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+)
+_EXPERTS: dict[str, Any] = dict(num_experts=3, num_experts_per_tok=2)
+SMALL_CONFIGS = {  # of the families that tests/test_families.py alone runs
+    "mistral": MistralConfig(**_SMALL, sliding_window=6),
+    "mixtral": MixtralConfig(
+        **_SMALL, sliding_window=6, num_local_experts=3, num_experts_per_tok=2
+    ),
+    "qwen3_moe": Qwen3MoeConfig(
+        **(_SMALL | _EXPERTS),
+        **dict(moe_intermediate_size=16, mlp_only_layers=[1]),
+        **dict(use_sliding_window=True, sliding_window=6),
+    ),
+    "qwen2_moe": Qwen2MoeConfig(
+        **(_HEADLESS | _EXPERTS | _ALTERNATING),
+        **dict(moe_intermediate_size=16, shared_expert_intermediate_size=16),
+        use_sliding_window=True,
+    ),
+    "olmoe": OlmoeConfig(**(_HEADLESS | _EXPERTS)),
+    "gemma": GemmaConfig(**_SMALL),
+    "gemma2": Gemma2Config(
+        **(_SMALL | _ALTERNATING),
+        **dict(attn_logit_softcapping=0.5, final_logit_softcapping=5.0),
+        query_pre_attn_scalar=5,
+    ),
+    "olmo": OlmoConfig(**_HEADLESS, clip_qkv=1.0),
+    "olmo2": Olmo2Config(**_HEADLESS),
+    "olmo3": Olmo3Config(
+        **(_HEADLESS | _ALTERNATING),
+        rope_parameters={
+            "full_attention": {
+                **dict(rope_type="yarn", rope_theta=10_000.0, factor=4.0),
+                "original_max_position_embeddings": 128,
+            }
+        },
+    ),
+    "ministral": MinistralConfig(**(_SMALL | _ALTERNATING)),
+    "seed_oss": SeedOssConfig(**_SMALL),
+    "arcee": ArceeConfig(**_SMALL),
+    "starcoder2": Starcoder2Config(**_HEADLESS, sliding_window=6),
+    "smollm3": SmolLM3Config(
+        **_HEADLESS,
+        **dict(no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=6),
+    ),
+    "phi3": Phi3Config(
+        **_HEADLESS,
+        sliding_window=6,
+        rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.75),
+    ),
+}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -82,7 +152,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def tiny_lm(family: str, dtype: torch.dtype = torch.float32) -> FrozenLM:
     """A seeded model of one family."""
     torch.manual_seed(0)
-    config = deepcopy(CONFIGS[family])  # saving a model writes its type into it
+    config = deepcopy((CONFIGS | SMALL_CONFIGS)[family])  # saving a model writes its type into it
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     return FrozenLM(model, tokenizer(), f"tiny-{family}")
 

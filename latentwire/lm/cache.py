@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from latentwire.lm.families import family_of, moved, rescales, sliding_windows
+from latentwire.lm.families import EVERY, family_of, moved, rescales, sliding_windows
 from latentwire.lm.prompt import KVPrefix, Prompt
 
 _CLAIMING = Lock()
@@ -179,7 +179,7 @@ def attention_mask(
             distance = prompt.positions[:, :, None] - places[:, None, :]
             visible = seen & (distance < window)
         masks[layer_type] = _additive(visible, prompt)
-    return masks
+    return masks.get(EVERY, masks)
 
 
 def _hides_nothing(prompt: Prompt) -> bool:

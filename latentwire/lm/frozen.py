@@ -25,7 +25,7 @@ from latentwire.lm.adapters import adapted, add, lora_parameters, resting
 from latentwire.lm.cache import as_cache, attention_mask, grown
 from latentwire.lm.checkpointing import recomputed
 from latentwire.lm.devices import Dtype, accelerator
-from latentwire.lm.families import family_of, softcap
+from latentwire.lm.families import capped, family_of, softcap
 from latentwire.lm.generation import Caching, generated
 from latentwire.lm.hooks import (
     Reached,
@@ -103,8 +103,7 @@ class FrozenLM(TokenizerMixin, ShapeMixin):
     def head(self, final: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Logits of states after the last norm, soft-capped where the family does so."""
         logits = self._outside(self.model.get_output_embeddings(), final)
-        cap = softcap(self.model.config)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return capped(logits, softcap(self.model.config))
 
     def logit_lens(self, states: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
         """Logits of states of any block, read as if they were the last's (nostalgebraist 2020,
@@ -158,7 +157,8 @@ class FrozenLM(TokenizerMixin, ShapeMixin):
         self, prompt: Prompt, layers: Sequence[int]
     ) -> tuple[Float[Tensor, "b t d"], list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
         """The final states, and what attention of these layers is computed from: queries
-        [b, h, t, e], rotated and scaled; keys and values [b, g, k, e] over the prefix's slots and
+        [b, h, t, e], rotated and scaled, whose products with keys are soft-capped where the model
+        does so (attention_softcap); keys and values [b, g, k, e] over the prefix's slots and
         then the embeds; and which of these each query sees, [b, 1 or h, t, k]."""
         seen: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 

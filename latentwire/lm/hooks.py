@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from sys import modules
 from typing import Any
 
 import torch
@@ -85,10 +86,13 @@ def attending_eagerly(model: Any) -> Iterator[None]:
 def attention_seen(see: Callable[..., None], model: Any) -> Iterator[None]:
     """Each layer calls `see(layer, queries, keys, values, mask)` before it attends: queries
     [b, h, t, e] rotated and scaled, keys and values [b, g, k, e] of g KV heads, mask additive."""
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    name = model.config._attn_implementation
 
     def seen(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: Any):
         see(module.layer_idx, query * options["scaling"], key, value, mask)
+        # Eager attention is each architecture's own: Gemma 2's caps its logits, and nothing else.
+        eager = modules[type(module).__module__].eager_attention_forward
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
         return attend(module, query, key, value, mask, **options)
 
     with _attending_by(seen, model):
@@ -107,8 +111,9 @@ def attending_sparingly(prompt: Prompt, model: Any) -> Iterator[None]:
         if not slots:
             return attend(module, query, key, value, mask, **options)
         layer = module.layer_idx
-        scaled = query * options["scaling"]
-        return slots[layer].attend(scaled, key, value, mask, since[layer]).transpose(1, 2), None
+        scaled, cap = query * options["scaling"], options.get("softcap")
+        attended = slots[layer].attend(scaled, key, value, mask, since[layer], cap)
+        return attended.transpose(1, 2), None
 
     with _attending_by(over, model):
         yield

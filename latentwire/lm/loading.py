@@ -64,7 +64,8 @@ def fingerprint_of(embeddings: Tensor, blocks: Any) -> str:
     """Digest of the first embeddings, and the first row of each of the blocks' matrices: models
     that were tuned from one original often share their embeddings."""
     matrices = (p for n, p in blocks.named_parameters() if p.dim() > 1 and "lora_" not in n)
-    rows = [embeddings[:64], *(matrix[0] for matrix in matrices)]
+    # Experts are one tensor [n, out, in] together, of which the first row is still a few numbers.
+    rows = [embeddings[:64], *(matrix.flatten(0, -2)[0] for matrix in matrices)]
     some = torch.cat([row.detach().flatten().to("cpu", torch.bfloat16) for row in rows])
     return digest(some.view(torch.int16).numpy().tobytes())
 

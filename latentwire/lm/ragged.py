@@ -19,6 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from latentwire.lm.families import capped
+
 SHORT = 1024
 """Slots, padding included, up to which heads are padded together on a CPU."""
 
@@ -62,18 +64,20 @@ class RaggedKV:
         values: Float[Tensor, "b h k e"],
         mask: Float[Tensor, "b 1 t k"] | None,
         since: Int[Tensor, "b t"] | None = None,
+        cap: float | None = None,
     ) -> Float[Tensor, "b q t e"]:
         """Attention over each head's slots and then the columns that all heads have. queries are
         scaled; mask: additive, of those columns; since: the first position that each query sees
-        slots at, None where it sees all. Computed in float32 or finer, whatever autocast is on."""
+        slots at, None where it sees all. cap: what logits are soft-capped to, before the mask.
+        Computed in float32 or finer, whatever autocast is on."""
         device = queries.device.type
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return self.attend(queries, keys, values, mask, since)
+                return self.attend(queries, keys, values, mask, since, cap)
         (b, h, k, e), t = keys.shape, queries.shape[2]
         # The g query heads of a KV head lie one after another: each is g * t queries.
         grouped = _precise(queries).reshape(b * h, -1, e)
-        shared = torch.bmm(grouped, _precise(keys).flatten(0, 1).transpose(1, 2))
+        shared = capped(torch.bmm(grouped, _precise(keys).flatten(0, 1).transpose(1, 2)), cap)
         if mask is not None:
             shared = (shared.view(b, h, -1, t, k) + mask[:, :, None]).view(b * h, -1, k)
         gather, restore = self._sharing
@@ -85,7 +89,10 @@ class RaggedKV:
         for some, part in self.parts():
             n, own = some.keys.shape[1], _precise(some.keys).transpose(1, 2)
             bias = mine.new_zeros(()) if some.bias is None else some.bias
-            logits = torch.baddbmm(bias, mine[part], own)
+            if cap is None:
+                logits = torch.baddbmm(bias, mine[part], own)
+            else:
+                logits = capped(torch.bmm(mine[part], own), cap) + bias
             if since is not None:
                 logits = logits.masked_fill(some.positions[:, None] < since[part], -torch.inf)
             share = torch.cat([logits, ours[part]], -1).softmax(-1)

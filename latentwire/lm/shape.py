@@ -46,8 +46,13 @@ class ShapeMixin:
 
     @property
     def context_length(self) -> int:
-        """Most positions that the model was made for, in tokens."""
-        return self.model.config.max_position_embeddings
+        """Most positions that the model was made for, in tokens. With LongRoPE (Ding et al. 2024,
+        arXiv 2402.13753) those before its factors change for a whole text: a cache made before
+        would stay rotated by the others."""
+        config, rope = self.model.config, getattr(self.model.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            return rope["original_max_position_embeddings"]
+        return config.max_position_embeddings
 
     @property
     def architecture(self) -> str:

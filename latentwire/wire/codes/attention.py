@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentwire.lm.families import rotate, window_of
+from latentwire.lm.families import attention_softcap, capped, rotate, window_of
 from latentwire.wire.codes.reader import CodeReader
 
 
@@ -38,7 +38,7 @@ def attention_losses(
         rotated = rotate(lm.model, layer, queries, of_queries.expand(1, heads, -1))[0]
         slots = rotate(lm.model, layer, keys[layer][None], of_slots.expand(1, len(keys[0]), -1))
         slots, read = (x.repeat_interleave(heads // len(x), 0) for x in (slots[0], values[layer]))
-        logits = rotated @ slots.transpose(-1, -2)
+        logits = capped(rotated @ slots.transpose(-1, -2), attention_softcap(lm.model.config))
         if (window := window_of(lm.model.config, layer)) is not None:
             far = of_queries[:, None] - of_slots >= window
             logits = logits.masked_fill(far, -torch.inf)

@@ -65,12 +65,15 @@ class Decoder(nn.Module):
 
 
 def normed(
-    keys: Float[Tensor, "h n e"], gain: Float[Tensor, " e"] | None
+    keys: Float[Tensor, "h n e"], gain: Float[Tensor, " g"] | None
 ) -> Float[Tensor, "h n e"]:
     """Keys scaled so that, their gain taken off, they have a root mean square of 1, as the reader's
     own do. Numbers whose gain is next to nothing say nothing of what was before it."""
     if gain is None:
         return keys
+    if len(gain) > keys.shape[-1]:  # one norm of all heads together
+        whole = normed(keys.transpose(0, 1).flatten(1)[None], gain)
+        return whole[0].unflatten(-1, (len(keys), -1)).transpose(0, 1)
     visible = gain.abs() > 0.05
     before = keys[..., visible] / gain[visible].to(keys)
     return keys * torch.rsqrt(before.square().mean(-1, keepdim=True) + 1e-6)

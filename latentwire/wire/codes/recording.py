@@ -22,7 +22,7 @@ from torch import Tensor
 
 from latentwire.files import write_whole
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, seed_of
-from latentwire.lm.families import rotate
+from latentwire.lm.families import attention_softcap, capped, rotate
 from latentwire.tasks.qa import Passage, answer_targets, passages_prompt
 from latentwire.wire.codes.code import CodeConfig, read
 from latentwire.wire.codes.fitting import pairs
@@ -102,6 +102,7 @@ def reader_attention(
     for layer, (queries, keys, values, visible) in zip(layers, seen, strict=True):
         queries = queries[row, :, column].float()
         logits = _each_row(queries, of_rows, keys.float().transpose(2, 3))
+        logits = capped(logits, attention_softcap(reader.model.config))
         logits = logits.masked_fill(~visible[row, :1, column], -torch.inf)
         rest = torch.cat([logits[..., : of_text.start], logits[..., of_text.stop :]], -1)
         rest = rest.logsumexp(-1)
