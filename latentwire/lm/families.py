@@ -103,7 +103,7 @@ REASONS = {
     "gemma3n": "has embeddings in every layer, and layers that share keys and values",
     **dict.fromkeys(("gemma3", "mistral3", "llama4", "qwen2_vl", "qwen3_vl"), _IMAGES),
 }
-"""What keeps out architectures that are often asked for."""
+"""Reasons why architectures that are often asked for are refused."""
 
 
 class UnsupportedModel(ValueError):

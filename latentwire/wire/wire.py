@@ -23,12 +23,11 @@ import torch
 from jaxtyping import Bool
 from safetensors.torch import save
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from latentwire.artifact import check_sizes, fill, one_error, read_tensors, typed
 from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt
-from latentwire.lm.cache import transformers_cache
+from latentwire.lm.cache import DynamicCache, transformers_cache
 from latentwire.lm.finite import check_finite
 from latentwire.lm.soft_prompt import initial_soft_prompt
 from latentwire.texts import check_texts
