@@ -13,6 +13,7 @@ from latentwire.__main__ import main
 from latentwire.train.alarms import CollapseError, alarms, collapsed, pairwise_cosine, standing
 from latentwire.train.loop import LoopConfig, Session, train
 from latentwire.wire import training as recipes
+from latentwire.wire.recipe import RECIPES
 from latentwire.wire.training import WireRecipe, train_wire
 from latentwire.wire.wire import Wire
 
@@ -134,7 +135,7 @@ def test_a_collapse_ends_the_run_where_it_is_asked_for(lm, quick, monkeypatch, c
 @pytest.mark.parametrize("stop_on", ["nothing", "collapse"])
 def test_the_exit_status_tells_of_alarms(stop_on, lm, quick, monkeypatch, capsys):  # noqa: F811
     zero_latents(monkeypatch)
-    monkeypatch.setitem(recipes.RECIPES, "tiny", lambda: quick)
+    monkeypatch.setitem(RECIPES, "tiny", lambda: quick)
     arguments = ["train", "tiny", "--stop-on", stop_on, "--check-every", "2"]
     monkeypatch.setattr(sys, "argv", ["latentwire", *arguments])
     with pytest.raises(SystemExit) as stop:

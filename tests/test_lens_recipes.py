@@ -251,7 +251,6 @@ def test_rates_are_those_of_the_parts():
         "decoder.project": (2.0, 2.0, 2.0),
         "decoder.before": (1.5, 1.5, 1.5),  # of soft tokens, in units of the embeddings' size
         "decoder.lora": (5.0, 5.0, 5.0),
-        "decoder.base": (5.0, 5.0, 5.0),
         "encoder.project": (14.0, 8.0, 2.0),
         "encoder.after": (10.5, 6.0, 1.5),
         "encoder.lora": (35.0, 20.0, 5.0),

@@ -66,7 +66,7 @@ def test_several_questions_are_asked_of_one_message(lms, monkeypatch):
 
 def test_asking_builds_no_graph(lms, monkeypatch):
     wire, seen = make_wire(lms).readers[0].wire, []
-    monkeypatch.setattr(qa, "answers", lambda lm, asked, prefix: seen.append(prefix) or asked)
+    monkeypatch.setattr(qa, "answers", lambda _, asked, prefix, **__: seen.append(prefix) or asked)
     assert ask(wire, wire.send(TEXTS[:1])[0], ["Who?"]) == ["Who?"]
     (prefix,) = seen
     assert prefix.ragged and not any(s.keys.requires_grad for s in prefix.ragged)

@@ -101,7 +101,6 @@ CALLS = {
     "replayed": lambda text: baselines.replayed(lm())(text),
     "Question": lambda text: checked(Question, answers=text),
     "SharedConfig.readers": lambda text: checked(SharedConfig, readers=text),
-    "SharedConfig.ways_in": lambda text: checked(SharedConfig, readers=("a",), ways_in=text),
     "SharedRecipe.data": lambda text: checked(SharedRecipe, data=text),
     "CodeRecipe.readers": lambda text: checked(CodeRecipe, readers=text),
     "CodeWire.send": lambda text: codes().send(text),
