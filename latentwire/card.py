@@ -11,13 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.files import write_whole
-from latentwire.reading import (
-    CONFIG_BYTES,
-    RENAMED,
-    parse_json,
-    read_regular,
-    shortened,
-)
+from latentwire.reading import RENAMED, parse_json, read_regular, saved_config, shortened
 
 LOADS = {
     "wire": """from latentwire import ask, load_wire
@@ -102,11 +96,10 @@ def base_models(folder: Path) -> list[str]:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        record = parse_json(read_regular(folder / "config.json", CONFIG_BYTES))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        record = saved_config(folder)
+    except ValueError as error:
         raise ValueError(
-            f"{folder} holds no wire and no lens ({reason}); expected a folder that save wrote"
+            f"{folder} holds no wire and no lens ({error}); expected a folder that save wrote"
         ) from None
     if not isinstance(record, dict):
         raise ValueError(f"{folder}/config.json is {shortened(record)}; expected an object")

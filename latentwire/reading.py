@@ -68,6 +68,14 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
         os.close(descriptor)
 
 
+def saved_config(folder: Path) -> Any:
+    """The value of a saved folder's config.json. Raises ValueError with the reason alone."""
+    try:
+        return parse_json(read_regular(folder / "config.json", CONFIG_BYTES))
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of JSON in UTF-8. Raises ValueError, of one line, for text that is none, that is
     nested too deeply, that names a field of an object twice, or that has a number of thousands of

@@ -73,7 +73,7 @@ def _case(wire: Wire, texts: Sequence[Tensor], rows: int) -> dict[str, Any]:
         "hf_token_text": _repeated(lm, torch.stack(whole), rows),
         "hf_token_slots": _repeated(lm, torch.stack(whole)[:, : -(-n // wire.ratio)], rows),
     }
-    alike = wire.prefix(latents[:1]).rows(torch.zeros(rows, dtype=torch.long, device=lm.device))
+    alike = wire.prefix(latents[:1]).repeat(rows)
 
     def first_token() -> None:
         prompt = question_prompt(lm, [QUESTION], wire.prefix(latents[:1]), wire.format)

@@ -18,7 +18,7 @@ SOFT = Schedule(8.0)
 
 @dataclass(frozen=True)
 class Data:
-    """Which activations are trained on."""
+    """The activations that are trained on."""
 
     held_out: float = 0.05
     """Fraction of the documents that is never trained on."""

@@ -25,7 +25,7 @@ from latentwire.ridge import Ridge
 from latentwire.texts import check_least
 
 SLOT = "{activation}"
-"""Where the activation stands in a template."""
+"""The place of a template where the activation stands."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from latentwire.lens.objectives import scaled_mse
 from latentwire.lm import Dtype, FrozenLM, Greedy, Sampled, seed_of, seeded_noise
 from latentwire.lm.finite import check_finite
 from latentwire.lm.zoo import locate_saved
-from latentwire.reading import CONFIG_BYTES, parse_json, read_regular, shortened
+from latentwire.reading import saved_config, shortened
 from latentwire.texts import check_texts
 
 FORMAT_VERSION = 1
@@ -45,7 +45,7 @@ WEIGHTS = "lens.safetensors"
 TEMPLATE = 4096
 """Most characters of the template of a lens that is loaded: an LM runs over it at once."""
 TIMING = "block output"
-"""When a patch acts, recorded beside the weights."""
+"""The moment at which a patch acts; it is recorded beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -278,11 +278,10 @@ def _check_state(config: LensConfig, state: Mapping[str, Tensor]) -> None:
 
 def _read_config(folder: Path) -> Saved:
     try:
-        record = parse_json(read_regular(folder / "config.json", CONFIG_BYTES))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        record = saved_config(folder)
+    except ValueError as error:
         raise LensError(
-            f"{folder} is no lens; expected a folder with config.json ({reason}), or default"
+            f"{folder} is no lens; expected a folder with config.json ({error}), or default"
         ) from None
     version = record.get("format_version") if isinstance(record, dict) else None
     with one_error(LensError, f"{folder}/config.json is not a lens's"):

@@ -39,7 +39,7 @@ from latentwire.train.loop import Loss
 from latentwire.train.schedules import Schedule
 
 Source = Callable[[Sequence[Place]], Activations]
-"""Where a step's activations come from."""
+"""The source of a step's activations."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _explained(
         with torch.no_grad(), parallel.gathered(lens.lm):
             sampler = Sampled(noise, recipe.temperature)
             said = lens.decoder.generate(batch.vectors, sampler, recipe.group)
-        # What counts is what somebody reads, so the text is tokenized anew, as in an evaluation.
+        # Only the text counts that somebody reads, so it is tokenized anew, as in an evaluation.
         return said, [lens.lm.tokenize(text) for text in said.texts]
     sampler = StraightThroughGumbel(noise, tau, recipe.temperature)
     said = lens.decoder.generate(batch.vectors, sampler)

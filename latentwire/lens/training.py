@@ -154,7 +154,7 @@ def _check_shared_out(recipe: LensRecipe) -> None:
 
 
 def _source(lm: FrozenLM, texts: Sequence[Text], recipe: LensRecipe) -> Source:
-    """Where a step's activations come from: the LM, or a dump, which is made if there is none."""
+    """The source of a step's activations: the LM, or a dump, which is made if there is none."""
     layer, folder = recipe.lens.layer, recipe.data.dump
     if folder is None:
         return partial(at, lm, layer)

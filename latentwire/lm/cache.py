@@ -197,7 +197,7 @@ def _key_positions(prompt: Prompt) -> Tensor:
 
 
 def _seen(prompt: Prompt) -> Tensor:
-    """Which columns of prefix and prompt each column sees, [b, t, p + t]."""
+    """True where a column sees another of prefix and prompt, [b, t, p + t]."""
     t, device = prompt.embeds.shape[1], prompt.embeds.device
     seen = prompt.mask[:, None, :] & torch.ones(t, t, dtype=torch.bool, device=device).tril()
     if prompt.prefix is None:

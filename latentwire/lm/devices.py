@@ -1,4 +1,4 @@
-"""Where tensors lie."""
+"""The devices that tensors lie on, and their number types."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ HAVE_FLOAT64 = ("cpu", "cuda", "meta")
 
 
 def accelerator() -> torch.device | None:
-    """Where models go unless told otherwise: CUDA, ROCm, XPU, MPS, whichever torch finds; none
-    where Accelerate is told so (ACCELERATE_USE_CPU=true)."""
+    """The device that models go to unless told otherwise: CUDA, ROCm, XPU, MPS, whichever torch
+    finds; none where Accelerate is told so (ACCELERATE_USE_CPU=true)."""
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         return None
     return torch.accelerator.current_accelerator(check_available=True)

@@ -91,7 +91,8 @@ class KVPrefix:
     memories: tuple[Memory, ...] = ()
     ragged: tuple[RaggedKV, ...] = ()
     rooms: tuple[Any, ...] | None = field(default=None, repr=False)
-    """Where keys and values may grow in place (lm/cache.py); the value does not depend on it."""
+    """Buffers in which keys and values may grow in place (lm/cache.py); the value does not depend
+    on them."""
 
     def __len__(self) -> int:
         """Slots that all heads have."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from latentwire.lm.devices import Dtype
 from latentwire.lm.families import Family
 
 
@@ -19,6 +20,11 @@ class ShapeMixin:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def dtype_name(self) -> Dtype:
+        """The number type of its weights, as recipes and saved configs call it."""
+        return "bfloat16" if self.dtype == torch.bfloat16 else "float32"
 
     @property
     def body(self) -> Any:

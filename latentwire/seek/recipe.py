@@ -82,7 +82,7 @@ class SeekRecipe:
             )
 
     def folder(self) -> Path:
-        """Where a run is kept unless it is told."""
+        """The folder that a run is kept in where none is given."""
         return Path("runs") / f"seek-{Path(source_of(self.data)[1]).stem}-{self.reward}"
 
     def search(self) -> SeekConfig:

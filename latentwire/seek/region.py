@@ -1,4 +1,4 @@
-"""Which tokens of an answer a search may change.
+"""Finds the tokens of an answer that a search may change.
 
 A region is a contiguous span of answer tokens, some of which may be held fixed. Everything after
 the span is generated anew; everything before it stays.
@@ -122,7 +122,7 @@ class Section:
 
 
 def character_bounds(lm: FrozenLM, ids: Int[Tensor, " n"]) -> list[tuple[int, int]]:
-    """Where each token stands in lm.detokenize(ids): first character, and the one after its last.
+    """The place of each token in lm.detokenize(ids): first character, and the one after its last.
 
     Found by decoding every beginning of the answer, which is right for any tokenizer. Tokens that
     share the bytes of one character all hold that character.

@@ -35,7 +35,7 @@ TASKS: dict[str, Callable[[Path, int | None], Task]] = {"arc": load_arc}
 
 
 def source_of(data: str) -> tuple[str | None, str]:
-    """Which of TASKS a value of --data names (None: maths problems), and its file or folder."""
+    """The one of TASKS that a value of --data names (None: maths problems), and its file."""
     kind, colon, source = data.partition(":")
     return (kind, source) if colon and kind in TASKS else (None, data)
 

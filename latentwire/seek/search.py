@@ -39,7 +39,7 @@ class SeekConfig:
     undoes."""
 
     region: Region = field(default_factory=Fraction)
-    """Which tokens of the answer are searched."""
+    """The tokens of the answer that are searched."""
     steps: int = 10
     """Steps, at most."""
     lr: float = 0.03

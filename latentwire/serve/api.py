@@ -115,7 +115,7 @@ class Asked(Strict):
     stop: str | list[str] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    # What can be given if it changes nothing.
+    # These may be given at values that change nothing.
     n: One | None = None
     top_p: One | None = None
     presence_penalty: Zero | None = None

@@ -1,4 +1,4 @@
-"""Who may ask, and what is counted of it."""
+"""Checks who may ask, and counts what was asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens of a text its latents hold."""
+"""Finds the tokens of a text that its latents hold."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Entry:
     name: str
     """The document is asked for by it."""
     wire: str
-    """Which wire made the message: its id as hex digits."""
+    """The wire that made the message: its id as hex digits."""
     settings: str
     """Properties of the wire that the message follows from: bits, verbatim spans, selector."""
     ratio: int
@@ -88,7 +88,7 @@ def id_of(name: str) -> str:
 
 
 def wire_id(wire: AnyWire) -> str:
-    """Which wires read a message: the hex digits that its store says. Raises WireError for a wire
+    """The hex digits by which a store says which wires read a message. Raises WireError for a wire
     of learned codes, which are no slots of single heads and cannot be read together."""
     if isinstance(wire, TextWire):
         return wire.code.lm.fingerprint

@@ -210,6 +210,5 @@ def ask(reader: Receiver, message: Any, questions: Sequence[str]) -> list[str]:
     prefix = with_soft_prompt(reader.lm, reader.format, prefix)
     for start in range(0, len(questions), ROWS):
         some = questions[start : start + ROWS]
-        each = torch.zeros(len(some), dtype=torch.long, device=reader.lm.device)
-        said += answers(reader.lm, some, prefix.rows(each))
+        said += answers(reader.lm, some, prefix.repeat(len(some)))
     return said

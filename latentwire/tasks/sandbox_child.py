@@ -61,7 +61,7 @@ SYSTEM = (sys.platform, os.uname().machine, struct.calcsize("P"))
 
 
 class _Printed:
-    """Where a program's prints go: counted, dropped."""
+    """A file that counts a program's prints and drops them."""
 
     def __init__(self, stop: Any):
         self._left, self._stop = OUTPUT, stop

@@ -1,4 +1,4 @@
-"""Which examples a step sees, and getting them ready while the step before runs."""
+"""Chooses the examples of a step, and gets them ready while the step before runs."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def join() -> None:
 
 
 def rank() -> int:
-    """Which of the processes this is, from 0."""
+    """The number of this process, from 0."""
     return _state().process_index
 
 

@@ -51,7 +51,7 @@ class Session:
     """Blocks of the LM keep only their inputs and run again for the gradient: less memory, more
     time."""
     trackers: tuple[Tracker, ...] = ()
-    """Where the numbers of metrics.jsonl go as well."""
+    """Trackers that get the numbers of metrics.jsonl as well."""
 
     stop_on: Literal["nothing", "collapse"] = "nothing"
     """collapse: end the run when an alarm says that more steps will not mend it."""

@@ -30,7 +30,7 @@ class WireConfig:
     dtype: Dtype = "float32"
     """Number type of the reader's weights; the wire's own are float32."""
     selector: str = TRAINED
-    """Which tokens stay: the trained scorer, or a selector of selectors/ by its name."""
+    """The choice of tokens that stay: the trained scorer, or a selector of selectors/ by name."""
 
     def __post_init__(self) -> None:
         for name, least in (("ratio", 1), ("window", 1), ("rank", 0), ("format_tokens", 0)):

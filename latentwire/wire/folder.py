@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.lm.zoo import locate_saved
-from latentwire.reading import CONFIG_BYTES, InputError, parse_json, read_regular, shortened
+from latentwire.reading import InputError, saved_config, shortened
 
 _DATA = Path(str(files("latentwire") / "data" / "wires"))
 _CODES = Path(str(files("latentwire") / "data" / "interlingua"))
@@ -19,8 +19,8 @@ class WireError(InputError):
 
 
 def folder_of(name: str | Path) -> Path:
-    """Where a wire is: a folder, the place of a shipped one by its name, or what the Hugging Face
-    hub has under owner/name. Raises ZooError where it has none."""
+    """The folder of a wire: one that is given, that of a shipped one by its name, or what the
+    Hugging Face hub has under owner/name. Raises ZooError where it has none."""
     if isinstance(name, str):
         return _SHIPPED.get(name) or locate_saved(name, "a wire")
     return name
@@ -52,11 +52,10 @@ def kind_of(name: str | Path) -> str | None:
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        record = parse_json(read_regular(folder / "config.json", CONFIG_BYTES))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        record = saved_config(folder)
+    except ValueError as error:
         raise WireError(
-            f"{folder} is no wire; expected a folder with config.json ({reason}), or a shipped "
+            f"{folder} is no wire; expected a folder with config.json ({error}), or a shipped "
             "wire's name: default, shared, interlingua"
         ) from None
     if not isinstance(record, dict):

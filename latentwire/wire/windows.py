@@ -19,6 +19,11 @@ RESERVE = 256
 """Positions kept free after a context for the soft prompt, question and answer."""
 
 
+def room_of(lm: FrozenLM) -> int:
+    """Positions that a context may take up behind a reader's head."""
+    return lm.context_length - len(lm.frame.prefix) - RESERVE
+
+
 @dataclass(frozen=True)
 class Cut:
     """One text, cut."""
@@ -46,7 +51,7 @@ class Windows:
     @property
     def room(self) -> int:
         """Positions that a context may take up."""
-        return self.lm.context_length - len(self.lm.frame.prefix) - RESERVE
+        return room_of(self.lm)
 
     def check(self) -> None:
         """Raises WireError where the reader cannot read one whole window and answer."""
@@ -72,7 +77,7 @@ class Windows:
         return Cut([*windows], starts, span)
 
     def verbatim(self, text: str) -> Bool[Tensor, " t"]:
-        """Which tokens of a text stay as text."""
+        """True for the tokens of a text that stay as text."""
         verbatim = torch.zeros(len(self.lm.tokenize(text)), dtype=torch.bool, device=self.lm.device)
         if self.keep is not None:
             begin, end = self.lm.offsets(text).T.contiguous()
@@ -94,7 +99,7 @@ class Windows:
         return min(math.ceil(len(verbatim) / self.ratio) + int(verbatim.sum()), len(verbatim))
 
     def _layout(self, verbatim: Bool[Tensor, " t"]) -> tuple[list[int], int]:
-        """Where each window begins in the text's span, and the span.
+        """The place in the text's span where each window begins, and the span.
 
         Windows stand one after another; where a text is longer than the reader's context they
         overlap, evenly, so that the last one still ends inside it.

@@ -39,7 +39,7 @@ from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.message import Message, MessageError, check_bits, check_readable
 from latentwire.wire.selectors import TRAINED, Reading, Scorer, Selector, selector_of
 from latentwire.wire.verbatim import finder
-from latentwire.wire.windows import RESERVE, Windows
+from latentwire.wire.windows import RESERVE, Windows, room_of
 
 WEIGHTS = "wire.safetensors"
 BITS = 16
@@ -85,10 +85,8 @@ class Wire(nn.Module):
         None. Raises WireError for a selector that there is not."""
         selector_of(selector)  # a mistake in it is told before the model is loaded
         lm = FrozenLM.from_pretrained(lm, dtype or "float32") if isinstance(lm, str) else lm
-        room = lm.context_length - len(lm.frame.prefix) - RESERVE
-        window = window or min(WireConfig.window, room)
-        dtype = "bfloat16" if lm.dtype == torch.bfloat16 else "float32"
-        return cls(lm, WireConfig(lm.name, ratio, window, 0, 0, dtype, selector)).eval()
+        window = window or min(WireConfig.window, room_of(lm))
+        return cls(lm, WireConfig(lm.name, ratio, window, 0, 0, lm.dtype_name, selector)).eval()
 
     @cached_property
     def head(self) -> KVPrefix:
@@ -335,7 +333,7 @@ class Wire(nn.Module):
 
     def read(self, pieces: Sequence[Tensor], starts: Sequence[int]) -> Reading:
         """The LM's one pass over windows of ids, each after the head and from its own position."""
-        head = self.head.rows(torch.zeros(len(pieces), dtype=torch.long, device=self.lm.device))
+        head = self.head.repeat(len(pieces))
         placed = replace(head, next_position=torch.tensor(starts, device=self.lm.device))
         with torch.no_grad():
             prompt = Prompt.from_ids(self.lm, pieces, placed)

@@ -22,7 +22,7 @@ from latentwire.wire.compressed_kv import CompressedKV, as_prefix, head_of
 from latentwire.wire.compressor import chosen
 from latentwire.wire.folder import WireError
 from latentwire.wire.message import MessageError
-from latentwire.wire.windows import RESERVE
+from latentwire.wire.windows import room_of
 
 if TYPE_CHECKING:
     from latentwire.wire.codes.wire import CodeWire
@@ -68,7 +68,7 @@ class CodeReader(nn.Module):
     @property
     def dtype(self) -> Dtype:
         """Number type of the LM's weights."""
-        return "bfloat16" if self.lm.dtype == torch.bfloat16 else "float32"
+        return self.lm.dtype_name
 
     @property
     def models(self) -> Mapping[str, FrozenLM]:
@@ -141,7 +141,7 @@ class CodeReader(nn.Module):
         and for one whose text does not fit the reader's context."""
         if not messages:
             raise MessageError("got no messages; expected at least one")
-        code, room = self.wire.code, self.lm.context_length - len(self.lm.frame.prefix) - RESERVE
+        code, room = self.wire.code, room_of(self.lm)
         for message in messages:
             if message.code_id != self.wire.id:
                 raise MessageError(

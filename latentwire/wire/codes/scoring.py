@@ -1,4 +1,4 @@
-"""Which slots of a reader's cache stay at a ratio, predicted from codes.
+"""Predicts from codes which slots of a reader's cache stay at a ratio.
 
 As in wire/scorer_fit.py, a ridge regression on log attention: how much questions with their
 answers, and the text when the reader repeats it, look at each token. Here the features are codes,

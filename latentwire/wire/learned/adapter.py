@@ -13,7 +13,7 @@ from latentwire.lm.soft_prompt import initial_soft_prompt
 from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.learned.encoders.base import in_blocks, padded, transformer
 from latentwire.wire.learned.injectors import INJECTORS, Calibration, LatentBatch
-from latentwire.wire.windows import RESERVE
+from latentwire.wire.windows import room_of
 
 
 class Adapter(nn.Module):
@@ -46,7 +46,7 @@ class Adapter(nn.Module):
     @property
     def room(self) -> int:
         """Positions that a context may take up."""
-        return self.lm.context_length - len(self.head) - RESERVE
+        return room_of(self.lm)
 
     def forward(
         self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]

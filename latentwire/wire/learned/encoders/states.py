@@ -49,7 +49,7 @@ class StatesEncoder(WritingEncoder):
         return self.lm.tokenize(text)
 
     def states(self, windows: Sequence[Tensor]) -> list[Tensor]:
-        head = self.head.rows(torch.zeros(len(windows), dtype=torch.long).to(self.lm.device))
+        head = self.head.repeat(len(windows))
         prompt = Prompt.from_ids(self.lm, windows, head)
         outputs = self.lm.states(prompt)
         layers = normed(torch.cat([outputs.inputs, outputs.final[None]]))

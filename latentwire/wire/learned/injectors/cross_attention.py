@@ -73,8 +73,7 @@ class CrossAttention(Injector):
         self.places = nn.ModuleList(GatedAttention(lm.width, width) for _ in self.layers)
 
     def forward(self, lm: FrozenLM, head: KVPrefix, slots: LatentBatch) -> KVPrefix:
-        rows = torch.zeros(len(slots.mask), dtype=torch.long, device=slots.mask.device)
-        gap = replace(head.rows(rows), next_position=head.next_position + slots.spans)
+        gap = replace(head.repeat(len(slots.mask)), next_position=head.next_position + slots.spans)
         states = self.norm(slots.states)
         memories = tuple(
             Memory(layer, place, *place.remembered(states), slots.mask)

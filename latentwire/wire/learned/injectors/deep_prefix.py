@@ -39,7 +39,7 @@ class DeepPrefix(Injector):
         positions = start + slots.positions
         keys = turned(lm, raw.unbind(), positions)
         end = start + slots.spans
-        first = head.rows(torch.zeros(b, dtype=torch.long, device=end.device))
+        first = head.repeat(b)
         return KVPrefix(
             tuple(torch.cat([h, k], 2) for h, k in zip(first.keys, keys, strict=True)),
             tuple(torch.cat([h, v], 2) for h, v in zip(first.values, values, strict=True)),

@@ -69,7 +69,7 @@ class Embeddings(Injector):
         embeds = self.embeds(slots)
         counts, spans = slots.mask.sum(1).tolist(), slots.spans.tolist()
         rows = [[Span(row[-n:], span)] for row, n, span in zip(embeds, counts, spans, strict=True)]
-        start = head.rows(torch.zeros(len(rows), dtype=torch.long, device=embeds.device))
+        start = head.repeat(len(rows))
         made = lm.prefill(Prompt.of(lm, rows, start))
         # A row goes on after its span, which may end behind the last slot's centre.
         end = int(head.next_position[0]) + slots.spans
