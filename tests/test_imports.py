@@ -37,6 +37,7 @@ ALLOWED = {
     "bench": SHARED | SYSTEMS | {"bench"},
     "serve": SHARED | SYSTEMS | {"serve"},
     "cli": SHARED | SYSTEMS | {"bench", "report", "serve", "cli"},
+    "lm_eval": SHARED | {"wire", "lm_eval"},
     "report": {"report"},
 }
 ROOT = Path(latentwire.__file__).parent
