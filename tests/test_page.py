@@ -16,8 +16,10 @@ from test_serve import serving
 from test_store import make_wire, pdf
 
 from latentwire.lens.lens import Lens
-from latentwire.serve import decoding
+from latentwire.serve import decoding, searching
+from latentwire.serve.api import SearchAsked
 from latentwire.serve.context import Contexts
+from latentwire.serve.searching import last_step, outcome, searched
 from latentwire.serve.store import Store
 from latentwire.tasks.qa import ask
 
@@ -126,7 +128,9 @@ def test_the_keyboard_alone_is_enough(page):
     page("#tab-ask").send_keys(Keys.ARROW_RIGHT)
     assert page("#lens").is_displayed() and not page("#ask").is_displayed()
     assert page.browser.switch_to.active_element.get_attribute("id") == "tab-lens"
-    page.press(Keys.ARROW_LEFT)
+    page.press(Keys.ARROW_RIGHT)
+    assert page("#search").is_displayed() and not page("#lens").is_displayed()
+    page.press(Keys.ARROW_RIGHT)
     assert page("#ask").is_displayed()
 
 
@@ -215,3 +219,49 @@ def test_a_word_is_looked_at_and_its_words_are_edited(page, monkeypatch):
     page("#edited").send_keys("a river" + Keys.ENTER)
     page.until(lambda: page("#edit-form button").is_enabled())
     assert page("#before").text == before and len(page.all("#after li")) == 5
+
+
+def test_a_search_shows_its_steps_as_they_are_made(page, contexts):
+    page("#tab-search").click()
+    page("#wanted").clear()
+    page("#wanted").send_keys("Who?")
+    page("#count").clear()
+    page("#count").send_keys("3" + Keys.ENTER)
+    page.until(lambda: page("#best").text)
+    asked = SearchAsked(model="tiny-llama", question="Who?", steps=3)
+    seen = []
+    found = searched(
+        contexts.lm(), asked, lambda found: seen.append(last_step(contexts.lm(), found))
+    )
+    figures = [line.text for line in page.all("#steps .figures")]
+    assert len(figures) == len(seen) == len(found.trace) > 1
+    for told, step in zip(figures, seen, strict=True):
+        assert told.startswith(f"step {step['step']}: reward {step['reward']:.3f}, ")
+    assert [len(item.find_elements(By.CSS_SELECTOR, "mark")) for item in page.all("#steps li")] == [
+        sum(flipped for _, flipped in step["pieces"]) for step in seen
+    ]
+    words = "".join(piece for piece, _ in seen[0]["pieces"])
+    assert page("#steps .said").get_property("textContent") == words
+    best = outcome(found)["best"]
+    assert page(".best").get_attribute("data-step") == str(best)
+    assert page("#best").text.startswith(f"The best answer is that of step {best}, with reward ")
+
+
+def test_a_search_is_stopped_rates_an_answer_and_tells_what_is_wrong(page, monkeypatch):
+    page("#tab-search").click()
+    page("#wanted").clear()
+    page("#search-form [type=submit]").click()
+    assert page("#error").text == "There is no question yet."
+    page("#wanted").send_keys("Who?")
+    page("#gold").send_keys("nobody says this" + Keys.ENTER)
+    page.until(lambda: page("#best").text)
+    assert {line.text.split(",")[0].split()[-1] for line in page.all("#steps .figures")} == {
+        "-1.000"
+    }
+    make = searching.last_step
+    monkeypatch.setattr(searching, "last_step", lambda *a: time.sleep(0.5) or make(*a))
+    page("#gold").send_keys(Keys.ENTER)
+    page.until(lambda: page.all("#steps li"))
+    page("#halt").click()
+    page.until(lambda: page("#best").text == "Stopped.")
+    assert len(page.all("#steps li")) < 6 and page("#search-form [type=submit]").is_enabled()

@@ -20,7 +20,8 @@ from test_store import TEXTS, make_wire, pdf
 from latentwire.lm import Greedy, Prompt
 from latentwire.serve import decoding
 from latentwire.serve.context import Contexts, Turn, turn_ids
-from latentwire.serve.server import Limits, create_app
+from latentwire.serve.guard import Limits
+from latentwire.serve.server import create_app
 from latentwire.serve.store import Store, id_of
 from latentwire.tasks.qa import ask
 from latentwire.wire.compressed_kv import head_of
@@ -67,9 +68,9 @@ def client(url):
 
 
 def chat(client, words="Who?", context="a.txt", **options):
-    options = {"max_tokens": 12, "extra_body": {"context": context}, **options}
+    options = {"model": MODEL, "max_tokens": 12, "extra_body": {"context": context}, **options}
     messages = [{"role": "user", "content": words}]
-    return client.chat.completions.create(model=MODEL, messages=messages, **options)
+    return client.chat.completions.create(messages=messages, **options)
 
 
 # -- OpenAI's own client --------------------------------------------------------------------------
@@ -277,6 +278,34 @@ def test_bad_requests_are_told_what_is_wrong(url, body, status, code, words):
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, code) and words in error["message"]
     assert len(error["message"]) < 400 and error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "body, status, words",
+    [
+        ({"question": "Who?"}, 400, "model: Field required"),
+        ({"model": "gpt-9", "question": "Who?"}, 404, "expected one of tiny-llama"),
+        ({"model": MODEL, "question": " "}, 400, "question is empty"),
+        ({"model": MODEL, "question": "Who?", "steps": 0}, 400, "steps: "),
+        ({"model": MODEL, "question": "Who?", "beam": 4}, 400, "beam is not supported"),
+    ],
+)
+def test_a_search_that_cannot_be_is_told(url, body, status, words):
+    answer = http.post(f"{url}/v1/search", json=body)
+    assert answer.status_code == status and words in answer.json()["error"]["message"]
+
+
+def test_a_search_streams_steps_and_gives_up_when_its_time_is_over(contexts, url):
+    asked = {"model": MODEL, "question": "Who?", "steps": 2, "max_tokens": 12}
+    lines = http.post(f"{url}/v1/search", json=asked).text.split("\n\n")
+    *steps, last = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+    assert lines[-2:] == ["data: [DONE]", ""] and [s["step"] for s in steps] == [0, 1, 2]
+    assert last["reward"] == max(step["reward"] for step in steps)
+    assert last["best"] == [s["reward"] for s in steps].index(last["reward"])
+    long = http.post(f"{url}/v1/search", json={**asked, "question": "x" * 600}).text
+    assert "do not fit tiny-llama" in long
+    with serving(contexts, Limits(seconds=0.001)) as brief:
+        assert "time limit" in http.post(f"{brief}/v1/search", json=asked).text
 
 
 def test_half_a_surrogate_and_unknown_paths(url):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -114,8 +114,17 @@ class _Search:
 class Seek:
     """Searches answers to problems with one LM, one reward and one configuration."""
 
-    def __init__(self, lm: FrozenLM, reward: Reward, config: SeekConfig | None = None):
+    def __init__(
+        self,
+        lm: FrozenLM,
+        reward: Reward,
+        config: SeekConfig | None = None,
+        watch: Callable[[Found], None] | None = None,
+    ):
+        """watch: called with what a problem's search has come to after each of its steps; what it
+        raises ends the search."""
         self.lm, self.reward, self.config = lm, reward, config or SeekConfig()
+        self._watch = watch
         self.threshold = threshold_of(reward, self.config.threshold)
         self._original = self.config.compat == "original"
         self._stops = torch.tensor(lm.stop_ids, device=lm.device)
@@ -251,6 +260,8 @@ class Seek:
                 text, finished = answer.attempt.text, answer.attempt.finished
                 s.ids.append(answer.attempt.ids)
                 s.trace.append(Step(step, value, parts, flipped, text, finished, share, cost))
+                if self._watch is not None:
+                    self._watch(self._found(s))
 
     def _finish(
         self, answers: Answers, wanted: Sequence[tuple[_Search, Tensor]]

@@ -187,6 +187,18 @@ class LensAsked(Strict):
     words: str | None = Field(None, min_length=1, max_length=2000)
 
 
+class SearchAsked(Strict):
+    """A question whose answer is searched."""
+
+    model: str
+    question: str = Field(min_length=1, max_length=2000)
+    answer: str | None = Field(None, min_length=1, max_length=200)
+    """The right answer: the reward is whether the words have it. The model's confidence if None."""
+    steps: int = Field(5, ge=1, le=50)
+    lr: float = Field(0.03, gt=0, le=10)
+    max_tokens: int = Field(64, ge=1, le=1024)
+
+
 def parsed(kind: type[Any], data: bytes | dict[str, Any]) -> Any:
     """A request's JSON or fields as a model. Raises ApiError that names the first wrong field."""
     try:

@@ -1,10 +1,11 @@
-"""Checks who may ask, and counts what was asked."""
+"""Checks who may ask and how much, and counts what was asked."""
 
 from __future__ import annotations
 
 import hmac
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,10 +16,33 @@ from starlette.responses import JSONResponse
 from latentwire.serve.api import ApiError, as_api_error
 from latentwire.serve.decoding import Worker
 
-OPEN = ("/", "/page.js", "/page.css", "/healthz")
+FILES = ("page.html", "page.css", "page.js", "common.js", "search.js")
+"""Files of the page."""
+OPEN = ("/", "/healthz", *(f"/{name}" for name in FILES))
 """Paths that need no key: they tell nothing."""
 POLICY = b"default-src 'self'; img-src data:; frame-ancestors 'none'"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what one server takes."""
+
+    rows: int = 16
+    """Requests of a model that are decoded together."""
+    waiting: int = 256
+    """Requests of a model, and uploads, that wait; who comes beyond is answered 429."""
+    seconds: float = 120.0
+    """Time that an answer may take, from the request's arrival on."""
+    body: int = 1 << 24
+    """Bytes of a request's body."""
+    context_tokens: int | None = None
+    """Tokens of a context, or of a text; as many as the model holds if None."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; expected more than 0")
 
 
 class Metrics:

@@ -13,7 +13,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -29,6 +28,7 @@ from latentwire.serve.api import (
     ChatAsked,
     CompletionAsked,
     LensAsked,
+    SearchAsked,
     Upload,
     Writer,
     as_api_error,
@@ -42,35 +42,15 @@ from latentwire.serve.context import Contexts
 from latentwire.serve.decoding import BusyError, Row, Worker
 from latentwire.serve.decoding import Request as Decoding
 from latentwire.serve.documents import EXTRACTORS, extract
-from latentwire.serve.guard import Guard, Metrics
+from latentwire.serve.guard import FILES, Guard, Limits, Metrics
 from latentwire.serve.kept import kept_tokens
 from latentwire.serve.looking import Looking
+from latentwire.serve.searching import Searching
 
 PAGE = files("latentwire.serve") / "page"
 LONGEST_TOKEN = 64
 """Characters; of a text that has more for each token that fits, the tokens need not be counted."""
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on what one server takes."""
-
-    rows: int = 16
-    """Requests of a model that are decoded together."""
-    waiting: int = 256
-    """Requests of a model, and uploads, that wait; who comes beyond is answered 429."""
-    seconds: float = 120.0
-    """Time that an answer may take, from the request's arrival on."""
-    body: int = 1 << 24
-    """Bytes of a request's body."""
-    context_tokens: int | None = None
-    """Tokens of a context, or of a text; as many as the model holds if None."""
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}; expected more than 0")
 
 
 class Stream(StreamingResponse):
@@ -96,6 +76,7 @@ class Server:
             name: Worker(lm, limits.rows, limits.waiting) for name, lm in contexts.lms.items()
         }
         self.metrics = Metrics(self.workers)
+        self.searching = Searching(limits)
         self._uploads, self._compressing = 0, asyncio.Semaphore(1)
 
     # -- contexts -----------------------------------------------------------------------------
@@ -259,6 +240,13 @@ class Server:
         asked = parsed(LensAsked, await self._body(request))
         return await run_in_threadpool(self.looking.look, asked.text, asked.token, asked.words)
 
+    async def search(self, request: Request) -> Response:
+        """POST /v1/search: a stream of the steps of one search."""
+        asked = parsed(SearchAsked, await self._body(request))
+        if asked.model not in self.workers:
+            raise unknown_model(asked.model, self.contexts.models)
+        return self.searching.stream(self.contexts.lm(asked.model), asked)
+
     def models(self) -> dict[str, Any]:
         """GET /v1/models."""
         return {"object": "list", "data": [model(name) for name in self.contexts.models]}
@@ -319,6 +307,7 @@ def create_app(
         ("POST", "/v1/chat/completions"): server.chat,
         ("POST", "/v1/completions"): server.complete,
         ("POST", "/v1/lens"): server.lens,
+        ("POST", "/v1/search"): server.search,
         ("GET", "/v1/models"): server.models,
         ("GET", "/v1/models/{name:path}"): server.model,
         ("GET", "/healthz"): server.health,
@@ -331,11 +320,11 @@ def create_app(
         return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/")
-    @app.get("/page.{kind}")
-    def page(kind: str = "html") -> Response:
-        if kind not in TYPES:
+    @app.get("/{name}")
+    def page(name: str = "page.html") -> Response:
+        if name not in FILES:
             raise HTTPException(404)
-        return Response((PAGE / f"page.{kind}").read_text(), media_type=TYPES[kind])
+        return Response((PAGE / name).read_text(), media_type=TYPES[name.partition(".")[2]])
 
     async def told(_: Request, error: Exception) -> JSONResponse:
         known = as_api_error(error)

@@ -1,53 +1,13 @@
 // The page of `latentwire serve`: a document, questions about it from its latents and from its text
-// side by side, and what a lens says of a sentence. It knows the API and nothing else.
+// side by side, and what a lens says of a sentence; search.js has the third tab. It knows the API and
+// nothing else.
 
-const $ = (id) => document.getElementById(id);
-const key = new URLSearchParams(location.hash.slice(1)).get("key");
-const headers = key ? { Authorization: `Bearer ${key}` } : {};
-const number = new Intl.NumberFormat();
+import { $, api, events, number, post, submits, tell } from "./common.js";
+import { offer } from "./search.js";
+
 let context = null; // what the questions are about: its entry, and its text where that is known
 let stopping = null; // AbortController of the answers under way
 let turns = []; // {question, answers: {title: text}}
-
-async function api(path, options = {}) {
-  let answer;
-  try {
-    answer = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer. Is latentwire serve still running?");
-  }
-  if (answer.ok) return answer;
-  const body = await answer.json().catch(() => ({}));
-  if (answer.status === 401) throw new Error("This server has a key: open this page as /#key=YOUR-KEY.");
-  throw new Error(body.error?.message ?? `The server answered ${answer.status}.`);
-}
-
-const post = (path, body, signal) =>
-  api(path, { method: "POST", body: JSON.stringify(body), signal, headers: { "Content-Type": "application/json" } });
-
-function tell(error) {
-  $("error").textContent = error ? error.message : "";
-  $("error").hidden = !error;
-}
-
-// Runs a form's work: one at a time, its button shows it, what goes wrong is told in words.
-function submits(form, work) {
-  $(form).addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const button = $(form).querySelector("[type=submit]");
-    if (button.disabled) return;
-    button.disabled = true;
-    tell(null);
-    try {
-      await work();
-    } catch (error) {
-      tell(error);
-    } finally {
-      button.disabled = false;
-    }
-  });
-}
 
 // -- a document -----------------------------------------------------------------------------------
 
@@ -181,22 +141,6 @@ async function answer(cell, title, question, source, signal) {
   return said.textContent;
 }
 
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    held += value;
-    const lines = held.split("\n\n");
-    held = lines.pop();
-    for (const line of lines) {
-      const data = line.slice("data: ".length);
-      if (data !== "[DONE]") yield JSON.parse(data);
-    }
-  }
-}
-
 // -- lens -----------------------------------------------------------------------------------------
 
 let looked = null; // {text, token} of the explanation that is shown
@@ -298,6 +242,7 @@ $("ratio").addEventListener("change", () => (context = null));
 try {
   const { data } = await (await api("v1/models")).json();
   $("model").replaceChildren(...data.map(({ id }) => new Option(id)));
+  offer(data.map(({ id }) => id));
   await list();
 } catch (error) {
   tell(error);
