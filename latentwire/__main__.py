@@ -10,11 +10,11 @@ from latentwire.cli.lens import lens
 from latentwire.cli.models import doctor, fetch, report
 from latentwire.cli.seek import seek
 from latentwire.cli.serve import chat, compress, serve
-from latentwire.cli.wire import add_reader, ask, evaluate, sweep, train
+from latentwire.cli.wire import add_reader, ask, evaluate, fit, sweep, train
 from latentwire.terminal import printable
 
 COMMANDS = {"ask": ask, "eval": evaluate, "compress": compress, "chat": chat, "serve": serve}
-COMMANDS |= {"fetch": fetch, "doctor": doctor, "report": report}
+COMMANDS |= {"fit": fit, "fetch": fetch, "doctor": doctor, "report": report}
 # These parse what follows their name themselves: they have commands of their own, or options that
 # are built from a recipe, whose import takes seconds that --help need not wait for.
 GROUPS = {"train": train, "add-reader": add_reader, "sweep": sweep, "seek": seek}

@@ -71,7 +71,7 @@ def test_a_command_that_is_written_down_parses(line, monkeypatch):
 
 HELPS = ["train smollm2-4x", "train interlingua", "train shared-4x", "add-reader", "sweep", "seek"]
 HELPS += ["ask", "eval", "lens explain", "lens eval", "lens train smollm2", "bench train", "report"]
-HELPS += ["compress", "chat", "serve"]
+HELPS += ["compress", "chat", "serve", "fit"]
 OTHERS = {"--multi_gpu", "--num_processes", "--use_fsdp", "--fsdp_version", "--help", "--OPTION"}
 OTHERS |= {"--model_args", "--include_path", "--tasks", "--metadata"}
 """Options of Accelerate, of lm-evaluation-harness and of all programs."""

@@ -1,4 +1,4 @@
-"""Commands of the wire: ask, eval, train, add-reader, sweep."""
+"""Commands of the wire: ask, eval, fit, train, add-reader, sweep."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -179,6 +179,38 @@ def _show(result: dict[str, Any], run: Path | None) -> None:
         out.print(joint_verdict(result["joint"]))
     if run is not None and "readers" in result:
         print(f"report of all: {write_report(run)}")
+
+
+def fit(
+    model: MODEL,
+    data: str = "hub:rajpurkar/squad",
+    run: Path | None = None,
+    passages: int = 200,
+    ratio: int = 4,
+    window: int = 512,
+    dtype: DTYPE = None,
+) -> None:
+    """Fit the scorer of a wire for any supported model in closed form, in minutes: each token is
+    scored by the attention that questions about passages gave it. The wire keeps a model's own
+    keys and values; `latentwire train` also trains what moves them.
+
+    Args:
+        model: Zoo name, Hugging Face id or local folder.
+        data: JSONL with rows {"id", "context", "question", "answers"}, or hub:NAME.
+        run: Run folder; runs/fit-MODEL if not given. The wire is the folder `wire` in it.
+        passages: Passages that are looked at.
+        ratio: Tokens in per latent out.
+        window: Most tokens that are read in one pass.
+        dtype: Number type of the model's weights, float32 if not given; auto is bfloat16 on devices
+            that are faster with it.
+    """
+    from latentwire.wire.recipe import scorer_alone
+    from latentwire.wire.training import train_wire
+
+    weights = chosen_dtype(dtype) or "float32"
+    given = {"data": data, "out": run, "scorer_passages": passages, "held_out": 1}
+    folder = train_wire(scorer_alone(model, ratio, window, weights, **given)) / "wire"
+    print(f"fitted: {folder}")
 
 
 def train(arguments: list[str]) -> int:

@@ -34,7 +34,7 @@ from latentwire.lens.checks import LensError, check_layer, checked
 from latentwire.lens.decoder import Decoder, DecoderConfig, template_ids
 from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.objectives import scaled_mse
-from latentwire.lm import Dtype, FrozenLM, Greedy, Sampled, seed_of, seeded_noise
+from latentwire.lm import Dtype, FrozenLM, Greedy, LMSource, Sampled, as_lm, seed_of, seeded_noise
 from latentwire.lm.finite import check_finite
 from latentwire.lm.zoo import locate_saved
 from latentwire.reading import saved_config, shortened
@@ -167,11 +167,11 @@ class Lens(nn.Module):
         write_whole(folder / "config.json", json.dumps(record, indent=1))
 
     @classmethod
-    def from_pretrained(cls, name: str, lm: FrozenLM | None = None) -> Lens:
+    def from_pretrained(cls, name: str | Path, lm: LMSource | None = None) -> Lens:
         """Load a lens from a folder or the Hugging Face hub (owner/name), or the shipped one by the
         name "default".
 
-        lm: its LM if it is loaded already, else it is loaded (and fetched) by name. Raises
+        lm: its LM, loaded (with its tokenizer) or by another name or path than its own. Raises
         LensError for a folder that is no lens, altered weights, or another LM than its own, and
         ZooError where the hub has no such lens.
         """
@@ -182,7 +182,7 @@ class Lens(nn.Module):
         with one_error(LensError, folder):
             state = read_tensors(folder / WEIGHTS, saved.sha256)
             _check_state(config, state)
-        lm = lm or FrozenLM.from_pretrained(config.model, config.dtype)
+        lm = as_lm(lm or config.model, config.dtype)
         check_layer(config.layer, lm)
         if config.decoder.max_new_tokens > lm.context_length:
             raise LensError(

@@ -3,13 +3,14 @@
 Read in this order: prompt.py (what may enter a model), frozen.py (the forward function, scoring),
 generation.py (the only generation loop), samplers.py (logits to tokens), cache.py, ragged.py
 (attention over slots of single heads), hooks.py, families.py (what differs between architectures);
-tokenizer.py (texts and token ids), loading.py and zoo.py (where
-models come from), adapters.py, doctor.py.
+tokenizer.py (texts and token ids), loaded.py, loading.py and
+zoo.py (where models come from), adapters.py, doctor.py.
 """
 
 from latentwire.lm.checkpointing import gradient_checkpointing
 from latentwire.lm.devices import Dtype
 from latentwire.lm.frozen import FrozenLM
+from latentwire.lm.loaded import LMSource, as_lm, as_lms
 from latentwire.lm.outputs import (
     Generation,
     Scored,
@@ -48,6 +49,7 @@ __all__ = [
     "Generation",
     "Greedy",
     "KVPrefix",
+    "LMSource",
     "Memory",
     "Patch",
     "Prompt",
@@ -59,6 +61,8 @@ __all__ = [
     "Span",
     "States",
     "StraightThroughGumbel",
+    "as_lm",
+    "as_lms",
     "entropy",
     "gradient_checkpointing",
     "kl_divergence",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from latentwire.lm import Dtype
+from latentwire.lm import Dtype, FrozenLM
 from latentwire.wire.folder import WireError, read_record
 from latentwire.wire.message import GAP
 from latentwire.wire.selectors import SELECTORS, TRAINED
@@ -54,6 +56,55 @@ class Origin:
     """Architecture of the reader."""
     reader_weights: str
     """The reader's fingerprint."""
+
+    def check(self, lm: FrozenLM, reader: str, folder: Path) -> None:
+        """Raises WireError where an LM is not the reader that the wire in a folder was trained for;
+        warns where it is another copy of it."""
+        if lm.architecture != self.architecture:
+            raise WireError(
+                f"{folder} was trained for {reader} {self.architecture}; "
+                f"got {lm.name} {lm.architecture}"
+            )
+        if lm.fingerprint != self.reader_weights:
+            # Another copy of the same model (a 4-bit one, the original) reads a little worse;
+            # another model of the same shape reads nothing.
+            if lm.name != reader:
+                raise WireError(
+                    f"{folder} was trained for {reader}; {lm.name} is another model. If it is a "
+                    f"copy of that one, call it so: FrozenLM(model, tokenizer, {reader!r})"
+                )
+            warnings.warn(
+                f"wire {folder} was trained on another copy of {lm.name} (its weights differ); "
+                "expect somewhat lower scores",
+                stacklevel=3,
+            )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The texts and ratios that a wire was trained on, saved beside its weights: beyond them nobody
+    knows how well it answers."""
+
+    tokens: int = 0
+    """Tokens of the longest text; 0 where that is not known."""
+    ratio: int = 0
+    """Highest ratio; 0 where there is none."""
+
+    def warn_beyond(self, tokens: int, ratio: int) -> None:
+        """Warn, once, of a text longer than the longest, and of a ratio above the highest."""
+        unknown = "how well it answers there was never measured"
+        if 0 < self.tokens < tokens:
+            told = f"a text is longer than the {self.tokens} tokens that this wire was trained on"
+            _warn_once(f"{told}; {unknown}")
+        if 0 < self.ratio < ratio:
+            told = f"this wire was trained at up to {self.ratio}x and is asked for more"
+            _warn_once(f"{told}; {unknown}")
+
+
+@cache
+def _warn_once(text: str) -> None:
+    # Python's own memory of what it has shown is lost whenever a library changes filters.
+    warnings.warn(text, stacklevel=2)
 
 
 def read_config(folder: Path) -> dict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from latentwire.lm import Dtype, FrozenLM
+from latentwire.lm import Dtype, LMSource, as_lms
 from latentwire.wire.codes.reader import CodeReader
 from latentwire.wire.codes.wire import KIND as CODE_KIND
 from latentwire.wire.codes.wire import CodeWire
@@ -27,20 +27,20 @@ APART = {TEXT_KIND: TextWire, CODE_KIND: CodeWire}
 
 
 def load_wire(
-    name: str | Path, lms: Mapping[str, FrozenLM] | None = None, dtype: Dtype | None = None
+    name: str | Path, lms: Mapping[str, LMSource] | None = None, dtype: Dtype | None = None
 ) -> AnyWire:
     """The wire in a folder, whatever its kind, or a shipped one: "default", "shared" or
     "interlingua".
 
-    lms: those of its models that are loaded already, by name. dtype: of the readers' weights where
-    they are not, as each was trained if None. Raises WireError as the kinds'
+    lms: those of its models that are loaded already, with their tokenizers, by name. dtype: of the
+    readers' weights where they are not, as each was trained if None. Raises WireError as the kinds'
     from_pretrained do.
     """
     kind = kind_of(name)
     if kind in KINDS:
         return KINDS[kind].from_pretrained(name, lms, dtype=dtype)
-    lm = (lms or {}).get(read_config(folder_of(name))["reader"])
-    return Wire.from_pretrained(name, lm, dtype)
+    reader = read_config(folder_of(name))["reader"]
+    return Wire.from_pretrained(name, as_lms(lms).get(reader), dtype)
 
 
 def load_with(

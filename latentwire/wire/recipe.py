@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from latentwire.lm import Dtype
 from latentwire.train.loop import LoopConfig
 from latentwire.wire.config import WireConfig
 
@@ -46,8 +48,8 @@ class WireRecipe:
         for name in ("scorer_passages", "batch_size", "questions", "held_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("rank", "format_tokens"):
-            if getattr(self.wire, name) < 1:
+        for name, stage in (("rank", self.slots), ("format_tokens", self.format)):
+            if getattr(self.wire, name) < 1 and stage.steps:
                 raise ValueError(f"wire.{name} is 0; expected at least 1, or nothing is trained")
         if min(self.ratios, default=1) < 1:
             raise ValueError(f"ratios are {self.ratios}; expected none below 1")
@@ -71,6 +73,15 @@ def smollm2_2x() -> WireRecipe:
 def gemma3_4x() -> WireRecipe:
     """gemma3-270m reads a quarter of the tokens, or fewer."""
     return WireRecipe("gemma3-4x", WireConfig(reader="gemma3-270m", ratio=4), ratios=(4, 8, 16))
+
+
+def scorer_alone(reader: str, ratio: int, window: int, dtype: Dtype, **given: Any) -> WireRecipe:
+    """A wire of any supported model whose scorer alone is fitted: eviction, without a residual and
+    without a soft prompt. given: other fields of the recipe."""
+    wire = WireConfig(reader, ratio, window, rank=0, format_tokens=0, dtype=dtype)
+    nothing = LoopConfig(steps=0, lr=1.0)
+    name = f"fit-{Path(reader).name}"
+    return WireRecipe(name, wire, format=nothing, slots=nothing, batch_size=1, **given)
 
 
 RECIPES = {"smollm2-4x": smollm2_4x, "smollm2-2x": smollm2_2x, "gemma3-4x": gemma3_4x}

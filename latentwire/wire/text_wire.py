@@ -25,7 +25,7 @@ from torch import Tensor
 
 from latentwire.artifact import one_error, typed
 from latentwire.files import write_whole
-from latentwire.lm import Dtype, FrozenLM, KVPrefix
+from latentwire.lm import Dtype, FrozenLM, KVPrefix, LMSource, as_lms
 from latentwire.reading import check_name, shortened
 from latentwire.texts import check_texts
 from latentwire.wire.compressed_kv import CompressedKV
@@ -144,7 +144,7 @@ class TextWire:
     def from_pretrained(
         cls,
         name: str | Path,
-        lms: Mapping[str, FrozenLM] | None = None,
+        lms: Mapping[str, LMSource] | None = None,
         only: int | None = None,
         dtype: Dtype | None = None,
     ) -> TextWire:
@@ -160,7 +160,7 @@ class TextWire:
         record = read_record(folder, KIND, FORMAT_VERSION)
         with one_error(WireError, f"{folder}/config.json"):
             saved = typed(Saved, record)
-        found, wires, source, places = dict(lms or {}), [], saved.source, saved.wires
+        found, wires, source, places = as_lms(lms), [], saved.source, saved.wires
         for place in places if only is None else places[only : only + 1]:
             reader = read_config(folder / place)["reader"]
             wires.append(Wire.from_pretrained(folder / place, found.get(reader), dtype))

@@ -56,7 +56,7 @@ from latentwire.train import parallel
 from latentwire.train.batches import Coming, ahead, bucketed
 from latentwire.train.loop import Session, train
 from latentwire.train.losses import distillation, token_loss
-from latentwire.wire.config import read_config
+from latentwire.wire.config import Measured, read_config
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.importance import attention_received
 from latentwire.wire.recipe import WireRecipe
@@ -113,6 +113,9 @@ def _train(recipe: WireRecipe, session: Session, out: Path) -> Path:
         spread = passages[: kept : max(1, kept // recipe.scorer_passages)]
         fit_scorer(wire, spread[: recipe.scorer_passages], out, features)
     train_slots(wire, parts, recipe, out, checked, session, features)
+    longest = max((p.context for p in passages[:kept]), key=len)
+    tokens = min(len(lm.tokenize(longest)), recipe.wire.window)
+    wire.measured = Measured(tokens, max(recipe.ratios or (recipe.wire.ratio,)))
     if first:
         wire.save(out / "wire")
     if first and features is not None:

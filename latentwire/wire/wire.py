@@ -26,14 +26,14 @@ from torch import Tensor, nn
 
 from latentwire.artifact import check_sizes, fill, one_error, read_tensors, typed
 from latentwire.files import write_whole
-from latentwire.lm import Dtype, FrozenLM, KVPrefix, Prompt
+from latentwire.lm import Dtype, FrozenLM, KVPrefix, LMSource, Prompt, as_lm
 from latentwire.lm.cache import DynamicCache, transformers_cache
 from latentwire.lm.finite import check_finite
 from latentwire.lm.soft_prompt import initial_soft_prompt
 from latentwire.texts import check_texts
 from latentwire.wire.compressed_kv import CompressedKV, as_prefix, head_of
 from latentwire.wire.compressor import KVCompressor
-from latentwire.wire.config import FORMAT_VERSION, Origin, WireConfig, read_config
+from latentwire.wire.config import FORMAT_VERSION, Measured, Origin, WireConfig, read_config
 from latentwire.wire.corrector import ResidualCorrector
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.message import Message, MessageError, check_bits, check_readable
@@ -65,6 +65,7 @@ class Wire(nn.Module):
         self.format = nn.Parameter(initial_soft_prompt(lm, config.format_tokens).float())
         selector = self.scorer if trained else selector_of(config.selector)
         self.compressor = KVCompressor(lm, selector, self.slots if config.rank else None)
+        self.measured = Measured()
         self.keep: str | None = None  # no part of what is trained and saved
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
         self._costs: dict[tuple, tuple[int, int]] = {}
@@ -73,18 +74,18 @@ class Wire(nn.Module):
     @classmethod
     def of(
         cls,
-        lm: FrozenLM | str,
+        lm: LMSource,
         selector: str = "repetition",
         ratio: int = 4,
         window: int | None = None,
         dtype: Dtype | None = None,
     ) -> Wire:
-        """A wire without any training, for any supported model, loaded or by name: eviction alone,
-        and no soft prompt. selector: a name of selectors/. window: 512 tokens, or as many as the
-        model has room for, if None. dtype: of the weights of a model that is loaded, float32 if
-        None. Raises WireError for a selector that there is not."""
+        """A wire without any training, for any supported model, by name or loaded (lm.LMSource):
+        eviction alone, and no soft prompt. selector: a name of selectors/. window: 512 tokens, or
+        as many as the model has room for, if None. dtype: of the weights of a model that is loaded
+        here, float32 if None. Raises WireError for a selector that there is not."""
         selector_of(selector)  # a mistake in it is told before the model is loaded
-        lm = FrozenLM.from_pretrained(lm, dtype or "float32") if isinstance(lm, str) else lm
+        lm = as_lm(lm, dtype or "float32")
         window = window or min(WireConfig.window, room_of(lm))
         return cls(lm, WireConfig(lm.name, ratio, window, 0, 0, lm.dtype_name, selector)).eval()
 
@@ -194,6 +195,8 @@ class Wire(nn.Module):
         """
         check_texts(contexts, "contexts")
         cuts = [self._windows.cut(row, text) for row, text in enumerate(contexts)]
+        for cut in cuts:
+            self.measured.warn_beyond(sum(len(ids) for ids, *_ in cut.windows), self.ratio)
         jobs = [(row, *window) for row, cut in enumerate(cuts) for window in cut.windows]
         order = sorted(range(len(jobs)), key=lambda job: len(jobs[job][1]))  # for little padding
         windows: dict[int, CompressedKV] = {}
@@ -282,47 +285,35 @@ class Wire(nn.Module):
             "architecture": self.lm.architecture,
             "reader_weights": self.lm.fingerprint,
             **{k: v for k, v in asdict(self.config).items() if (k, v) != ("selector", TRAINED)},
+            **({"measured": asdict(self.measured)} if self.measured != Measured() else {}),
         }
         write_whole(folder / WEIGHTS, weights)
         write_whole(folder / "config.json", json.dumps(record, indent=1))
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, lm: FrozenLM | None = None, dtype: Dtype | None = None
+        cls, name: str | Path, lm: LMSource | None = None, dtype: Dtype | None = None
     ) -> Wire:
         """Load a wire from a folder or the Hugging Face hub (owner/name), or the shipped one by the
         name "default".
 
-        lm: its reader if it is loaded already, else it is loaded (and fetched) by name. dtype: of
-        the reader's weights then, as trained if None. Raises WireError for a folder that is no
-        wire, altered weights or a reader of another architecture, and ZooError for no such wire.
+        lm: its reader, loaded (with its tokenizer) or by another name or path than its own. dtype:
+        of the reader's weights where it is loaded here, as trained if None. Raises WireError for a
+        folder that is no wire, altered weights or a reader of another architecture, and ZooError
+        for no such wire.
         """
         folder = folder_of(name)
         record = read_config(folder)
         with one_error(WireError, folder):
             config, origin = typed(WireConfig, record), typed(Origin, record)
+            measured = typed(Measured, record.get("measured", {}), "measured")
             state = read_tensors(folder / WEIGHTS, origin.sha256)
             sizes = {"rank": (config.rank, "slots.down", 2)}
             check_sizes(state, {**sizes, "format_tokens": (config.format_tokens, "format", 0)})
-        lm = lm or FrozenLM.from_pretrained(config.reader, dtype or config.dtype)
-        if lm.architecture != origin.architecture:
-            raise WireError(
-                f"{folder} was trained for {config.reader} {origin.architecture}; "
-                f"got {lm.name} {lm.architecture}"
-            )
-        if lm.fingerprint != origin.reader_weights:
-            # Another copy of the same model (a 4-bit one, the original) reads a little worse;
-            # another model of the same shape reads nothing.
-            if lm.name != config.reader:
-                raise WireError(
-                    f"{folder} was trained for {config.reader}; {lm.name} is another model"
-                )
-            warnings.warn(
-                f"wire {name} was trained on another copy of {lm.name} (its weights differ); "
-                "expect somewhat lower scores",
-                stacklevel=2,
-            )
+        lm = as_lm(lm or config.reader, dtype or config.dtype)
+        origin.check(lm, config.reader, folder)
         wire = cls(lm, config)
+        wire.measured = measured
         with one_error(WireError, folder):
             fill(wire, state)
         return wire.eval()

@@ -20,6 +20,7 @@ from latentwire.wire.codes.decoder import Decoder
 from latentwire.wire.codes.message import HEADER_BYTES, CodeMessage
 from latentwire.wire.compressed_kv import CompressedKV, as_prefix, head_of
 from latentwire.wire.compressor import chosen
+from latentwire.wire.config import Measured
 from latentwire.wire.folder import WireError
 from latentwire.wire.message import MessageError
 from latentwire.wire.windows import room_of
@@ -59,6 +60,7 @@ class CodeReader(nn.Module):
         self.format = nn.Parameter(torch.zeros(format_tokens, lm.width))
         self.to(lm.device)
         self._wire: CodeWire | None = None
+        self.measured = Measured()
 
     @property
     def reader(self) -> str:
@@ -155,6 +157,7 @@ class CodeReader(nn.Module):
                 raise MessageError(
                     f"message spans {len(message)} positions; {self.reader} has room for {room}"
                 )
+            self.measured.warn_beyond(len(message), self.ratio)
         device = self.lm.device
         return [Codes(code.values(message.levels.to(device))) for message in messages]
 

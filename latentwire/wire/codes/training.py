@@ -25,6 +25,7 @@ from latentwire.wire.codes.config import CodeRecipe
 from latentwire.wire.codes.reader import CodeReader
 from latentwire.wire.codes.stages import Bench, fit, train_answers, train_attention
 from latentwire.wire.codes.wire import CodeWire, Source
+from latentwire.wire.config import Measured
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.load import load_wire
 from latentwire.wire.training import WireRecipe, train_format
@@ -116,6 +117,9 @@ def _bench(wire: CodeWire, recipe: CodeRecipe, out: Path, session: Session) -> B
     passages = by_context(load_questions(recipe.data, least=recipe.held_out + recipe.batch_size))
     kept = len(passages) - recipe.held_out
     taught, held = (in_parts(p, recipe.questions) for p in (passages[:kept], passages[kept:]))
+    longest = len(wire.source.tokenize(max((p.context for p in taught), key=len)))
+    for reader in wire.readers:
+        reader.measured = Measured(longest, max(recipe.ratios))
     return Bench(wire, recipe, out, session, taught, held)
 
 

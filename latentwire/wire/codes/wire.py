@@ -15,7 +15,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -32,12 +32,13 @@ from latentwire.artifact import (
     typed,
 )
 from latentwire.files import write_whole
-from latentwire.lm import Dtype, FrozenLM
+from latentwire.lm import Dtype, FrozenLM, LMSource, as_lms
 from latentwire.texts import check_texts
 from latentwire.wire.codes.code import Code, CodeConfig, read
 from latentwire.wire.codes.message import TEXT_BYTES, CodeMessage
 from latentwire.wire.codes.reader import CodeReader, weights
 from latentwire.wire.compressed_kv import head_of
+from latentwire.wire.config import Measured
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.windows import check_kept
 
@@ -57,6 +58,7 @@ class SavedReader:
     soft_prompt: int
     """Tokens of it."""
     sha256: str
+    measured: Measured = field(default_factory=Measured)
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ class CodeWire:
                 reader.decoder.hidden,
                 len(reader.format),
                 put(f"reader-{i}", reader),
+                reader.measured,
             )
             for i, reader in enumerate(self.readers)
         )
@@ -166,7 +169,7 @@ class CodeWire:
     def from_pretrained(
         cls,
         name: str | Path,
-        lms: Mapping[str, FrozenLM] | None = None,
+        lms: Mapping[str, LMSource] | None = None,
         only: int | None = None,
         dtype: Dtype | None = None,
     ) -> CodeWire:
@@ -178,12 +181,12 @@ class CodeWire:
         Raises WireError for a folder that holds none, for weights that were
         truncated or altered, and for a reader of another architecture than it was trained for.
         """
-        folder, lms = folder_of(name), dict(lms or {})
+        folder, found = folder_of(name), as_lms(lms)
         record = read_record(folder, KIND, FORMAT_VERSION)
         with one_error(WireError, f"{folder}/config.json"):
             saved = typed(Saved, record)
         places = range(len(saved.readers)) if only is None else [only]
-        readers = [_reader(folder, saved, i, lms, dtype) for i in places]
+        readers = [_reader(folder, saved, i, found, dtype) for i in places]
         with one_error(WireError, folder):
             state = read_tensors(folder / "code.safetensors", saved.sha256)
             check_sizes(state, {"channels": (saved.code.channels, "weight", 1)})
@@ -192,7 +195,7 @@ class CodeWire:
                 raise ArtifactError(f"layers are {saved.code.layers}, which the weights do not fit")
             code = Code(saved.code, width)
             fill(code, state)
-        lm = lms.get(saved.code.source)
+        lm = found.get(saved.code.source)
         if lm is not None:
             check_copy(saved.source_weights, lm)
         return cls(code.eval(), Source(saved.code.source, saved.source_weights, lm), readers)
@@ -267,6 +270,7 @@ def _reader(
             stacklevel=3,
         )
     reader = CodeReader(lm, saved.code.channels, of.hidden, of.soft_prompt)
+    reader.measured = of.measured
     with one_error(WireError, folder):
         fill(reader, state)
     return reader.eval()

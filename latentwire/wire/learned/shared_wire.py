@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from latentwire.artifact import fill, one_error
-from latentwire.lm import Dtype, FrozenLM
+from latentwire.lm import Dtype, FrozenLM, LMSource, as_lms
 from latentwire.lm.finite import check_finite
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.positions import sinusoids
@@ -162,7 +162,7 @@ class SharedWire(nn.Module):
     def from_pretrained(
         cls,
         name: Path | str,
-        lms: Mapping[str, FrozenLM] | None = None,
+        lms: Mapping[str, LMSource] | None = None,
         dtype: Dtype | None = None,
     ) -> SharedWire:
         """Load a shared wire from a folder or the Hugging Face hub (owner/name); lms: those of its
@@ -173,7 +173,7 @@ class SharedWire(nn.Module):
         """
         folder = folder_of(name)
         saved, state = read_folder(folder)
-        config, found = saved.config, dict(lms or {})
+        config, found = saved.config, as_lms(lms)
         for model in dict.fromkeys((config.source, *config.readers)):
             lm = found.get(model) or FrozenLM.from_pretrained(model, dtype or config.dtype)
             found[model] = lm
