@@ -4,9 +4,11 @@ import os
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from threading import Event
+from typing import Annotated, Any
 
 import tyro
 
@@ -188,6 +190,8 @@ def serve(
     body_bytes: int = 1 << 24,
     context_tokens: int | None = None,
     lens: str = "default",
+    ray: str | None = None,
+    replicas: int | None = None,
 ) -> None:
     """Serve a store: a page at / and OpenAI's API under /v1, whose requests name contexts.
 
@@ -206,33 +210,44 @@ def serve(
         body_bytes: Largest body of a request.
         context_tokens: Longest context; as many as the reader holds if not given.
         lens: A lens's folder or hub id, or default, which the page's second tab looks through.
+        ray: Answer by replicas on the machines of the Ray at this address, or of one started here
+            if local; all must see the store under the same path.
+        replicas: How many, each with a model of its own; one if not given.
     """
     try:
         import uvicorn
 
-        from latentwire.serve.server import Limits, create_app
+        from latentwire.serve.guard import LOOPBACK, Limits
     except ImportError as error:
         raise ValueError(f"serve needs {error.name}: pip install 'latentwire[serve]'") from None
-    from latentwire.serve.context import Contexts
-    from latentwire.serve.guard import LOOPBACK
-    from latentwire.serve.store import Store
-    from latentwire.wire.load import load_with
+    from latentwire.serve.replicas import deployed, family, url_of
 
+    if replicas is not None and (ray is None or replicas < 1):
+        raise ValueError(f"--replicas is {replicas}; expected at least 1, beside --ray ADDRESS")
     limits = Limits(rows, waiting, seconds, body_bytes, context_tokens)
     key = api_key or os.environ.get("LATENTWIRE_API_KEY")
-    listener = socket.create_server((host, port), family=_family(host))
-    contexts = Contexts(load_with(wire, ratio), Store(store))
     hosts = LOOPBACK if host in LOOPBACK else None
     if hosts is None and key is None:
         print(
             "latentwire: anybody who reaches this address may ask; see --api-key", file=sys.stderr
         )
-    app = create_app(contexts, limits, lens, api_key=key, hosts=hosts)
-    shown = f"[{host}]" if ":" in host else host
-    print(f"http://{shown}:{listener.getsockname()[1]}/ answers; Ctrl-C ends it", flush=True)
+    build = partial(_app, wire, ratio, store, limits, lens, api_key=key, hosts=hosts)
+    if ray is not None:
+        with deployed(ray, replicas or 1, host, port, limits, build) as url:
+            print(f"{url} answers; Ctrl-C ends it", flush=True)
+            Event().wait()
+    listener = socket.create_server((host, port), family=family(host))
+    app = build()
+    print(f"{url_of(host, listener.getsockname()[1])} answers; Ctrl-C ends it", flush=True)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
     uvicorn.Server(config).run([listener])
 
 
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+def _app(wire: str, ratio: int | None, store: Path, limits: Any, lens: str, **guard: Any) -> Any:
+    """The application, with a model that is loaded for it."""
+    from latentwire.serve.context import Contexts
+    from latentwire.serve.server import create_app
+    from latentwire.serve.store import Store
+    from latentwire.wire.load import load_with
+
+    return create_app(Contexts(load_with(wire, ratio), Store(store)), limits, lens, **guard)

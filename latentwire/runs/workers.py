@@ -43,7 +43,7 @@ def on_ray(address: str, load: Callable[[], Any]) -> Executor:
 
     def executor(build: Build, items: Sequence[Item]) -> Iterator[Made]:
         with connected(address) as ray:
-            gpus, cores = _resources(ray)
+            gpus, cores = resources(ray)
             made = ray.remote(_Worker).options(
                 num_cpus=0 if gpus else 1, num_gpus=min(gpus, 1), max_restarts=3, max_task_retries=3
             )
@@ -120,7 +120,7 @@ def _together(
     job: Callable[..., None], arguments: Mapping[str, tuple], address: str
 ) -> Iterator[tuple[str, str | None]]:
     with connected(address) as ray:
-        gpus, cores = _resources(ray)
+        gpus, cores = resources(ray)
         largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
         # Few jobs get several cores each, and Ray gives them as many threads.
         each = max(1, min(largest, cores // max(1, len(arguments))))
@@ -188,7 +188,7 @@ def connected(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _resources(ray: Any) -> tuple[int, int]:
+def resources(ray: Any) -> tuple[int, int]:
     """GPUs and cores of all machines together."""
     found = ray.cluster_resources()
     return int(found.get("GPU", 0)), int(found.get("CPU", 0))
