@@ -95,6 +95,8 @@ def test_attention_to_the_readers_own_cache_costs_nothing():
     keys, values = flat.view(len(ids), *reader.decoder.shape).permute(2, 1, 3, 0, 4)
     losses = attention_losses(reader, keys, values, recorded)
     assert all(loss < 2e-3 for loss in losses.values()), losses  # recorded in bfloat16
+    further = recorded | {"offsets": recorded["offsets"] + 5}  # a source that splits it into more
+    assert all(loss.isfinite() for loss in attention_losses(reader, keys, values, further).values())
     blank = attention_losses(reader, *reader.decoder.mean_slots(len(ids)), recorded)
     assert all(blank[name] > 20 * loss for name, loss in losses.items()), (losses, blank)
 
