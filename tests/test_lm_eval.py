@@ -110,6 +110,8 @@ def test_a_request_without_a_document_is_refused_and_another_separator_taken(fol
     for name, bad in {"condition": "half", "reader": "gpt2", "dtype": "int3"}.items():
         with pytest.raises(ValueError, match=f"{bad!r}; expected"):
             WireLM(wire=str(folder / "wire"), **{name: bad})
+    with pytest.raises(ValueError, match="models are on cpu"):
+        WireLM(wire=str(folder / "wire"), device="cuda:0")
     model = WireLM(wire=str(folder / "wire"), separator="\\nWhat")
     (answer,) = model.generate_until(requests(("Ada.\n\nBob.\nWhat now?", options)), True)
     (message,) = model.reader.send(["Ada.\n\nBob."])

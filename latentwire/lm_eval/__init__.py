@@ -75,12 +75,12 @@ class WireLM(LM):
         max_batch_size: int | None = None,
     ):
         """wire, ratio, keep, selector, dtype: as in `latentwire eval`. condition: of CONDITIONS.
-        separator: where a context's last one stands, the document ends; \\n is a line break.
-        reader: name of
+        separator: a context's last one begins what is asked; \\n is a line break. reader: name of
         the one that answers, the first if None. bits: of a message's codes. soft_prompt: with the
         wire's behind the document; it asks for a short span. batch_size: requests that are run
         together. device, max_batch_size: given by the harness; models go to torch's accelerator
-        where there is one. Raises ValueError for a name that is unknown."""
+        where there is one, and to no other device. Raises ValueError for an argument that names
+        nothing."""
         super().__init__()
         if condition not in CONDITIONS:
             known = ", ".join(CONDITIONS)
@@ -99,6 +99,11 @@ class WireLM(LM):
         self.separator = separator.replace("\\n", "\n")
         self.batch_size = int(batch_size) if str(batch_size).isdigit() else 8
         self._device = self.reader.lm.device
+        if device is not None and not str(self._device).startswith(device.partition(":")[0]):
+            raise ValueError(
+                f"device is {device!r}; models are on {self._device.type}: leave it out, or set "
+                "ACCELERATE_USE_CPU=true for cpu"
+            )
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers. Raises ValueError for a request that is to be sampled."""
