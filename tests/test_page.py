@@ -1,4 +1,4 @@
-"""The page in a real browser: paste, ask, read the answers, by keyboard, on a phone, when things go
+"""The page in a real browser: paste, ask, read the answers, search, by keyboard, on a phone, when things go
 wrong. Needs Chromium or Chrome with its driver (Debian: chromium-driver); where there is none,
 Selenium fetches one, and where it cannot, these tests are left out and pytest's last line tells."""
 
@@ -195,7 +195,9 @@ def test_a_phones_width_and_both_schemes(page, scheme):
         page.compress()
         page("#question").send_keys("Who?" + Keys.ENTER)
         page.answers()
-        assert page.browser.execute_script(WIDER) == []
+        for tab in ("ask", "lens", "search"):
+            page(f"#tab-{tab}").click()
+            assert page.browser.execute_script(WIDER) == []
         back = page("body").value_of_css_property("background-color")
         assert back == {"light": "rgba(251, 250, 247, 1)", "dark": "rgba(20, 23, 27, 1)"}[scheme]
     finally:
