@@ -1,4 +1,4 @@
-"""The page in a real browser: paste, ask, read the answers, search, by keyboard, on a phone, when things go
+"""The page in a real browser: paste, ask, read, search, by keyboard, on a phone, when things go
 wrong. Needs Chromium or Chrome with its driver (Debian: chromium-driver); where there is none,
 Selenium fetches one, and where it cannot, these tests are left out and pytest's last line tells."""
 
