@@ -73,8 +73,8 @@ HELPS = ["train smollm2-4x", "train interlingua", "train shared-4x", "add-reader
 HELPS += ["ask", "eval", "lens explain", "lens eval", "lens train smollm2", "bench train", "report"]
 HELPS += ["compress", "chat", "serve", "fit"]
 OTHERS = {"--multi_gpu", "--num_processes", "--use_fsdp", "--fsdp_version", "--help", "--OPTION"}
-OTHERS |= {"--model_args", "--include_path", "--tasks", "--metadata"}
-"""Options of Accelerate, of lm-evaluation-harness and of all programs."""
+OTHERS |= {"--model_args", "--include_path", "--tasks", "--metadata", "--head"}
+"""Options of Accelerate, lm-evaluation-harness, Ray and of all programs."""
 
 
 def test_options_that_are_named_exist(monkeypatch, capsys):
