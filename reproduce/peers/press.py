@@ -2,10 +2,9 @@
 its own transformers, and not latentwire.
 
     python press.py OUT --cell squad-4x-8x --reader smollm2-135m
-    python press.py OUT --check --reader smollm2-135m      # beside kvpress's own hooks
 
 The text is read once for all presses that score within one pass, each of which then compresses the
-same keys and values at every ratio; --check shows that this gives the caches that `with
+same keys and values at every ratio; check.py shows that this gives the caches that `with
 press(model)` gives. KVzip's second pass is its own. kvpress compresses the prompt's head with the
 text, so it gets as many slots as the wire has with that head, and may spend them where it likes.
 """
@@ -317,32 +316,6 @@ def allow_kvzip() -> None:
 
 
 @torch.no_grad()
-def check(peer: Peer, passages: list[dict]) -> None:
-    """Compare the caches of some texts with those of kvpress's own hooks."""
-    stock = {"expected_attention": ExpectedAttentionPress()}
-    for row, press in scoring_presses().items():
-        if row == "random":
-            continue
-        for passage in passages:
-            kept = peer.compressed(passage, {row: press}, [(4, row)])[4, row]
-            cache = DynamicCache()
-            own = stock.get(row, press)
-            own.compression_ratio = 1 - (peer.kept_slots(passage, 4) + 0.5) / kept.following
-            with own(peer.model):
-                peer.give_rotary()
-                peer.model.model(input_ids=peer.ids(passage), past_key_values=cache)
-            for layer, attention, keys, mask in zip(
-                cache.layers, peer.attentions, kept.keys, kept.masks, strict=True
-            ):
-                assert torch.equal(layer.keys, keys), row
-                theirs = attention.masked_key_indices
-                assert (mask is None) == (theirs is None), row
-                assert mask is None or all(map(torch.equal, mask, theirs)), row
-                attention.masked_key_indices = None
-        print(f"{row}: the same caches as within kvpress, {len(passages)} texts", flush=True)
-
-
-@torch.no_grad()
 def main() -> None:
     """Answer one cell for one reader, as far as it is not answered yet."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -350,7 +323,6 @@ def main() -> None:
     parser.add_argument("--cell", choices=CELLS, default=next(iter(CELLS)))
     parser.add_argument("--reader", choices=READERS, required=True)
     parser.add_argument("--batches", type=int, help="answer the first of them alone")
-    parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     logging.set_verbosity_error()
     getLogger("kvpress").setLevel(ERROR)
@@ -358,8 +330,6 @@ def main() -> None:
     peer = Peer(options.out / "inputs" / reader)
     passages = passages_of(options.out, reader, cell)
     allow_kvzip()
-    if options.check:
-        return check(peer, passages[:3])
     presses, records = presses_of(options.cell), Records(options.out / "kvpress.jsonl")
     parts = batches(passages)[: options.batches]
     for batch in timed(parts, f"kvpress {options.cell} {reader}"):

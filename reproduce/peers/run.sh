@@ -23,7 +23,7 @@ fi
 "$PYTHON" -m latentwire fetch gemma3-270m
 "$PYTHON" reproduce/peers/inputs.py "$out" --train "$train" --squad "$squad" --other "$other"
 for reader in smollm2-135m gemma3-270m; do
-  "$PEER" reproduce/peers/press.py "$out" --check --reader "$reader"
+  "$PEER" reproduce/peers/check.py "$out" --reader "$reader"
 done
 reproduce/peers/all.sh "$out"
 for python in "$PEER" "$PYTHON"; do
