@@ -135,7 +135,7 @@ def test_a_sweep_that_is_stopped_stops_its_member_once(sent, tmp_path):
 def test_members_fail_alone_and_are_tried_again(small, at_once, tmp_path):
     late = tmp_path / "late.jsonl"
     grid = {"late": replace(small, data=str(late)), "whole": small}
-    asked, said = Evaluation(small.data, limit=6, bits=(16, 4)), []
+    asked, said = Evaluation(small.data, limit=4, bits=(16, 4)), []
     first = run_sweep(grid, tmp_path / "s", asked, said=said.append)
     assert "no such file" in first["members"]["late"]["error"]
     whole = first["members"]["whole"]
@@ -312,7 +312,8 @@ def test_evaluation_on_ray_equals_that_of_one_process(
     found = []
     for name, more in (("one", ()), ("many", ("--ray", ray))):
         folder = tmp_path / name
-        asked = ["eval", str(tmp_path / "wire"), "--data", data, "--run", str(folder), *more]
+        asked = ["eval", str(tmp_path / "wire"), "--data", data, "--limit", "14"]
+        asked += ["--run", str(folder), *more]
         status, _, err = run(monkeypatch, capsys, *asked)
         assert status == 0, err
         parts = [folder] if readers == 1 else [folder / f"reader-{i}" for i in range(readers)]
