@@ -179,6 +179,8 @@ def test_what_grpo_rewards_by_kl(text, tmp_path):
         ]
         kls[row] = (logits[0].exp() * (logits[0] - logits[1])).sum()
     torch.testing.assert_close(parts["kl"], kls.mean(), atol=1e-5, rtol=1e-4)
+    errors = (vectors - batch.vectors[torch.arange(9) // 3]).square().sum(1)
+    torch.testing.assert_close(parts["mse"], errors.mean() / lens.spread**2)
     rewards = -kls.view(3, 3)
     spread = rewards.std(1, correction=0, keepdim=True) + 1e-6
     advantages = ((rewards - rewards.mean(1, keepdim=True)) / spread).flatten()
