@@ -247,8 +247,8 @@ def test_pairs_of_somebody_are_what_the_decoder_learns_to_say(text, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def test_damaged_statistics_are_one_line(text, runs, tmp_path):
-    out = copytree(runs("grpo"), tmp_path / "a")
+def test_damaged_statistics_are_one_line(runs, tmp_path):
+    text, out = runs("grpo").parent / "t.txt", copytree(runs("grpo"), tmp_path / "a")
     kept = out / "statistics.safetensors"
     kept.write_bytes(kept.read_bytes()[:40])
     with pytest.raises(LensError, match=r"statistics\.safetensors is truncated or damaged; remove"):

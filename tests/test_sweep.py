@@ -312,8 +312,7 @@ def test_evaluation_on_ray_equals_that_of_one_process(
     found = []
     for name, more in (("one", ()), ("many", ("--ray", ray))):
         folder = tmp_path / name
-        asked = ["eval", str(tmp_path / "wire"), "--data", data, "--limit", "14"]
-        asked += ["--run", str(folder), *more]
+        asked = ["eval", str(tmp_path / "wire"), "--data", data, "--run", str(folder), *more]
         status, _, err = run(monkeypatch, capsys, *asked)
         assert status == 0, err
         parts = [folder] if readers == 1 else [folder / f"reader-{i}" for i in range(readers)]
