@@ -14,7 +14,7 @@ from test_recipes import lm  # noqa: F401 (a fixture)
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.wire.training import train_wire
 
-KILLS = 20
+KILLS = 12
 SESSION = Session(check_every=4, check_size=2, keep=2)
 
 
