@@ -18,6 +18,7 @@ from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # its own process for the server alone
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
 import torch
 from openai import InternalServerError, OpenAI
@@ -113,9 +114,10 @@ def offline(contexts: Contexts, asked: Asked, expected: list[tuple[torch.Tensor,
     difference = worst([plain], [(bare.float().log_softmax(-1), "")])
     check(f"the same words without a context: within {difference:.1e}", difference < TOLERANCE)
     wrong = [sampling("none"), sampling(asked[0][0], colour=1), sampling("competing")]
-    outputs = engine.generate(prompts[:1] * 3, wrong, use_tqdm=False)
-    reasons = [output.outputs[0].finish_reason for output in outputs]
-    check("unknown context, unknown parameter, unlike heads: refused", set(reasons) == {"error"})
+    wrong.append(SamplingParams(prompt_logprobs=1, extra_args=sampling(asked[0][0]).extra_args))
+    outputs = engine.generate(prompts[:1] * len(wrong), wrong, use_tqdm=False)
+    reasons = {output.outputs[0].finish_reason for output in outputs}
+    check("unknown context or field, unlike heads, prompt_logprobs: refused", reasons == {"error"})
     (output,) = engine.generate(prompts[:1], sampling(asked[0][0]), use_tqdm=False)
     check("and the engine goes on", alike([output.outputs[0].text], expected[:1]) == 1)
 

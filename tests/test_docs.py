@@ -73,7 +73,8 @@ HELPS = ["train smollm2-4x", "train interlingua", "train shared-4x", "add-reader
 HELPS += ["ask", "eval", "lens explain", "lens eval", "lens train smollm2", "bench train", "report"]
 HELPS += ["compress", "chat", "serve"]
 OTHERS = {"--multi_gpu", "--num_processes", "--use_fsdp", "--fsdp_version", "--help", "--OPTION"}
-"""Options of Accelerate and of all programs."""
+OTHERS |= {"--kv-transfer-config"}
+"""Options of Accelerate, of vLLM and of all programs."""
 
 
 def test_options_that_are_named_exist(monkeypatch, capsys):

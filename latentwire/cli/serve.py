@@ -44,16 +44,11 @@ def compress(
     from latentwire.tasks.base import DataError
     from latentwire.wire.folder import WireError
     from latentwire.wire.load import load_with
-    from latentwire.wire.wire import Wire
 
     if not documents:
         raise ValueError("got no document; expected at least one file")
-    kept, loaded, failed = Store(store), load_with(wire, ratio, keep), 0
+    kept, loaded, failed = Store(store), load_with(wire, ratio, keep, uniform=uniform), 0
     wire_id(loaded)
-    if uniform and not isinstance(loaded, Wire):
-        raise ValueError(f"--uniform: {wire} has several readers; expected a wire of one")
-    if uniform:
-        loaded = loaded.uniform()
     for number, path in enumerate(documents, 1):
         start, place = time.perf_counter(), printable(f"[{number}/{len(documents)}] {path}")
         try:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (  # pyright: ignore
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -36,7 +37,7 @@ from latentwire.serve.store import Store
 from latentwire.wire.wire import Wire
 
 logger = init_logger(f"vllm.{__name__}")
-SETTINGS = {"store", "wire", "selector"}
+SETTINGS = {"store", "wire"}
 ASKED = {"context", "soft_prompt"}
 
 
@@ -50,13 +51,14 @@ class Loads(KVConnectorMetadata):
 
 class LatentwireConnector(KVConnectorBase_V1):
     """Stored contexts as the beginning of requests. Extra config: `store`, a folder; `wire`, a name
-    or folder ("default" if not given), or `selector` for a wire that was not trained."""
+    or folder ("default" if not given), null for slots of `Wire.of`, which is not trained."""
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any):
         super().__init__(vllm_config, role, kv_cache_config)
         _check_engine(vllm_config, kv_cache_config)
         self._block_size: int = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._most: int = vllm_config.model_config.max_model_len
+        self._dtype: torch.dtype = vllm_config.model_config.dtype
         self._failed: set[int] = set()
         self._asked: dict[str, Slots | None] = {}
         self._next = Loads()
@@ -69,14 +71,19 @@ class LatentwireConnector(KVConnectorBase_V1):
         """Put the places of a context's slots before the prompt of a request that names one."""
         if not request.kv_transfer_params:
             return
+        placeholder = [self._reader.placeholder]
         try:
             slots, following = self._read(request)
             salt = f"latentwire {slots.digest} {request.cache_salt}"
         except Exception as error:  # one that got out of here would end the engine
             logger.error("%s: %s", request.request_id, " ".join(str(error).split()))
-            slots, following, salt = None, request.prompt_token_ids or [], request.request_id
+            slots, salt = None, request.request_id
+            following = request.prompt_token_ids or placeholder
+            request.prompt_embeds = request.prompt_is_token_ids = None
+            request.mm_features = []
+            request.skip_reading_prefix_cache = False  # or nothing would be loaded, and fail
         self._asked[request.request_id] = slots
-        ids = [self._reader.placeholder] * _count(slots) + list(following)
+        ids = placeholder * _count(slots) + list(following)
         request.prompt_token_ids, request.num_prompt_tokens = ids, len(ids)
         request._all_token_ids[:] = ids
         request.cache_salt = salt
@@ -147,10 +154,6 @@ class LatentwireConnector(KVConnectorBase_V1):
                 at = places.to(layer.kv_cache.device)
                 layer.impl.do_kv_cache_update(layer, keys, values, layer.kv_cache, at)
 
-    @property
-    def _dtype(self) -> Any:
-        return self._vllm_config.model_config.dtype
-
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Name blocks whose requests fail."""
         failed, self._failed = self._failed, set()
@@ -184,7 +187,7 @@ def _check_engine(config: Any, kv_cache_config: Any) -> None:
     if set(extra) - SETTINGS or not isinstance(extra.get("store"), str):
         raise ValueError(
             f"kv_connector_extra_config is {shortened(extra)}; expected {{'store': FOLDER}}, and "
-            "'wire' or 'selector'"
+            "'wire' for another than default"
         )
     if parallel.world_size != 1:
         raise ValueError(f"{parallel.world_size} workers share the heads or layers; expected one")
@@ -200,8 +203,6 @@ def _reader(config: Any) -> SlotReader:
     """What reads the slots for an engine's model. Raises what loading its wire raises."""
     extra = config.kv_transfer_config.kv_connector_extra_config
     lm = FrozenLM.from_pretrained(config.model_config.model, config.model_config.dtype)
-    if (selector := extra.get("selector")) is not None:
-        wire = Wire.of(lm, selector)
-    else:
-        wire = Wire.from_pretrained(extra.get("wire", "default"), lm)
+    name = extra.get("wire", "default")
+    wire = Wire.of(lm) if name is None else Wire.from_pretrained(name, lm)
     return SlotReader(Contexts(wire, Store(extra["store"])))
