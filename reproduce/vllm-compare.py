@@ -2,13 +2,14 @@
 greedy answers to a question about each of the first passages of a file, then through the OpenAI
 server. Exit status 1 where they differ.
 
-    python reproduce/vllm-compare.py squad_dev.jsonl
+    python reproduce/vllm-compare.py squad_dev.jsonl [PASSAGES]
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ from latentwire import Contexts, Greedy, Prompt, Store, Wire
 from latentwire.lm.zoo import locate
 from latentwire.tasks.qa import ANSWER_TOKENS, by_context, question_ids, read_questions
 
-READER, PASSAGES, PORT, TOLERANCE = "smollm2-135m", 40, 8765, 1e-3
+READER, PASSAGES, TOLERANCE = "smollm2-135m", 40, 1e-3
 LENGTH, BLOCK, BLOCKS = 1024, 32, 64  # too few blocks for all at once, so that some come back
 TOP = 20
 Asked = list[tuple[str, str]]
@@ -122,11 +123,12 @@ def offline(contexts: Contexts, asked: Asked, expected: list[tuple[torch.Tensor,
     check("and the engine goes on", alike([output.outputs[0].text], expected[:1]) == 1)
 
 
-def served(contexts: Contexts, asked: Asked, expected: list[tuple[torch.Tensor, str]]) -> None:
+def served(
+    client: OpenAI, contexts: Contexts, asked: Asked, expected: list[tuple[torch.Tensor, str]]
+) -> None:
     """Ask `vllm serve` with OpenAI's client."""
     lm = contexts.lm()
     suffix = lm.tokenizer.decode(lm.frame.suffix)
-    client = OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="none", max_retries=0)
     model = client.models.list().data[0].id
     options: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": ANSWER_TOKENS}
     for (name, question), (first, answer) in zip(asked, expected, strict=True):
@@ -154,19 +156,21 @@ def served(contexts: Contexts, asked: Asked, expected: list[tuple[torch.Tensor, 
         check(f"an unknown context: {error.status_code}", error.status_code == 500)
 
 
-def server(folder: Path, store: Path) -> subprocess.Popen:
+def server(folder: Path, store: Path) -> tuple[subprocess.Popen, OpenAI]:
     """Start `vllm serve`, its log in the folder, and wait until it answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     command = [Path(sys.executable).parent / "vllm", "serve", str(locate(READER))]
-    command += ["--port", str(PORT), "--dtype", "float32", "--enforce-eager"]
+    command += ["--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", str(LENGTH), "--kv-transfer-config", json.dumps(transfer(store))]
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    client = OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="none", max_retries=0)
-    for _ in range(600):
+    client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+    for _ in range(900):
         try:
             client.models.list()
-            return process
+            return process, client
         except Exception:  # not yet
             time.sleep(1)
         if process.poll() is not None:
@@ -177,7 +181,8 @@ def server(folder: Path, store: Path) -> subprocess.Popen:
 
 def main() -> None:
     """Print a line for each comparison."""
-    passages = by_context(read_questions(Path(sys.argv[1])))[:PASSAGES]
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else PASSAGES
+    passages = by_context(read_questions(Path(sys.argv[1])))[:count]
     wire = Wire.from_pretrained("default")
     with TemporaryDirectory() as folder:
         store = Store(Path(folder) / "store")
@@ -191,9 +196,9 @@ def main() -> None:
         print(f"{READER}, {len(asked)} questions about as many contexts", end=" ")
         print(f"of {min(slots)} to {max(slots)} slots; blocks of {BLOCK}", flush=True)
         offline(contexts, asked, expected)
-        process = server(Path(folder), store.folder)
+        process, client = server(Path(folder), store.folder)
         try:
-            served(contexts, asked[:3], expected[:3])
+            served(client, contexts, asked[:3], expected[:3])
             log = (Path(folder) / "log").read_text()
             check("the server's log names it", "no context 'none' in" in log)
         finally:

@@ -19,6 +19,7 @@ from latentwire.lm import FrozenLM, Prompt
 from latentwire.serve.context import Contexts, TooLongError
 from latentwire.serve.slots import Load, SlotReader, Slots
 from latentwire.serve.store import Store
+from latentwire.wire.load import load_with
 from latentwire.wire.wire import Wire
 
 QUESTION = "\n\nWho built it?"
@@ -92,7 +93,7 @@ def test_a_chat_goes_on_behind_its_head(tmp_path):
     expected = [*lm.tokenize(QUESTION).tolist(), *lm.frame.suffix.tolist()]
     assert reader.following(ids) == expected == reader.following(expected)
     with pytest.raises(ValueError, match="another head than the context"):
-        reader.following([lm.frame.prefix[0], *lm.tokenize("(Who?)").tolist()])
+        reader.following([int(lm.frame.prefix[0]), *lm.tokenize("(Who?)").tolist()])
 
 
 def test_what_cannot_be_exact_is_refused_in_one_line(reader, tmp_path):
@@ -231,8 +232,8 @@ def engine(module, tmp_path) -> SimpleNamespace:
     lm.model.save_pretrained(tmp_path / "model")
     lm.tokenizer.save_pretrained(tmp_path / "model")
     model = str(tmp_path / "model")
-    wire = Wire.of(FrozenLM.from_pretrained(model), "attention")
-    reader = reader_of(wire.uniform(), tmp_path / "store")
+    wire = load_with(model, selector="attention")
+    reader = reader_of(load_with(model, selector="attention", uniform=True), tmp_path / "store")
     list(reader.contexts.store.add(wire, {"competing": TEXTS["a.txt"]}))
     config = config_of(tmp_path / "store", model)
     scheduler = module.LatentwireConnector(config, Role.SCHEDULER, GROUPS)
@@ -309,6 +310,7 @@ def test_a_request_without_a_context_is_left_alone(engine):
         ("expected {'context'}", {"contexts": "a.txt"}, {}),
         ("expected {'context'}", {"context": "a.txt", "colour": 1}, {}),
         ("expected a name, or a list", {"context": 3}, {}),
+        ("soft_prompt is 'no'", {"context": "a.txt", "soft_prompt": "no"}, {}),
         ("prompt_logprobs", {"context": "a.txt"}, {"skip_reading_prefix_cache": True}),
         (
             "no embeddings",

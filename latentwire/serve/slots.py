@@ -48,7 +48,7 @@ class Load:
     """Blocks of the whole prompt, in order."""
 
     def places(self, block_size: int) -> Int[Tensor, " n"]:
-        """Where each slot goes, counted over all blocks; the last block need not become full."""
+        """The place of each slot, counted over all blocks; the last block need not become full."""
         at = torch.arange(self.start, len(self.slots))
         return torch.tensor(self.blocks)[at // block_size] * block_size + at % block_size
 

@@ -99,13 +99,15 @@ class LatentwireConnector(KVConnectorBase_V1):
         names = [asked["context"]] if isinstance(asked["context"], str) else asked["context"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"context is {shortened(names)}; expected a name, or a list of them")
+        if not isinstance(soft_prompt := asked.get("soft_prompt", True), bool):
+            raise ValueError(f"soft_prompt is {shortened(soft_prompt)}; expected true or false")
         if request.skip_reading_prefix_cache:
             raise ValueError("prompt_logprobs: a context has no tokens; expected none of them")
         if request.prompt_embeds is not None or request.mm_features or request.lora_request:
             raise ValueError("a context goes before tokens alone; expected no embeddings, no LoRA")
         following = self._reader.following(request.prompt_token_ids)
         room = len(following) + request.max_tokens
-        slots = self._reader.read(names, min(room, self._most), asked.get("soft_prompt", True))
+        slots = self._reader.read(names, min(room, self._most), soft_prompt)
         self._reader.check_length(len(slots), len(following), self._most)
         return slots, following
 

@@ -9,7 +9,7 @@ from latentwire.lm import Dtype, FrozenLM
 from latentwire.wire.codes.reader import CodeReader
 from latentwire.wire.codes.wire import KIND as CODE_KIND
 from latentwire.wire.codes.wire import CodeWire
-from latentwire.wire.config import WireConfig, read_config
+from latentwire.wire.config import read_config
 from latentwire.wire.folder import WireError, folder_of, kind_of
 from latentwire.wire.learned.reader import Reader as SharedReader
 from latentwire.wire.learned.saving import KIND as SHARED_KIND
@@ -60,12 +60,11 @@ def load_with(
     that sends no slots."""
     if keep is not None:  # a mistake in it is told before models are loaded
         finder(keep)
-    if selector is not None:
-        wire = Wire.of(str(name), selector, ratio or WireConfig.ratio, dtype=dtype).keeping(keep)
-        return wire.uniform() if uniform else wire
-    if uniform and kind_of(name) in KINDS:
+    if uniform and selector is None and kind_of(name) in KINDS:
         raise WireError(f"{name} sends no slots; expected a wire of one reader for uniform ones")
-    if only is not None and (kind := kind_of(name)) in APART:
+    if selector is not None:
+        wire = Wire.of(str(name), selector, dtype=dtype)
+    elif only is not None and (kind := kind_of(name)) in APART:
         wire = APART[kind].from_pretrained(name, only=only, dtype=dtype)
     else:
         wire = load_wire(name, dtype=dtype)
