@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import tiny_lm
 
+from latentwire.cli.serve import told
 from latentwire.lm import KVPrefix, Prompt
 from latentwire.lm.families import rotate
 from latentwire.tasks.qa import Passage, Question, ask
@@ -95,8 +96,17 @@ def test_attention_to_the_readers_own_cache_costs_nothing():
     keys, values = flat.view(len(ids), *reader.decoder.shape).permute(2, 1, 3, 0, 4)
     losses = attention_losses(reader, keys, values, recorded)
     assert all(loss < 2e-3 for loss in losses.values()), losses  # recorded in bfloat16
+    further = recorded | {"offsets": recorded["offsets"] + 5}  # a source that splits it into more
+    assert all(loss.isfinite() for loss in attention_losses(reader, keys, values, further).values())
     blank = attention_losses(reader, *reader.decoder.mean_slots(len(ids)), recorded)
     assert all(blank[name] > 20 * loss for name, loss in losses.items()), (losses, blank)
+
+
+def test_who_read_is_told_apart_from_who_answers():
+    source, reader = tiny_lm("llama"), tiny_lm("gemma3")
+    wire = fitted(source, reader, channels=8)
+    words = f"{source.name} read 8 tokens, of which {reader.name} saw 2 latents"
+    assert told(wire, reader.name, 8, 2) == words
 
 
 @pytest.mark.parametrize("families", [("llama", "gemma3"), ("gemma3", "qwen2")])

@@ -1,6 +1,7 @@
 """Training of latent codes on tiny models: two families, one family, and a reader that is added."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,10 +102,18 @@ def test_a_wire_is_trained_on_and_messages_of_its_code_stay_readable(place, trai
     assert old.wire.id == new.wire.id and old.id != new.id
     torch.testing.assert_close(old.format, new.format)
     assert len(ask(new, message, ["Who?"])) == 1
-    with pytest.raises(WireError, match="another code or other readers"):
-        train_codes(recipe(place, "other", ("llama",), start=str(trained)))
+    wider = replace(recipe(place, "other", ("llama",), start=str(trained)), hidden=(9,))
+    with pytest.raises(WireError, match="the recipe says"):
+        train_codes(wider)
     with pytest.raises(WireError, match="no wire of codes"):
         train_codes(recipe(place, "other", ("llama",), start=str(place / "prompts")))
+
+
+def test_of_a_wire_one_reader_is_trained_on_and_the_others_stay(place, trained):
+    one = recipe(place, "one", ("llama",), start=str(trained))
+    old, new = load_wire(trained), load_wire(train_codes(one, Session(check_size=2)) / "wire")
+    assert [r.reader for r in new.readers] == [r.reader for r in old.readers]
+    assert [a.id == b.id for a, b in zip(old.readers, new.readers, strict=True)] == [True, False]
 
 
 def test_a_reader_is_added_and_old_messages_stay_readable(place, trained):

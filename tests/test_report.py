@@ -15,7 +15,7 @@ from latentwire.report.comparison import lens_verdict
 from latentwire.report.folder import ReportError
 from latentwire.report.page import write_report
 from latentwire.report.plots import f1_plot, smoothed, training_plot
-from latentwire.report.tables import results_table, size_rows
+from latentwire.report.tables import result_rows, results_table, size_rows
 from latentwire.report.verdict import reads_latents, verdict
 
 F1 = {
@@ -134,14 +134,24 @@ def test_a_control_is_judged_by_the_paired_difference():
     assert reads_latents(near) is False
 
 
-def test_results_without_paired_differences_are_judged_by_their_bounds():
+def test_results_without_paired_differences_give_no_verdict(tmp_path):
+    """Intervals that lie apart decide as little as those that overlap."""
     old = {k: v for k, v in RESULTS.items() if k != "differences"}
     words = verdict(old)
-    # 45 - 25, from 42 - 28 to 48 - 22.
-    assert "+20.0 points (+14.0 to +26.0)" in words[1] and "of an earlier version" in words[-1]
-    assert reads_latents(old) is True
-    old["rows"] = {**old["rows"], "mismatched_latents": row(0.42)}
-    assert reads_latents(old) is False
+    assert words[0].startswith("No verdict: ") and "paired differences" in words[0]
+    assert not any("better" in line or "worse" in line or "points" in line for line in words)
+    assert any("keeps 75% of the full text's F1;" in line for line in words)
+    assert reads_latents(old) is None
+    assert all(row[3] == "" for row in result_rows(old))
+    page = write_report(fill(tmp_path, results_json=json.dumps(old))).read_text("utf-8")
+    assert 'class="verdict good"' not in page and 'class="verdict bad"' not in page
+
+
+def test_a_control_without_its_difference_is_unknown():
+    some = copy.deepcopy(RESULTS)
+    del some["differences"]["zero_latents"]
+    assert reads_latents(some) is None
+    assert "no results for zero latents (control)." in verdict(some)[0]
 
 
 @pytest.mark.parametrize(

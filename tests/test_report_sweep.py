@@ -158,7 +158,7 @@ def test_few_questions_give_no_verdict_on_any_member():
     for member in ("2x", "4x"):
         few["members"][member]["evaluations"]["16"]["n"] = 29
     assert verdict(few)[-1] == (
-        "A verdict needs at least 30 questions, and no member was scored on so many."
+        "A verdict needs paired differences on at least 30 questions, and no member has them."
     )
     assert [row[-1] for row in sweep_rows(few)] == ["unknown", "unknown", "", ""]
 

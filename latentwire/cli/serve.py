@@ -85,8 +85,17 @@ def ask_store(question: str, context: Path | None, store: Path, doc: DOCUMENTS, 
         print(printable(complete(contexts.lm(model), [request])[0]))
         entries = contexts.stored(whole, model)[1]
         tokens, latents = (sum(getattr(e, n) for e in entries) for n in ("tokens", "latents"))
-        out.print(f"{model} read {tokens} tokens as {latents} latents", style="dim")
+        out.print(told(contexts.wire, model, tokens, latents), style="dim")
     return int(len(whole) < len(doc))
+
+
+def told(wire, model: str, tokens: int, latents: int) -> str:
+    """Who read how much; of a wire of codes that is its source, and not the model that answers."""
+    from latentwire.wire.codes.wire import CodeWire
+
+    if not isinstance(wire, CodeWire):
+        return f"{model} read {tokens} tokens as {latents} latents"
+    return f"{wire.source.name} read {tokens} tokens, of which {model} saw {latents} latents"
 
 
 def _whole(contexts, names: DOCUMENTS) -> list[str]:

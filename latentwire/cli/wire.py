@@ -21,7 +21,7 @@ from latentwire.cli.command_line import (
     trained,
     write_json,
 )
-from latentwire.cli.serve import ask_store
+from latentwire.cli.serve import ask_store, told
 
 
 def ask(
@@ -61,6 +61,7 @@ def ask(
     from latentwire.tasks import qa
     from latentwire.tasks.base import DataError
     from latentwire.terminal import printable
+    from latentwire.wire.codes.wire import CodeWire
     from latentwire.wire.load import load_with
 
     if not question.strip():
@@ -79,8 +80,9 @@ def ask(
     for reader in loaded.readers:
         lm = reader.lm
         print(printable(qa.ask(reader, message, [question])[0]))
-        tokens, latents = len(lm.tokenize(text)), reader.latents(text)
-        out.print(f"{lm.name} read {tokens} tokens as {latents} latents", style="dim")
+        source = loaded.source if isinstance(loaded, CodeWire) else lm
+        tokens = len(source.tokenize(text))
+        out.print(told(loaded, lm.name, tokens, reader.latents(text)), style="dim")
         if full_text:
             read = baselines.full_text(lm)([text])
             (answer,) = qa.answers(lm, [question], read, soft_prompt=reader.format)

@@ -26,20 +26,23 @@ def too_few(n: int | None, what: str) -> str | None:
     return f"Too few for a verdict: {n} {counted}, and at least {FEWEST} are needed."
 
 
-def difference(results: dict[str, Any], condition: str) -> dict[str, float]:
-    """The wire's F1 minus that of a condition, as {"mean", "low", "high"}.
+def unjudged(results: dict[str, Any]) -> str | None:
+    """The sentence that refuses a verdict on a wire: on too few questions, or where results of an
+    earlier version hold no paired differences; None where there is one."""
+    if few := too_few(results.get("n"), "questions"):
+        return few
+    if len(results.get("rows") or {}) < 2 or results.get("differences"):
+        return None
+    return (
+        "No verdict: these results are of an earlier version and hold no paired differences. "
+        "Repeat the evaluation in its run folder for them."
+    )
 
-    Results of earlier versions hold no paired differences. For these the interval is the widest
-    that the two intervals allow, whatever the correlation between the conditions.
-    """
-    if gain := (results.get("differences") or {}).get(condition):
-        return gain
-    wire, other = results["rows"]["wire"], results["rows"][condition]
-    return {
-        "mean": wire["f1"] - other["f1"],
-        "low": wire["f1_low"] - other["f1_high"],
-        "high": wire["f1_high"] - other["f1_low"],
-    }
+
+def difference(results: dict[str, Any], condition: str) -> dict[str, float] | None:
+    """The wire's F1 minus that of a condition, as {"mean", "low", "high"}; None where the results
+    hold no such difference, since their two intervals do not tell it."""
+    return (results.get("differences") or {}).get(condition)
 
 
 def sign(gain: dict[str, float]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from latentwire.report.comparison import FEWEST, difference, sign, too_few
+from latentwire.report.comparison import FEWEST, difference, sign, unjudged
 from latentwire.report.tables import NAMES, interval, name, percent, shown, terminal_table
 from latentwire.report.tables import RESULTS as ONE
 from latentwire.report.verdict import reads_latents
@@ -85,9 +85,9 @@ def verdict(results: dict[str, Any]) -> list[str]:
         f"The highest F1 is that of {best.label}, {interval(best.row, 'f1', '%')}. It was chosen "
         "among all on the questions that it is scored on, so expect somewhat less on others."
     )
-    if all(_few(s.results) for s in rows):
-        few = f"at least {FEWEST} questions, and no member was scored on so many"
-        return [*lines, f"A verdict needs {few}."]
+    if all(unjudged(s.results) for s in rows):
+        needed = f"paired differences on at least {FEWEST} questions, and no member has them"
+        return [*lines, f"A verdict needs {needed}."]
     controls = "no text, zero latents and another example's latents"
     lines.append(f"Above {controls}, by the paired difference: {_which(rows, reads_latents)}.")
     for baseline, what in (
@@ -108,13 +108,8 @@ def _which(rows: Sequence[Scored], beats: Callable[[dict[str, Any]], bool | None
 
 
 def _above(one: dict[str, Any], baseline: str) -> bool:
-    if baseline not in shown(one) or _few(one):
-        return False
-    return sign(difference(one, baseline)) > 0
-
-
-def _few(one: dict[str, Any]) -> bool:
-    return too_few(one.get("n"), "questions") is not None
+    gain = difference(one, baseline)
+    return baseline in shown(one) and not unjudged(one) and gain is not None and sign(gain) > 0
 
 
 def sweep_rows(results: dict[str, Any]) -> list[list[str]]:

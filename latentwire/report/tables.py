@@ -148,7 +148,8 @@ def result_rows(results: dict[str, Any]) -> list[list[str]]:
     rows = shown(results)
 
     def minus(key: str) -> str:
-        return gap(difference(results, key), "") if "wire" in rows and key != "wire" else ""
+        gain = difference(results, key)
+        return "" if gain is None else gap(gain, "")
 
     return [
         [name(key), interval(row, "em"), interval(row, "f1"), minus(key), f"{row['nll']:.2f}"]

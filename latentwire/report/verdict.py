@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from latentwire.report.comparison import difference, gap, sign, too_few
+from latentwire.report.comparison import difference, gap, sign, unjudged
 from latentwire.report.tables import (
     CONTROLS,
     CUTS,
@@ -27,29 +27,29 @@ from latentwire.report.tables import (
 def reads_latents(results: dict[str, Any]) -> bool | None:
     """True where the wire's F1 is above that of every control, by the interval of the paired
     difference; False where it is not; None where that is unknown because the wire or a control was
-    not evaluated, or on too few questions."""
+    not evaluated, on too few questions, or without paired differences."""
     rows = conditions(results)
-    if "wire" not in rows or too_few(results.get("n"), "questions"):
+    if "wire" not in rows or unjudged(results):
         return None
-    if _unbeaten(results):
+    if any(sign(gain) < 1 for gain in _gains(results).values()):
         return False
-    return True if all(c in rows for c in CONTROLS) else None
+    return True if len(_gains(results)) == len(CONTROLS) else None
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
     """The results in words, one sentence or two an item: controls, text cut to the same size,
     retention, bytes, time and cache, replay of raw embeddings. An item whose figures are missing is
-    left out, except the first; comparisons are left out where there are too few questions."""
-    few = too_few(results.get("n"), "questions")
+    left out, except the first; comparisons are left out where there are too few questions or no
+    paired differences."""
+    refused = unjudged(results)
     cuts = [c for c in CUTS if c in shown(results)]
-    judged = [few] if few else [_controls(results), *(_against(results, c) for c in cuts)]
+    judged = [refused] if refused else [_controls(results), *(_against(results, c) for c in cuts)]
     items = (
         *judged,
         _retention(results),
         _bytes(results),
         _speed(results),
         _replay(results),
-        None if few else _unpaired(results),
     )
     return [item for item in items if item]
 
@@ -63,18 +63,20 @@ def joint_verdict(scores: dict[str, Any]) -> str:
     )
 
 
-def _unbeaten(results: dict[str, Any]) -> list[str]:
+def _gains(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The wire's difference to each control that was evaluated beside it."""
     rows = conditions(results)
-    return [c for c in CONTROLS if c in rows and sign(difference(results, c)) < 1]
+    return {c: gain for c in CONTROLS if c in rows and (gain := difference(results, c))}
 
 
 def _controls(results: dict[str, Any]) -> str:
-    rows, reads = conditions(results), reads_latents(results)
+    rows, gains, reads = conditions(results), _gains(results), reads_latents(results)
     if reads is None:
-        absent = _and([name(c) for c in ("wire", *CONTROLS) if c not in rows])
+        absent = ["wire"] * ("wire" not in rows) + [c for c in CONTROLS if c not in gains]
+        absent = _and([name(key) for key in absent])
         return f"Whether this wire reads its latents is unknown: there are no results for {absent}."
-    compared = CONTROLS if reads else _unbeaten(results)
-    gaps = _and([f"{name(c)} by {gap(difference(results, c), signed=not reads)}" for c in compared])
+    compared = {c: gain for c, gain in gains.items() if reads or sign(gain) < 1}
+    gaps = _and([f"{name(c)} by {gap(gain, signed=not reads)}" for c, gain in compared.items()])
     f1 = interval(rows["wire"], "f1", "%")
     if reads:
         return f"This wire reads its latents: its F1 of {f1} is above {gaps}."
@@ -85,10 +87,9 @@ def _controls(results: dict[str, Any]) -> str:
 
 
 def _against(results: dict[str, Any], condition: str) -> str | None:
-    rows = conditions(results)
-    if "wire" not in rows:
+    rows, gain = conditions(results), difference(results, condition)
+    if "wire" not in rows or gain is None:
         return None
-    gain = difference(results, condition)
     words = {1: "is better than", -1: "is worse than", 0: "is not shown to be better than"}
     wire, cut = (f"{percent(rows[key]['f1'])}%" for key in ("wire", condition))
     return (
@@ -101,8 +102,8 @@ def _retention(results: dict[str, Any]) -> str | None:
     if results.get("retention") is None:
         return None
     kept = f"It keeps {results['retention']:.0%} of the full text's F1"
-    if "wire" in rows and "text" in rows:
-        kept += f", a difference of {gap(difference(results, 'text'))}"
+    if gain := difference(results, "text"):
+        kept += f", a difference of {gap(gain)}"
     if "text" not in rows or "closed_book" not in rows or not rows["text"]["f1"]:
         return f"{kept}."
     # Retention flatters where the reader knows the answers by itself.
@@ -157,17 +158,6 @@ def _replay(results: dict[str, Any]) -> str | None:
     return (
         f"Raw embeddings replayed (must equal full text): log-probabilities differ by up to "
         f"{nats:.2g} nats, so the reader is fed latents in another way than text."
-    )
-
-
-def _unpaired(results: dict[str, Any]) -> str | None:
-    rows = conditions(results)
-    if "wire" not in rows or len(rows) < 2 or results.get("differences"):
-        return None
-    return (
-        "These results are of an earlier version and hold no paired differences. The intervals of "
-        "the differences are the widest that the two intervals allow: repeat the evaluation in its "
-        "run folder for the true ones."
     )
 
 

@@ -55,6 +55,7 @@ def attention_losses(
 
 
 def _kl(true: Float[Tensor, "*q n"], log_shares: Float[Tensor, "*q n"]) -> Float[Tensor, ""]:
-    """Mean KL of distributions over the same slots; those out of reach are out of reach in both."""
-    reached = torch.where(true > 0, true * log_shares, 0.0)
+    """Mean KL of distributions over the same slots. A slot that a window hides counts for nothing
+    there: the reader's own token may have stood nearer, since it splits a text into fewer."""
+    reached = torch.where((true > 0) & log_shares.isfinite(), true * log_shares, 0.0)
     return (torch.special.xlogy(true, true) - reached).sum(-1).mean()

@@ -31,8 +31,8 @@ class CodeRecipe:
     out: Path | None = None
     """Run folder; resumes if it already holds this run."""
     start: str | None = None
-    """A wire of codes whose readers are trained on, in place of a closed form. Its code stays, so
-    messages already sent stay readable."""
+    """A wire of codes whose `readers` are trained on, in place of a closed form. Its code and its
+    other readers stay, so messages already sent stay readable."""
     soft_prompts: str | None = "shared"
     """A wire, a folder or a shipped one's name, whose soft prompts its readers keep; those of other
     readers, or all where this is None, are trained first."""

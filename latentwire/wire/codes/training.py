@@ -51,13 +51,15 @@ def train_codes(recipe: CodeRecipe, session: Session | None = None) -> Path:
         wire = _started(recipe, lms) if recipe.start else _new(recipe, lms)
         prompts = {} if recipe.start else _soft_prompts(recipe, lms)
         begin_training(out, _checked(out, recipe, lms))
-        bench = _bench(wire, recipe, out, session)
+        readers = [wire.reader(name) for name in recipe.readers]
+        trained = CodeWire(wire.code, Source.of(wire.source), readers)
+        bench = _bench(trained, recipe, out, session)
         if recipe.start is None:
-            for reader in wire.readers:
+            for reader in readers:
                 _prompt(bench, reader, prompts.get(reader.reader))
-            fit(bench, wire.readers, with_code=True)
-        train_attention(bench, wire.readers, with_code=recipe.start is None)
-        for reader in wire.readers:
+            fit(bench, readers, with_code=True)
+        train_attention(bench, readers, with_code=recipe.start is None)
+        for reader in readers:
             train_answers(bench, reader)
         if parallel.rank() == 0:
             wire.save(out / "wire")
@@ -99,13 +101,17 @@ def _new(recipe: CodeRecipe, lms: Mapping[str, FrozenLM]) -> CodeWire:
 
 
 def _started(recipe: CodeRecipe, lms: Mapping[str, FrozenLM]) -> CodeWire:
-    """The wire that training goes on from. Raises WireError for one of another shape."""
+    """The wire that training goes on from, with readers that the recipe leaves as they are. Raises
+    WireError for one of another shape."""
     wire = load_wire(str(recipe.start), lms)
     if not isinstance(wire, CodeWire):
         raise WireError(f"{recipe.start} is no wire of codes; expected one to go on from")
-    shape = wire.code.config, tuple((r.reader, r.decoder.hidden) for r in wire.readers)
-    if shape != (recipe.code, tuple(zip(recipe.readers, recipe.hidden, strict=True))):
-        raise WireError(f"{recipe.start} has another code or other readers than {recipe.name}")
+    sizes = tuple(wire.reader(name).decoder.hidden for name in recipe.readers)
+    if (wire.code.config, sizes) != (recipe.code, recipe.hidden):
+        raise WireError(
+            f"{recipe.start} has a code of {wire.code.config} and decoders of {sizes}; the recipe "
+            f"says {recipe.code} and {recipe.hidden}"
+        )
     wire.code.requires_grad_(False)
     for reader in wire.readers:
         reader.format.requires_grad_(False)
