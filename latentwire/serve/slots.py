@@ -86,7 +86,7 @@ class SlotReader:
         return tuple((k[0].transpose(0, 1), v[0].transpose(0, 1)) for k, v in pairs)
 
     def following(self, ids: Sequence[int]) -> list[int]:
-        """What stands behind the slots of a prompt's ids: all of them, without the BOS that a
+        """The ids of a prompt that stand behind the slots: all of them, without the BOS that a
         tokenizer has put there; of a chat what comes after its head, behind an empty line, as
         `latentwire.ask` has it. Raises ValueError for a chat with another head than the slots'."""
         bos, head = self.lm.bos.tolist(), self._head

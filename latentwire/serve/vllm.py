@@ -202,7 +202,7 @@ def _check_engine(config: Any, kv_cache_config: Any) -> None:
 
 
 def _reader(config: Any) -> SlotReader:
-    """What reads the slots for an engine's model. Raises what loading its wire raises."""
+    """A reader of slots for an engine's model. Raises what loading its wire raises."""
     extra = config.kv_transfer_config.kv_connector_extra_config
     lm = FrozenLM.from_pretrained(config.model_config.model, config.model_config.dtype)
     name = extra.get("wire", "default")
