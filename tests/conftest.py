@@ -1,5 +1,6 @@
 """Shapes and types are checked at run time in every test, and none sees features of other runs."""
 
+import gc
 import os
 import tempfile
 
@@ -15,3 +16,28 @@ install_import_hook(
     "latentwire", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 os.environ["LATENTWIRE_FEATURES"] = tempfile.mkdtemp(prefix="latentwire-features-")
+
+LONGEST = (
+    "test_device",
+    "test_shared",
+    "test_lens_recipes",
+    "test_parallel",
+    "test_real",
+    "test_real_lens",
+    "test_real_shared",
+    "test_examples",
+    "test_sweep",
+    "test_kill",
+    "test_agreement",
+    "test_families",
+)
+"""Files that take longest: begun first, so that no worker has one left when the others are done."""
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays: no collection walks through it, and no fork copies it

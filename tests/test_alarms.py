@@ -44,7 +44,7 @@ def quick(tmp_path) -> WireRecipe:
                 row = {"question": question, "answers": [answer], "context": context}
                 file.write(json.dumps({"id": f"{i}{n}", **row}) + "\n")
     made = recipe(str(path), tmp_path / "run")
-    return replace(made, held_out=3, slots=replace(made.slots, steps=6))
+    return replace(made, held_out=3, slots=replace(made.slots, steps=6, lr=0.02))
 
 
 def doubled_shift(monkeypatch):

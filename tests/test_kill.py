@@ -14,8 +14,8 @@ from test_recipes import lm  # noqa: F401 (a fixture)
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.wire.training import train_wire
 
-KILLS = 20
-SESSION = Session(check_every=4, keep=2)
+KILLS = 12
+SESSION = Session(check_every=4, check_size=2, keep=2)
 
 
 def rows(folder) -> list[dict]:
@@ -30,8 +30,8 @@ def test_killed_at_random_moments_and_resumed_equals_uninterrupted(lm, quick, tm
     recipe = replace(
         quick,
         out=tmp_path / "a",
-        format=LoopConfig(steps=6, lr=0.01, warmup=1, save_every=2),
-        slots=LoopConfig(steps=16, lr=0.02, warmup=2, save_every=3),
+        format=LoopConfig(steps=4, lr=0.01, warmup=1, save_every=2),
+        slots=LoopConfig(steps=8, lr=0.02, warmup=2, save_every=3),
     )
     # Forked, so that each begins with what this process has loaded, and nothing that it learns.
     fork = multiprocessing.get_context("fork")

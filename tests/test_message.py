@@ -226,12 +226,12 @@ def mutated(data: bytes, random: np.random.Generator) -> bytes:
     return sealed(bytes(changed)) if random.random() < 0.7 else bytes(changed)
 
 
-def test_ten_thousand_mutated_messages_are_read_rightly_or_refused():
+def test_two_thousand_mutated_messages_are_read_rightly_or_refused():
     random = np.random.default_rng(0)
     whole = [replace(SMALL, latents=latents(2, 2), bits=bits).to_bytes() for bits in BITS]
     read = 0
     tracemalloc.start()
-    for i in range(10_000):
+    for i in range(2_000):
         data = mutated(whole[i % 4], random)
         try:
             got = Message.from_bytes(data).latents
@@ -246,7 +246,7 @@ def test_ten_thousand_mutated_messages_are_read_rightly_or_refused():
             assert got.span == span > got.positions.max() and torch.isfinite(got.keys).all()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert read > 500  # else only the header's checks were tried
+    assert read > 100  # else only the header's checks were tried
     assert peak < 1_000_000
 
 

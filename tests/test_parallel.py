@@ -21,7 +21,7 @@ from tiny import tiny_lm
 
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig, Session, train
-from latentwire.wire.training import train_wire
+from latentwire.wire.training import WireRecipe, train_wire
 
 PATIENCE = 200.0
 """Seconds."""
@@ -65,7 +65,7 @@ def assert_sharded(rank: int, shard, whole: torch.Tensor) -> None:
     assert torch.equal(shard.to_local(), whole.chunk(2)[rank])
 
 
-def assert_same_losses(alone, together, steps: int = 9, names: Sequence[str] = ()) -> None:
+def assert_same_losses(alone, together, steps: int, names: Sequence[str] = ()) -> None:
     expected, found = (
         [json.loads(line) for line in (folder / "metrics.jsonl").open()]
         for folder in (alone, together)
@@ -78,55 +78,55 @@ def assert_same_losses(alone, together, steps: int = 9, names: Sequence[str] = (
             assert abs(one[name] - two[name]) <= 1e-5 * (1 + abs(one[name])), (one, two)
 
 
-@pytest.mark.parametrize("machines", [1, 2])
-def test_accelerate_launch_gives_the_losses_of_one_process(
-    machines,
-    lm,  # noqa: F811
-    quick,  # noqa: F811
-    tmp_path,
-    monkeypatch,
-):
+@pytest.fixture
+def short(quick) -> WireRecipe:  # noqa: F811
+    """A recipe of a few steps."""
+    few = LoopConfig(steps=2, lr=0.01, warmup=1)
+    return replace(quick, format=few, slots=replace(few, steps=3))
+
+
+def test_accelerate_launch_gives_the_losses_of_one_process(lm, short, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("LATENTWIRE_FEATURES", str(tmp_path / "features"))  # of no other test
     reader = tmp_path / "reader"
     lm.model.save_pretrained(reader)
     lm.tokenizer.save_pretrained(reader)
-    options = ["--data", quick.data, "--wire.reader", str(reader), "--seed", str(quick.seed)]
-    options += ["--ratios", str(quick.wire.ratio)]
+    options = ["--data", short.data, "--wire.reader", str(reader), "--seed", str(short.seed)]
+    options += ["--ratios", str(short.wire.ratio)]
     for part in ("wire", "format", "slots"):
-        for name, value in vars(getattr(quick, part)).items():
+        for name, value in vars(getattr(short, part)).items():
             if name != "reader":
                 options += [f"--{part}.{name.replace('_', '-')}", str(value)]
-    for name in ("scorer_passages", "questions", "held_out"):
-        options += [f"--{name.replace('_', '-')}", str(getattr(quick, name))]
-
-    def launched(*more: str) -> list[tuple[int, str]]:
-        """Status and stderr of the launcher on each machine: all are this one."""
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-        launcher += ["--num_processes", "2", "--main_process_port", free_port()]
-        if machines > 1:
-            launcher += ["--num_machines", "2", "--main_process_ip", "127.0.0.1"]
-        begun = []
-        for number in range(machines):
-            command = launcher + (["--machine_rank", str(number)] if machines > 1 else [])
-            command += ["-m", "latentwire", "train", "smollm2-4x", *options, *more]
-            begun.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-        said = [one.communicate(timeout=PATIENCE)[1] for one in begun]
-        return [(one.returncode, text) for one, text in zip(begun, said, strict=True)]
-
-    # That there are two shows where rows cannot be shared; nothing is loaded before.
-    refused = launched("--batch-size", "3", "--out", str(tmp_path / "no"))
-    assert all(status != 0 for status, _ in refused) and not (tmp_path / "no").exists()
-    assert "latentwire: 3 rows a step for 2 process(es)" in refused[0][1]
-    done = launched("--batch-size", str(quick.batch_size), "--out", str(tmp_path / "two"))
+    for name in ("scorer_passages", "questions", "held_out", "batch_size"):
+        options += [f"--{name.replace('_', '-')}", str(getattr(short, name))]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    command += ["--num_processes", "2", "--main_process_port", free_port()]
+    command += ["-m", "latentwire", "train", "smollm2-4x", *options]
+    command += ["--out", str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     # Status 1 is the launcher's for our 3: alarms stand at the end.
-    assert all(status in (0, 1) for status, _ in done), done
-    assert (tmp_path / "two" / "wire").is_dir(), done
-    assert sum(text.count("scorer ") for _, text in done) == 1  # one process shows its progress
-    assert_same_losses(train_wire(quick), tmp_path / "two", names=("ce", "kl"))
+    assert done.returncode in (0, 1) and (tmp_path / "two" / "wire").is_dir(), done
+    assert done.stderr.count("scorer ") == 1, done  # one process shows its progress
+    assert_same_losses(train_wire(short), tmp_path / "two", steps=5, names=("ce", "kl"))
 
 
-def test_fsdp2_shares_out_the_frozen_weights_and_gives_the_same_losses(lm, quick, tmp_path):  # noqa: F811
-    joint = replace(quick, out=tmp_path / "joint")
+def test_two_machines_give_the_losses_of_one_process(lm, short, tmp_path, capfd):  # noqa: F811
+    """As a launcher on each of them says it: both processes are the first of their machine."""
+
+    def on_its_machine(rank: int) -> None:
+        os.environ["LOCAL_RANK"] = "0"
+        # That there are two shows where rows cannot be shared; nothing is loaded before.
+        with pytest.raises(ValueError, match=r"3 rows a step for 2 process\(es\)"):
+            train_wire(replace(short, batch_size=3, out=tmp_path / "no"))
+        train_wire(replace(short, out=tmp_path / "two"))
+        dist.destroy_process_group()
+
+    assert in_two_processes(on_its_machine) == [0, 0]
+    assert not (tmp_path / "no").exists() and capfd.readouterr().err.count("scorer ") == 1
+    assert_same_losses(train_wire(short), tmp_path / "two", steps=5, names=("ce", "kl"))
+
+
+def test_fsdp2_shares_out_the_frozen_weights_and_gives_the_same_losses(lm, short, tmp_path):  # noqa: F811
+    joint = replace(short, out=tmp_path / "joint")
     weights = lm.blocks[0].mlp.up_proj.weight.detach().clone()
 
     def sharded(rank: int) -> None:
@@ -136,7 +136,7 @@ def test_fsdp2_shares_out_the_frozen_weights_and_gives_the_same_losses(lm, quick
         dist.destroy_process_group()
 
     assert in_two_processes(sharded) == [0, 0]
-    assert_same_losses(train_wire(quick), joint.out, names=("ce", "kl"))
+    assert_same_losses(train_wire(short), joint.out, steps=5, names=("ce", "kl"))
     assert (joint.out / "tensorboard" / "slots").is_dir()
 
 

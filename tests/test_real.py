@@ -49,7 +49,7 @@ def test_the_shipped_wire_reads_paragraphs_it_has_never_seen(wire):
 
 
 def test_questions_asked_by_eight_threads_are_answered_as_by_one(wire):
-    rows = load_questions(ALMANAC, 16)
+    rows = load_questions(ALMANAC, 8)
     messages = {c: wire.send([c])[0] for c in {row.context for row in rows}}
 
     def answered(row):

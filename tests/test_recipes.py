@@ -62,7 +62,7 @@ def recipe(data, out) -> WireRecipe:
         out=out,
         format=LoopConfig(steps=3, lr=0.01, warmup=1, save_every=1),
         scorer_passages=4,
-        slots=LoopConfig(steps=25, lr=0.02, warmup=2, save_every=5),
+        slots=LoopConfig(steps=14, lr=0.04, warmup=2, save_every=5),
         batch_size=2,
         held_out=2,
     )

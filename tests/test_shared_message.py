@@ -132,14 +132,14 @@ def mutated(data: bytes, random: np.random.Generator) -> bytes:
     return sealed(bytes(changed)) if random.random() < 0.7 else bytes(changed)
 
 
-def test_ten_thousand_mutated_messages_are_read_rightly_or_refused():
+def test_two_thousand_mutated_messages_are_read_rightly_or_refused():
     random, read = np.random.default_rng(0), 0
     whole = [
         SharedMessage(b"wire-id.", torch.randint(2**bits, (6, 4)), bits, 20).to_bytes()
         for bits in range(1, 9)
     ]
     tracemalloc.start()
-    for i in range(10_000):
+    for i in range(2_000):
         data = mutated(whole[i % 8], random)
         try:
             got = SharedMessage.from_bytes(data)
@@ -152,5 +152,5 @@ def test_ten_thousand_mutated_messages_are_read_rightly_or_refused():
             assert 0 <= int(got.codes.min()) <= int(got.codes.max()) < 2**bits
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert read > 500  # else only the header's checks were tried
+    assert read > 100  # else only the header's checks were tried
     assert peak < 1_000_000

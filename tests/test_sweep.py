@@ -135,7 +135,7 @@ def test_a_sweep_that_is_stopped_stops_its_member_once(sent, tmp_path):
 def test_members_fail_alone_and_are_tried_again(small, at_once, tmp_path):
     late = tmp_path / "late.jsonl"
     grid = {"late": replace(small, data=str(late)), "whole": small}
-    asked, said = Evaluation(small.data, limit=6, bits=(16, 4)), []
+    asked, said = Evaluation(small.data, limit=4, bits=(16, 4)), []
     first = run_sweep(grid, tmp_path / "s", asked, said=said.append)
     assert "no such file" in first["members"]["late"]["error"]
     whole = first["members"]["whole"]

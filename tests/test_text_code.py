@@ -156,21 +156,19 @@ def test_windows_are_decoded_side_by_side(llama, short_windows, monkeypatch):
     assert rows == [4] * short_windows + [2] * short_windows
 
 
-def test_ten_thousand_damaged_messages(llama):
+def test_a_message_with_one_bit_changed_cut_off_or_of_another_end_is_refused(llama):
     whole = wire_of(llama).send(TEXTS[:1])[0].to_bytes()
     rng = random.Random(0)
-    for _ in range(10_000):
-        data = bytearray(whole)
-        kind = rng.randrange(3)
-        if kind == 0:
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            del data[rng.randrange(len(data)) :]
-        else:
-            data[rng.randrange(len(data)) :] = rng.randbytes(rng.randrange(1, 40))
-        if bytes(data) != whole:
-            with pytest.raises(MessageError):
-                TextMessage.from_bytes(bytes(data))
+    damaged = [
+        whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :]
+        for i in range(len(whole))
+        for bit in range(8)
+    ]
+    damaged += [whole[:i] for i in range(len(whole))]
+    damaged += [whole[: rng.randrange(len(whole))] + rng.randbytes(20) for _ in range(1_000)]
+    for data in damaged:
+        with pytest.raises(MessageError):
+            TextMessage.from_bytes(data)
 
 
 def test_altered_codes_under_a_right_checksum_are_seen(llama):

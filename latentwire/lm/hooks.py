@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from sys import modules
 from typing import Any
 
@@ -103,20 +104,28 @@ def attention_seen(see: Callable[..., None], model: Any) -> Iterator[None]:
 def attending_sparingly(prompt: Prompt, model: Any) -> Iterator[None]:
     """Attention of a pass over `prompt`: over each head's own slots where its prefix has any, and
     causal where a layer's mask is None."""
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     slots = () if prompt.prefix is None else prompt.prefix.ragged
-    since = _since(prompt, slots, model.config)
-
-    def over(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any):
-        if not slots:
-            return attend(module, query, key, value, mask, **options)
-        layer = module.layer_idx
-        scaled, cap = query * options["scaling"], options.get("softcap")
-        attended = slots[layer].attend(scaled, key, value, mask, since[layer], cap)
-        return attended.transpose(1, 2), None
-
-    with _attending_by(over, model):
+    with _attending_by(partial(_attend, slots, _since(prompt, slots, model.config)), model):
         yield
+
+
+def _attend(
+    slots: Sequence[RaggedKV],
+    since: Sequence[Tensor | None],
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    if not slots:
+        attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return attend(module, query, key, value, mask, **options)
+    layer = module.layer_idx
+    scaled, cap = query * options["scaling"], options.get("softcap")
+    attended = slots[layer].attend(scaled, key, value, mask, since[layer], cap)
+    return attended.transpose(1, 2), None
 
 
 def _since(prompt: Prompt, slots: Sequence[RaggedKV], config: Any) -> list[Tensor | None]:
