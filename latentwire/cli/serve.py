@@ -90,7 +90,8 @@ def ask_store(question: str, context: Path | None, store: Path, doc: DOCUMENTS, 
 
 
 def told(wire, model: str, tokens: int, latents: int) -> str:
-    """Who read how much; of a wire of codes that is its source, and not the model that answers."""
+    """The line that says who read how much: of a wire of codes its source, and not the model that
+    answers."""
     from latentwire.wire.codes.wire import CodeWire
 
     if not isinstance(wire, CodeWire):
