@@ -74,7 +74,8 @@ HELPS += ["ask", "eval", "lens explain", "lens eval", "lens train smollm2", "ben
 HELPS += ["compress", "chat", "serve", "fit"]
 OTHERS = {"--multi_gpu", "--num_processes", "--use_fsdp", "--fsdp_version", "--help", "--OPTION"}
 OTHERS |= {"--model_args", "--include_path", "--tasks", "--metadata", "--head"}
-"""Options of Accelerate, lm-evaluation-harness, Ray and of all programs."""
+OTHERS |= {"--kv-transfer-config", "--model"}
+"""Options of Accelerate, lm-evaluation-harness, Ray, vLLM and of all programs."""
 
 
 def test_options_that_are_named_exist(monkeypatch, capsys):

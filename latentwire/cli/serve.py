@@ -23,6 +23,7 @@ def compress(
     ratio: int | None = None,
     keep: str | None = None,
     bits: int | None = None,
+    uniform: bool = False,
 ) -> int:
     """Compress documents into a store, to be asked many times. A second run does only what is new
     or changed. Exit status 1 where a document could not be compressed; the others are.
@@ -37,6 +38,8 @@ def compress(
         keep: What of the text to keep as text beside the latents: numbers, names, or what a regular
             expression finds.
         bits: Bits of one code of a message of a wire of one reader: 16 (if not given), 8, 6 or 4.
+        uniform: Keep as many slots in every head, as vLLM and transformers' caches need; it costs
+            quality. For a wire of one reader.
     """
     from latentwire.serve.documents import read_document
     from latentwire.serve.store import Store, wire_id
@@ -46,7 +49,7 @@ def compress(
 
     if not documents:
         raise ValueError("got no document; expected at least one file")
-    kept, loaded, failed = Store(store), load_with(wire, ratio, keep), 0
+    kept, loaded, failed = Store(store), load_with(wire, ratio, keep, uniform=uniform), 0
     wire_id(loaded)
     for number, path in enumerate(documents, 1):
         start, place = time.perf_counter(), printable(f"[{number}/{len(documents)}] {path}")

@@ -3,6 +3,7 @@ prompt as its mask."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from threading import Lock
 from typing import Any
 
@@ -101,34 +102,46 @@ def as_cache(prefix: KVPrefix | None, kept: bool) -> Any:
 
 def transformers_cache(model: Any, prefix: KVPrefix, room: int) -> DynamicCache:
     """A prefix as a cache that transformers' own `generate` continues from, for up to `room` tokens
-    more. Every head of every layer must have as many slots, in all rows.
+    more. Raises ValueError where the cache could not be exact."""
+    check_one_length(model, prefix, room)
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(of_one_length(model, prefix)):
+        cache.update(keys, values, layer)
+    return cache
 
-    `generate` numbers what follows by the cache's length. All keys are rotated by as much as that
-    is less than the positions taken up, so every distance stays what it was. Raises ValueError
-    where the cache could not be exact.
-    """
+
+def check_one_length(model: Any, prefix: KVPrefix, room: int) -> None:
+    """Raises ValueError where a cache of one length, continued by up to `room` tokens, could not be
+    exact: every head of every layer must have as many slots, in all rows."""
     config, name = model.config, model.config.model_type
     if not family_of(config).rotary:
         raise ValueError(f"{name} adds positions to its embeddings: its keys cannot be moved")
     if rescales(model):
         raise ValueError(f"{name} rotates by the input's length (longrope): keys cannot be moved")
-    counts = {int(n) for slots in prefix.ragged for n in slots.lengths.unique()} or {0}
+    counts = _counts(prefix)
     if len(counts) > 1:
         least, most = min(counts), max(counts)
         raise ValueError(
-            f"heads have {least} to {most} slots; a Cache has one length: compress with "
-            "wire.uniform(), and give texts of unlike lengths one at a time"
+            f"heads have {least} to {most} slots; a cache has one length: compress with "
+            "wire.uniform() or `latentwire compress --uniform`, and give texts of unlike lengths "
+            "one at a time"
         )
     if prefix.memories or not bool(prefix.mask.all()):
-        raise ValueError("a Cache holds no memories and no padding; give rows one at a time")
+        raise ValueError("a cache holds no memories and no padding; give rows one at a time")
     windows = [n for n in (sliding_windows(config) or {}).values() if n is not None]
     end = int(prefix.next_position.max()) + room
     if windows and end > min(windows):
         raise ValueError(
             f"{name} has layers that see {min(windows)} tokens, and the context with {room} more "
-            f"takes {end} positions: transformers would count slots; expected at most that many"
+            f"takes {end} positions: a cache's slots would be counted; expected at most that many"
         )
-    count, cache = counts.pop(), DynamicCache()
+
+
+def of_one_length(model: Any, prefix: KVPrefix) -> Iterator[tuple[Tensor, Tensor]]:
+    """Keys and values [b, h, n, e] of each layer of a prefix that `check_one_length` lets pass, for
+    an engine that numbers what follows by the cache's length: all keys are rotated by as much as
+    that is less than the positions taken up, so every distance stays what it was."""
+    (count,) = _counts(prefix)
     shift = len(prefix) + count - prefix.next_position[:, None, None]
     for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
         b, h, _, e = keys.shape
@@ -139,9 +152,12 @@ def transformers_cache(model: Any, prefix: KVPrefix, room: int) -> DynamicCache:
             own = slots.keys.view(-1, h, count, e)[rows], slots.values.view(-1, h, count, e)[rows]
             keys, values = (torch.cat(pair, 2) for pair in zip((keys, values), own, strict=True))
             places = torch.cat([places, slots.positions.view(-1, h, count)[rows]], 2)
-        turned = moved(model, layer, keys.float(), places, shift).to(keys.dtype)
-        cache.update(turned, values, layer)
-    return cache
+        yield moved(model, layer, keys.float(), places, shift).to(keys.dtype), values
+
+
+def _counts(prefix: KVPrefix) -> set[int]:
+    """Slots that single heads have beside those that all have."""
+    return {int(n) for slots in prefix.ragged for n in slots.lengths.unique()} or {0}
 
 
 def grown(cache: Any, prompt: Prompt) -> KVPrefix:

@@ -266,4 +266,6 @@ def _made(wire: AnyWire, bits: int | None) -> tuple[str, int, str]:
     settings = {"bits": bits or reader.bits, "keep": reader.keep}
     if isinstance(reader, Wire):
         settings["selector"] = reader.config.selector
+        if reader.compressor.uniform:
+            settings["uniform"] = True
     return wire_id(wire), reader.ratio, json.dumps(settings)

@@ -9,7 +9,7 @@ from latentwire.lm import Dtype, LMSource, as_lms
 from latentwire.wire.codes.reader import CodeReader
 from latentwire.wire.codes.wire import KIND as CODE_KIND
 from latentwire.wire.codes.wire import CodeWire
-from latentwire.wire.config import WireConfig, read_config
+from latentwire.wire.config import read_config
 from latentwire.wire.folder import WireError, folder_of, kind_of
 from latentwire.wire.learned.reader import Reader as SharedReader
 from latentwire.wire.learned.saving import KIND as SHARED_KIND
@@ -50,18 +50,21 @@ def load_with(
     selector: str | None = None,
     only: int | None = None,
     dtype: Dtype | None = None,
+    uniform: bool = False,
 ) -> AnyWire:
     """A wire, at another ratio than its own unless that is None, with what a rule finds kept as
     text unless that is None. selector: `name` is a model's, whose wire this selector makes without
-    any training. only: of a wire of text or of codes this reader alone, by its place. Raises
-    WireError for a rule where nothing travels that it could look into, and for a ratio of learned
-    codes that have one alone."""
+    any training. only: of a wire of text or of codes this reader alone, by its place. uniform: with
+    as many slots in every head. Raises WireError for a rule where nothing travels that it could
+    look into, for a ratio of learned codes that have one alone, and for uniform slots of a wire
+    that sends no slots."""
     if keep is not None:  # a mistake in it is told before models are loaded
         finder(keep)
+    if uniform and selector is None and kind_of(name) in KINDS:
+        raise WireError(f"{name} sends no slots; expected a wire of one reader for uniform ones")
     if selector is not None:
-        ratio = ratio or WireConfig.ratio
-        return Wire.of(str(name), selector, ratio, dtype=dtype).keeping(keep)
-    if only is not None and (kind := kind_of(name)) in APART:
+        wire = Wire.of(str(name), selector, dtype=dtype)
+    elif only is not None and (kind := kind_of(name)) in APART:
         wire = APART[kind].from_pretrained(name, only=only, dtype=dtype)
     else:
         wire = load_wire(name, dtype=dtype)
@@ -69,6 +72,8 @@ def load_with(
         if keep is not None:
             raise WireError(f"{name} has codes alone; its readers have no text to keep spans of")
         return wire if ratio is None else wire.at(ratio)
+    if isinstance(wire, Wire) and uniform:
+        wire = wire.uniform()
     if not isinstance(wire, SharedWire):
         return (wire if ratio is None else wire.at(ratio)).keeping(keep)
     if ratio is not None:
