@@ -134,6 +134,36 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     assert kept.best() == facts
 
 
+def test_the_best_check_is_kept_where_the_last_is_worse(tmp_path, capsys):
+    at = {1: 3.0, 4: 1.0, 8: 2.0, 12: 5.0}
+
+    def run(folder, held, stop_at=None):
+        params, steps = parameters(), iter(held.items())
+        probe = lambda: {"held": next(steps)[1]}  # noqa: E731
+        with pytest.raises(KeyboardInterrupt) if stop_at else nullcontext():
+            loss, session = quadratic(params, stop_at), Session(check_every=4)
+            train("s", params, loss, CONFIG, folder, probe=probe, session=session)
+        return params
+
+    kept = run(tmp_path / "a", at)
+    for step in (4, 12):  # the parameters of step 4 are kept, and the last checkpoint is the last
+        name = "s.best" if step == 4 else "s"
+        saved = load_file(tmp_path / "a" / f"{name}.safetensors")["value/w"]
+        assert torch.equal(kept["w"], saved) == (step == 4)
+    assert "s: step 4 is kept, with the lowest held-out loss, 1.0000" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").open()]
+    assert [row["kept"] for row in rows if "kept" in row] == [4] and rows[-1]["kept"] == 4
+    run(tmp_path / "b", at, stop_at=9)
+    for _ in range(2):  # resumed, and once more when it is complete
+        assert torch.equal(run(tmp_path / "b", {12: 5.0})["w"], kept["w"])
+    (tmp_path / "b" / "s.best.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"s\.best\.safetensors is missing"):
+        run(tmp_path / "b", {})
+    last = run(tmp_path / "c", {**at, 12: 0.5})
+    assert not torch.equal(last["w"], kept["w"])
+    assert torch.equal(last["w"], load_file(tmp_path / "c" / "s.safetensors")["value/w"])
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys):
     straight, first, resumed = parameters(), parameters(), parameters()
     train("s", straight, quadratic(straight), CONFIG, tmp_path / "a")
