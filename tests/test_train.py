@@ -324,6 +324,18 @@ def test_a_gate_stays_open():
         gated.at(9, 1, [{"step": 1.0, "held": 2.0}])
 
 
+def test_a_gate_closes_again():
+    gated = Schedule(0.0, 1.0, over=4.0, gate=("cosine", "above", 0.8, 0.6))
+    found = [{"step": s, "cosine": c} for s, c in ((1.0, 0.9), (5.0, 0.7), (9.0, 0.5), (13.0, 0.9))]
+    assert [gated.at(8, 1, found[:n]) for n in range(4)] == [0, 1, 1, 0]  # 0.7 is in between
+    assert gated.at(15, 1, found) == 0.5  # and its way begins anew
+    words = "0 end=1.0 over=4.0 gate=cosine,above,0.8,0.6"
+    assert Schedule.parse(words.split()) == gated and gated.words() == words.split()
+    for side, closing in (("above", 0.9), ("below", 0.7)):
+        with pytest.raises(ValueError, match="to close on the other side of what opens it"):
+            Schedule(1.0, gate=("cosine", side, 0.8, closing))
+
+
 def test_a_schedule_is_read_from_words_and_said_in_them():
     gated = Schedule(0.0, 1.0, 2.0, "epochs", "cosine", 3.0, ("held", "below", 2.5))
     said = "0 end=1.0 over=2.0 unit=epochs shape=cosine after=3.0 gate=held,below,2.5"
