@@ -176,7 +176,9 @@ class _Stage:
                 kept = {n: v for n, v in figures.items() if n.startswith("held")}
                 self.checkpoints.save(self.parameters, self.optimizer, self.step, "best", **kept)
             if "held" in figures and self.step == self.config.steps:
-                row["kept"] = int(self.checkpoints.best()["step"])
+                least = self.checkpoints.best()
+                better = least.get("held", math.inf) < figures["held"]
+                row["kept"] = int(least["step"]) if better else self.step
         if checking:
             self.measured.append(parallel.of_first(_numbers(row)))
         return row
