@@ -10,14 +10,21 @@ import torch
 from test_recipes import lm, recipe  # noqa: F401 (lm: a fixture)
 
 from latentwire.__main__ import main
-from latentwire.train.alarms import CollapseError, alarms, collapsed, pairwise_cosine, standing
+from latentwire.train.alarms import (
+    CollapseError,
+    alarms,
+    collapsed,
+    pairwise_cosine,
+    standing,
+    within_cosine,
+)
 from latentwire.train.loop import LoopConfig, Session, train
 from latentwire.wire import training as recipes
 from latentwire.wire.recipe import RECIPES
 from latentwire.wire.training import WireRecipe, train_wire
 from latentwire.wire.wire import Wire
 
-FAULTS = {"layout", "exposure", "sameness", "scale", "frozen"}
+FAULTS = {"layout", "exposure", "sameness", "repetition", "scale", "frozen"}
 """What a sound training of a tiny model never raises; how well it reads is another matter."""
 SESSION = Session(check_every=2)
 
@@ -107,7 +114,7 @@ def frozen_adapter(monkeypatch):
         (doubled_shift, {"layout"}),
         (labels_on_padding, {"layout"}),
         (another_anchor, {"layout"}),
-        (zero_latents, {"sameness", "scale", "frozen"}),
+        (zero_latents, {"sameness", "repetition", "scale", "frozen"}),
         (frozen_adapter, {"frozen"}),
     ],
 )
@@ -163,6 +170,8 @@ SOUND = {
     "distinct_gold": 24.0,
     "cosine": 0.9,
     "cosine_text": 0.8,
+    "within": 0.7,
+    "within_text": 0.4,
     "gap": 2.0,
     "gap_low": 1.0,
     "scale.keys": 1.1,
@@ -186,6 +195,7 @@ SOUND = {
         ({"free": 0.0}, "exposure", "40% of answers are right when teacher-forced, 0% when"),
         ({"distinct": 2.0}, "diversity", "begin with 2 different tokens where 24"),
         ({"cosine": 0.999}, "sameness", "have cosine 0.999, their texts 0.800"),
+        ({"within": 0.95}, "repetition", "of one message have cosine 0.950, the vectors of its"),
         ({"gap": 0.01, "gap_low": -0.02}, "reading", "cost 0.010"),
         ({"scale.keys": 40.0}, "scale", "keys are 40.00 times the size"),
         ({"grad.up": 0.0}, "frozen", "up gets no gradient"),
@@ -212,6 +222,9 @@ def test_pairwise_cosine_by_hand():
     vectors = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
     assert pairwise_cosine(vectors) == pytest.approx(2 * 2**-0.5 / 3)
     assert pairwise_cosine(torch.zeros(3, 2)) == 1.0
+    same = torch.ones(4, 2)
+    assert within_cosine([vectors, vectors[:1], same]) == pytest.approx(0.5 + 2**-0.5 / 3)
+    assert within_cosine([same[:1]]) == 0.0
 
 
 def test_a_part_that_the_loss_does_not_reach_is_named(tmp_path):

@@ -83,8 +83,8 @@ def test_each_stage_moved_what_it_trains_and_nothing_else(place, trained):
     stages = [row["stage"] for row in logged]
     assert list(dict.fromkeys(stages)) == ["attention", "answers-0", "answers-1"]
     at_end = [row for row in logged if row["step"] == 2]
-    assert all(k in at_end[0] for k in ("attention", "outputs", "held_attention"))
-    assert all(k in at_end[1] for k in ("kl", "ce", "held_kl_1x", "held_ce_2x"))
+    assert all(k in at_end[0] for k in ("attention", "outputs", "held_attention", "held"))
+    assert all(k in at_end[1] for k in ("kl", "ce", "held_kl_1x", "held_ce_2x", "held"))
 
 
 def test_a_run_goes_on_and_gives_the_same_wire(place, trained):

@@ -108,7 +108,33 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert 20.5 < result["zstd_bytes"] <= 20.5 + 9 and result["bits"] == 16
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 10
     assert result["embeds_vs_ids_difference"] == 0 and "keep" not in result
+    assert (result["answer_tokens"], result["cut_answers"]) == (20, 0)
     assert "<html" in (folder / "report.html").read_text()
+
+
+def test_eval_counts_the_gold_answers_that_its_budget_cuts(
+    wire, shared, tmp_path, monkeypatch, capsys
+):
+    # The shortest have 5, 4 and 8 tokens, with the space before an answer.
+    rows = [{**ROWS[0], "answers": ["eighteen fifteen", "1815"]}, *ROWS[1:]]
+    data, out = write(tmp_path / "d.jsonl", jsonl(rows)), tmp_path / "o.json"
+    asked = ("--data", data, "--json", str(out), "--answer-tokens", "5")
+    status, printed, err = run(
+        monkeypatch, capsys, "eval", wire, *asked, "--run", str(tmp_path / "run")
+    )
+    assert status == 0, err
+    result = json.loads(out.read_text())
+    assert result["answer_tokens"] == 5 and result["cut_answers"] == pytest.approx(1 / 3)
+    said = "Answers: up to 5 tokens; 33.3% of gold answers are longer."
+    assert said in printed and said in (tmp_path / "run" / "report.html").read_text()
+    answers = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    assert max(len(json.loads(line)["answer"]) for line in answers) <= 5  # a token a character
+    status, _, err = run(monkeypatch, capsys, "eval", shared, *asked)
+    assert status == 0, err
+    for one in json.loads(out.read_text())["readers"].values():
+        assert one["answer_tokens"] == 5 and one["cut_answers"] == pytest.approx(1 / 3)
+    status, _, err = run(monkeypatch, capsys, "eval", wire, "--data", data, "--answer-tokens", "0")
+    assert status == 2 and err == "latentwire: --answer-tokens is 0; expected at least 1\n"
 
 
 def test_eval_and_ask_by_selectors(wire, shared, tmp_path, monkeypatch, capsys):
@@ -142,7 +168,7 @@ def test_eval_and_ask_by_selectors(wire, shared, tmp_path, monkeypatch, capsys):
         (jsonl([*ROWS[:1], {"id": "9", "context": "c"}]), "line 2: no field 'question'"),
         (jsonl([{**ROWS[0], "context": ""}]), "line 1: field 'context' is empty"),
         (jsonl([{**ROWS[0], "question": " "}]), "question is ' '; expected text"),
-        (jsonl([{**ROWS[0], "answers": []}]), "line 1: field 'answers' is empty"),
+        (jsonl([{**ROWS[0], "answers": []}]), "line 1: no answers, as SQuAD 2.0's unanswerable"),
         (jsonl([{**ROWS[0], "answers": "x"}]), "line 1: field 'answers' is str; expected list"),
         ("{not json}\n", "line 1: not JSON"),
         ("", "is empty"),
@@ -325,6 +351,7 @@ def test_hub_data_is_read_from_a_folder(as_squad, tmp_path):
     [
         ({"answers": "Paris"}, "answers are 'Paris'; expected a list of non-empty strings"),
         ({"answers": [" "]}, "answers are [' ']; expected a list of non-empty strings"),
+        ({"answers": {"text": []}}, "no answers, as SQuAD 2.0's unanswerable questions have none"),
         ({"context": " "}, "context is ' '; expected text"),
     ],
 )

@@ -57,6 +57,14 @@ def test_an_activation_is_explained_and_edited(printed):
     assert before != after
 
 
+def test_activations_of_another_tool_are_explained_as_the_lens_s_own(printed):
+    out = printed("explain_activations.py", "She put the cake into the")
+    token, share, words = re.findall(r"^'(.*)', explained (-?[\d.]+): '(.*)'$", out, re.M)[-1]
+    whole = printed("explain_and_edit.py")  # its last token, by the lens's own reading
+    assert token == " the" and f"activation of ' the': {words!r}" in whole
+    assert f"its words explain {share} of its variance" in whole
+
+
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda p: p.name)
 def test_a_script_is_short_and_says_how_to_run_it(script):
     text = script.read_text()

@@ -8,7 +8,7 @@ import pytest
 
 from latentwire.tasks.arc import load_arc
 from latentwire.tasks.base import LINE_BYTES, DataError, read_jsonl, read_text
-from latentwire.tasks.qa import read_questions
+from latentwire.tasks.qa import Question, load_questions, read_questions
 
 ROW = {"id": "1", "context": "The Aare.", "question": "Which?", "answers": ["Aare"]}
 
@@ -80,3 +80,45 @@ def test_a_name_of_an_arc_task_is_unicode(tmp_path):
     (tmp_path / name).write_text(json.dumps({"train": grids, "test": grids}))
     with pytest.raises(DataError, match="half of a surrogate pair"):
         load_arc(tmp_path)
+
+
+PARAGRAPHS = [["Aare", ["The Aare is a river.", " It is 288 km long."]], ["Bern", ["A city."]]]
+HOTPOT = {"_id": "5a", "question": "How long?", "answer": "288 km", "context": PARAGRAPHS}
+
+
+def on_hub(row):
+    titles, sentences = zip(*row["context"], strict=True)
+    context = {"title": list(titles), "sentences": list(sentences)}
+    return {"id": row["_id"], **{k: row[k] for k in ("question", "answer")}, "context": context}
+
+
+@pytest.mark.parametrize("name", ["array.json", "lines.json", "rows.jsonl", "hub"])
+def test_hotpotqa_is_read_in_each_of_its_forms(name, tmp_path):
+    if name == "hub":
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "train.jsonl").write_text(json.dumps(on_hub(HOTPOT)))
+        questions = load_questions(f"hub:{tmp_path / 'data'}:default#train")
+    else:
+        (tmp_path / name).write_text(json.dumps([HOTPOT] if name == "array.json" else HOTPOT))
+        questions = read_questions(tmp_path / name)
+    context = "Aare\nThe Aare is a river. It is 288 km long.\n\nBern\nA city."
+    assert questions == [Question("5a", context, "How long?", ("288 km",))]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({**HOTPOT, "context": [["Aare"]]}, r"row 1: context is \[\['Aare'\]\]; expected text, or"),
+        ({**HOTPOT, "context": {"title": ["a"]}}, "row 1: context is .*; expected text, or titles"),
+        ({**HOTPOT, "answer": ""}, r"row '5a': answers are \[''\]; expected a list of non-empty"),
+        ({k: v for k, v in HOTPOT.items() if k != "answer"}, "row 1: no field 'answers'"),
+        ({**ROW, "answers": {"text": []}}, "row 1: no answers, .*: write the rows that have some"),
+        (7, "row 1: a JSON int; expected an object"),
+    ],
+)
+def test_rows_of_an_array_that_are_refused(row, said, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([row]))
+    with pytest.raises(DataError, match=said) as caught:
+        read_questions(path)
+    assert "\n" not in str(caught.value)

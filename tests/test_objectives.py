@@ -22,7 +22,7 @@ from latentwire.wire.learned import training as recipes
 from latentwire.wire.learned.data import TrainingData
 from latentwire.wire.learned.objectives import OFF, Objectives, Step, values_of
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
-from latentwire.wire.learned.training import train_shared, wire_loss
+from latentwire.wire.learned.training import check_readers, train_shared, wire_loss
 
 WEIGHTS = list(Objectives().schedules)
 NOTHING = Objectives(**dict.fromkeys(WEIGHTS, OFF), piece=8)
@@ -77,7 +77,7 @@ def test_what_weighs_nothing_is_not_computed(lms, monkeypatch):  # noqa: F811
     def never(*_, **__):
         raise AssertionError("computed for a weight of 0")
 
-    for name in ("full_texts", "_reconstruction", "_embeds"):
+    for name in ("full_texts", "_reconstruction", "aligned_embeds"):
         monkeypatch.setattr(steps, name, never)
     given = recipe(wire.config, objectives=only(ce=1.0))
     figures = wire_loss(wire, wire.readers, TrainingData(passages(), []), given, 0)[1]
@@ -160,6 +160,10 @@ def test_embeddings_are_aligned_with_the_means_of_their_share(lms):  # noqa: F81
     made = start.bias.expand_as(means)
     found = parts_of(reader, step)["embeds"]
     torch.testing.assert_close(found, cosine_distance(made, means) + moment_error(made, means))
+    checked = check_readers([reader], step.batch)
+    cosine = torch.cosine_similarity(made, means).mean().item()
+    assert checked["reconstruction_cosine"] == pytest.approx(cosine, abs=1e-5)
+    assert "reconstruction_cosine" not in check_readers(make_wire(lms).readers[:1], step.batch)
 
 
 def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypatch):  # noqa: F811

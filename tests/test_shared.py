@@ -23,10 +23,11 @@ from latentwire.tasks.base import DataError
 from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.losses import token_loss
+from latentwire.train.schedules import Schedule
 from latentwire.wire.evaluation import conditions
 from latentwire.wire.joint import evaluate_readers
 from latentwire.wire.learned import objectives
-from latentwire.wire.learned.config import SharedRecipe
+from latentwire.wire.learned.config import SharedRecipe, shared_4x
 from latentwire.wire.learned.data import TrainingData, batch_of, load_data, ready
 from latentwire.wire.learned.encoders import ENCODERS
 from latentwire.wire.learned.encoders.base import EncoderConfig
@@ -254,6 +255,33 @@ def test_losses_and_checks_of_a_step(lms):
     assert (found["held_low"], found["held_high"]) == pytest.approx(sorted(alone), abs=1e-4)
     assert found["held_n"] == 2
     assert {f"{name}.text.f1" for name in BOTH} <= set(found) and "gap_low" in found
+
+
+def test_cosines_between_the_latents_of_a_message(lms):
+    wire, some = make_wire(lms), uneven()[:2]
+    found = check_readers(wire.readers[:1], some)
+    texts = [wire.encoder.lm.embed(wire.encoder.lm.tokenize(p.context)) for p in some]
+    for name, of in (("within", wire([p.context for p in some])), ("within_text", texts)):
+        cosines = [torch.cosine_similarity(rows[:, None], rows[None], -1) for rows in of]
+        means = [(c.sum() - len(c)) / (len(c) * (len(c) - 1)) for c in cosines]
+        assert found[name] == pytest.approx((sum(means) / 2).item(), abs=1e-5)
+
+
+def test_the_losses_of_answers_begin_at_a_part_of_their_weight():
+    schedules = shared_4x().objectives.schedules
+    for name in ("ce", "kl"):
+        weights = [schedules[name].at(step, 1000) for step in (0, 500, 1000, 4000)]
+        assert weights[0] < 0.5 and weights == sorted(weights) and weights[2:] == [1.0, 1.0]
+
+
+def test_adapters_are_frozen_while_the_encoder_trains_on(lms, given):
+    folder = train_shared(replace(given, adapter_rate=Schedule(1.0, 0.0, after=1.0)))
+    first, second = (load_file(folder / f"wire{at}.safetensors") for at in (".1", ""))
+    moved = {name for name, tensor in second.items() if not torch.equal(first[name], tensor)}
+    assert not any(name.startswith("value/adapters.") for name in moved)
+    assert any(name.startswith("value/encoder.") for name in moved)
+    with pytest.raises(ValueError, match=r"adapter_rate is .*; expected 0 or more"):
+        replace(given, adapter_rate=Schedule(1.0, -1.0))
 
 
 def test_what_is_kept_of_a_step_in_bf16_is_float32(lms):

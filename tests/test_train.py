@@ -134,6 +134,34 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     assert kept.best() == facts
 
 
+def test_the_best_check_is_kept_where_the_last_is_worse(tmp_path, capsys):
+    at = {1: 3.0, 4: 1.0, 8: 2.0, 12: 5.0}
+
+    def run(folder, held, stop_at=None):
+        params, steps = parameters(), iter(held.items())
+        probe = lambda: {"held": next(steps)[1]}  # noqa: E731
+        with pytest.raises(KeyboardInterrupt) if stop_at else nullcontext():
+            loss, session = quadratic(params, stop_at), Session(check_every=4)
+            train("s", params, loss, CONFIG, folder, probe=probe, session=session)
+        return params
+
+    kept = run(tmp_path / "a", at)
+    for name in ("s.best", "s"):  # the parameters of step 4 are kept; the last checkpoint stays
+        saved = load_file(tmp_path / "a" / f"{name}.safetensors")["value/w"]
+        assert torch.equal(kept["w"], saved) == (name == "s.best")
+    assert "s: step 4 is kept, with the lowest held-out loss, 1.0000" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").open()]
+    assert [row.get("kept") for row in rows] == [None] * 11 + [4]
+    run(tmp_path / "b", at, stop_at=9)
+    for _ in range(2):  # resumed, and once more when it is complete
+        assert torch.equal(run(tmp_path / "b", {12: 5.0})["w"], kept["w"])
+    (tmp_path / "b" / "s.best.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"s\.best\.safetensors is missing"):
+        run(tmp_path / "b", {})
+    last = run(tmp_path / "c", {**at, 12: 0.5})
+    assert torch.equal(last["w"], load_file(tmp_path / "a" / "s.safetensors")["value/w"])
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys):
     straight, first, resumed = parameters(), parameters(), parameters()
     train("s", straight, quadratic(straight), CONFIG, tmp_path / "a")
@@ -292,6 +320,18 @@ def test_a_gate_stays_open():
         gated.at(0, 1)
     with pytest.raises(ValueError, match=r"waits for 'gap'; checks find held, step: name one"):
         gated.at(9, 1, [{"step": 1.0, "held": 2.0}])
+
+
+def test_a_gate_closes_again():
+    gated = Schedule(0.0, 1.0, over=4.0, gate=("cosine", "above", 0.8, 0.6))
+    found = [{"step": s, "cosine": c} for s, c in ((1.0, 0.9), (5.0, 0.7), (9.0, 0.5), (13.0, 0.9))]
+    assert [gated.at(8, 1, found[:n]) for n in range(4)] == [0, 1, 1, 0]  # 0.7 is in between
+    assert gated.at(15, 1, found) == 0.5  # and its way begins anew
+    words = "0 end=1.0 over=4.0 gate=cosine,above,0.8,0.6"
+    assert Schedule.parse(words.split()) == gated and gated.words() == words.split()
+    for side, closing in (("above", 0.9), ("below", 0.7)):
+        with pytest.raises(ValueError, match="to close on the other side of what opens it"):
+            Schedule(1.0, gate=("cosine", side, 0.8, closing))
 
 
 def test_a_schedule_is_read_from_words_and_said_in_them():

@@ -104,6 +104,7 @@ def evaluate(
     selector: str | None = None,
     ray: str | None = None,
     dtype: DTYPE = None,
+    answer_tokens: int | None = None,
 ) -> None:
     """Score a wire beside full text, truncation, no text, and latents that say nothing.
 
@@ -129,6 +130,7 @@ def evaluate(
         ray: Answer by the workers of the Ray at this address, or of one started here if local.
         dtype: Number type of the readers' weights, where it is to be another than the wire was
             trained with; auto is bfloat16 on devices that are faster with it.
+        answer_tokens: Longest answer in tokens; 20 if not given, 48 for needles.
     """
     from latentwire.files import owned
     from latentwire.runs.workers import connected, on_ray
@@ -138,8 +140,9 @@ def evaluate(
     from latentwire.wire.selectors import selector_of
     from latentwire.wire.wire import Wire
 
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit is {limit}; expected at least 1")
+    for option, number in (("limit", limit), ("answer-tokens", answer_tokens)):
+        if number is not None and number < 1:
+            raise ValueError(f"--{option} is {number}; expected at least 1")
     check_folder(json_out)
     for name in also:  # a mistake in one is told before any model is loaded
         selector_of(name)
@@ -154,9 +157,10 @@ def evaluate(
         asked = (data or ALMANAC, limit, run, bits, needles)
         with nullcontext() if ray is None else connected(ray):  # once, for all readers
             if isinstance(loaded, Wire):
-                result = evaluate_wire(loaded, *asked, executor(0), also)
+                result = evaluate_wire(loaded, *asked, executor(0), also, answer_tokens)
             else:
-                result = evaluate_readers(loaded, *asked, executor if ray else None, also)
+                workers = executor if ray else None
+                result = evaluate_readers(loaded, *asked, workers, also, answer_tokens)
     _show(result, run)
     write_json(json_out, result)
 

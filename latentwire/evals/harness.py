@@ -75,6 +75,17 @@ def evaluate(
         yield done
 
 
+def cut_answers(lm: FrozenLM, passages: Sequence[Passage], answer_tokens: int) -> float:
+    """The share of questions whose shortest gold answer has more than answer_tokens tokens, so that
+    no answer can be right in full."""
+    shortest = [
+        min(len(lm.tokenize(lm.frame.answer_prefix + answer)) for answer in q.answers)
+        for p in passages
+        for q in p.questions
+    ]
+    return sum(tokens > answer_tokens for tokens in shortest) / len(shortest)
+
+
 def batch_size(lm: FrozenLM) -> int:
     """Passages that are read together where the model is."""
     return BATCH if lm.device.type == "cpu" else GPU_BATCH

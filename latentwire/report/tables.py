@@ -64,6 +64,8 @@ CACHES = ("text_kv_bytes", "kv_bytes")
 TIMES = ("text_ttft_seconds", "ttft_seconds", "encode_ttft_seconds")
 RESULTS = {
     "n?": int,
+    "answer_tokens?": int,
+    "cut_answers?": float,
     "reader?": str,
     "rows?": {"*": dict.fromkeys(FIGURES, float)},
     "differences?": DIFFERENCES,
@@ -112,6 +114,8 @@ def results_table(results: dict[str, Any]) -> Table:
         "equal: the text cut to as many as the wire takes, bytes as they are\n"
         "or after zstd -19; pruned: its most surprising tokens, as many"
     )
+    if told := answer_budget(results):
+        caption += f"\n{told}"
     if left_out := [SHORT[key] for key in conditions(results) if key not in rows]:
         caption += f"\nnot shown: {', '.join(left_out)}, which cut nothing from these texts"
     table = terminal_table(("condition", "EM, %", "F1, %", "NLL", "first", "top 5"), caption)
@@ -119,6 +123,15 @@ def results_table(results: dict[str, Any]) -> Table:
         style = "bold" if key == "wire" else "dim" if key in CONTROLS else None
         table.add_row(SHORT.get(key, name(key)), em, f1, *cells, style=style)
     return table
+
+
+def answer_budget(results: dict[str, Any]) -> str:
+    """States the longest answer and how many gold answers are longer; nothing of results that do
+    not know it."""
+    if results.get("answer_tokens") is None or results.get("cut_answers") is None:
+        return ""
+    cut = percent(results["cut_answers"])
+    return f"Answers: up to {results['answer_tokens']} tokens; {cut}% of gold answers are longer."
 
 
 class TextTable(Table):

@@ -12,6 +12,7 @@ from latentwire.report.shell import drawn, html_table, joined, verdict_section
 from latentwire.report.tables import (
     COLUMNS,
     CONTROLS,
+    answer_budget,
     conditions,
     name,
     pace,
@@ -104,7 +105,7 @@ questions, in points. NLL: nats per token of the gold answer, its end counted; l
 Top 1, top 5: how often the first token of the gold answer is the reader's most likely one, or among
 its five most likely. Truncated to equal bytes: as much text as fits the message's bytes;
 after zstd -19: as much as zstd packs into them. Pruned to equal tokens: the tokens that the reader
-itself finds the most surprising (Selective Context, Li et al. 2023).{uncut}</p>
+itself finds the most surprising (Selective Context, Li et al. 2023).{uncut} {budget}</p>
 {plot}
 <h2>What a context costs</h2>
 {sizes}
@@ -125,6 +126,7 @@ def _results(results: dict[str, Any]) -> Markup:
         verdict=verdict_section(tone, verdict(results)),
         scores=html_table(COLUMNS, result_rows(results), kinds),
         uncut=UNCUT.format(", ".join(repeated)) if repeated else "",
+        budget=answer_budget(results),
         plot=f1_plot(results) if rows else "",
         sizes=html_table(sizes, size_rows(results)),
     )

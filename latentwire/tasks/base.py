@@ -124,6 +124,22 @@ def _row(line: str, fields: dict[str, type], where: str) -> dict[str, Any]:
         row = parse_json(line)
     except ValueError as error:
         raise DataError(f"{where}: not JSON ({error}); expected one object") from None
+    check_row(row, fields, where)
+    return row
+
+
+def read_array(path: Path) -> list[Any] | None:
+    """What a .json file of one JSON array holds; None for any other file, such as one of lines."""
+    if path.suffix != ".json" or not (text := read_text(path)).lstrip().startswith("["):
+        return None
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); expected one array of rows") from None
+
+
+def check_row(row: Any, fields: dict[str, type], where: str) -> None:
+    """Raises DataError for what is no object, or lacks one of these fields."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object")
     for name, kind in fields.items():
@@ -132,7 +148,6 @@ def _row(line: str, fields: dict[str, type], where: str) -> dict[str, Any]:
         if not isinstance(row[name], kind) or not row[name]:
             got = "empty" if isinstance(row[name], kind) else type(row[name]).__name__
             raise DataError(f"{where}: field {name!r} is {got}; expected {kind.__name__}")
-    return row
 
 
 @contextmanager

@@ -3,6 +3,8 @@
     rows = read_questions(Path("squad_dev.jsonl"))     # {"id", "context", "question", "answers"}
     passages = by_context(rows)
 
+Rows of HotpotQA are read too: a context of titles and sentences, and one `answer`.
+
 The layout of a question is here too, once, for training, scoring and answering:
 head, context, soft prompt, "\\n\\n" + question, tail, answer, EOS. The context, in whatever form,
 is a KVPrefix; `with_soft_prompt`, `question_prompt` and `answer_ids` make the rest.
@@ -10,7 +12,7 @@ is a KVPrefix; `with_soft_prompt`, `question_prompt` and `answer_ids` make the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +24,14 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
 from latentwire.reading import shortened
-from latentwire.tasks.base import DataError, check_ids, load_hub, read_jsonl
+from latentwire.tasks.base import (
+    DataError,
+    check_ids,
+    check_row,
+    load_hub,
+    numbered_rows,
+    read_array,
+)
 from latentwire.texts import check_texts
 
 
@@ -48,9 +57,58 @@ class Passage:
 
 
 def read_questions(path: Path, limit: int | None = None) -> list[Question]:
-    """Rows of a JSONL file, or the first `limit`; raises DataError naming the line at fault."""
-    fields = {"id": str, "context": str, "question": str, "answers": list}
-    return [_question(row, str(path)) for row in islice(read_jsonl(path, fields), limit)]
+    """Rows of a JSONL file, or of a .json file of one array, or the first `limit`; raises DataError
+    naming the line at fault."""
+    fields, questions = {"id": str, "context": str, "question": str, "answers": list}, []
+    for where, row in islice(_file_rows(path), limit):
+        squad = _as_squad(row, where)
+        check_row(squad, fields, where)
+        questions.append(_question(squad, str(path)))
+    return questions
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows, each with where it stands."""
+    if (array := read_array(path)) is not None:
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(array, 1))
+    else:
+        yield from ((f"{path}, line {number}", row) for number, row in numbered_rows(path, {}))
+
+
+def _as_squad(row: Any, where: str) -> Any:
+    """A row with SQuAD's fields where it has those of the hub's SQuAD or of HotpotQA, else as it
+    is. Raises DataError for one of SQuAD 2.0 that has no answer."""
+    if not isinstance(row, dict):
+        return row
+    row = dict(row)
+    if "answers" not in row and "answer" in row:  # HotpotQA's
+        row["answers"] = [row["answer"]]
+    if "id" not in row and "_id" in row:
+        row["id"] = row["_id"]
+    if isinstance(row.get("answers"), dict):  # as the hub has SQuAD's
+        row["answers"] = row["answers"].get("text")
+    if row.get("answers") == []:
+        raise DataError(
+            f"{where}: no answers, as SQuAD 2.0's unanswerable questions have none; answers are "
+            "scored by their words: write the rows that have some to a FILE.jsonl, and give that"
+        )
+    if isinstance(row.get("context"), dict | list) and row["context"]:
+        row["context"] = _titled(row["context"], where)
+    return row
+
+
+def _titled(context: Any, where: str) -> str:
+    """The text of HotpotQA's paragraphs: [[title, sentences], ...], or on the hub {"title": [...],
+    "sentences": [...]}; each one's title is a line before it."""
+    try:
+        if isinstance(context, dict):
+            context = zip(context["title"], context["sentences"], strict=True)
+        return "\n\n".join(f"{title}\n{''.join(texts).strip()}" for title, texts in context)
+    except (KeyError, TypeError, ValueError):
+        raise DataError(
+            f"{where}: context is {shortened(context)}; expected text, or titles and sentences as "
+            "HotpotQA has them"
+        ) from None
 
 
 def _question(row: Mapping[str, Any], source: str) -> Question:
@@ -67,10 +125,11 @@ def _question(row: Mapping[str, Any], source: str) -> Question:
 
 
 def load_questions(source: str, limit: int | None = None, least: int = 1) -> list[Question]:
-    """Questions of a JSONL file, or of a data set on the Hugging Face hub: hub:NAME or
-    hub:NAME#SPLIT ("hub:rajpurkar/squad#validation"; the train split if none is named; needs
-    `pip install datasets`). Raises DataError for fewer than `least` passages, and for an id that
-    two questions have."""
+    """Questions of a file (`read_questions`), or of a data set on the Hugging Face hub that has
+    the columns of SQuAD or HotpotQA: hub:NAME, hub:NAME#SPLIT or hub:NAME:CONFIG#SPLIT
+    ("hub:rajpurkar/squad#validation", "hub:hotpotqa/hotpot_qa:distractor"; the train split if none
+    is named; needs `pip install datasets`). Raises DataError for fewer than `least` passages, and
+    for an id that two questions have."""
     rows = _read_hub(source[4:], limit) if source.startswith("hub:") else None
     rows = read_questions(Path(source), limit) if rows is None else rows
     check_ids((row.id for row in rows), "questions", source)
@@ -82,15 +141,17 @@ def load_questions(source: str, limit: int | None = None, least: int = 1) -> lis
 
 
 def _read_hub(name: str, limit: int | None) -> list[Question]:
-    path, _, split = name.partition("#")
+    place, _, split = name.partition("#")
+    path, _, config = place.partition(":")
     part = (split or "train") + (f"[:{limit}]" if limit else "")
-    rows = load_hub(f"hub:{name}", path, None, part)
-    if missing := {"id", "context", "question", "answers"} - set(rows.column_names):
-        raise DataError(f"hub:{name}: no column {sorted(missing)}; expected SQuAD's columns")
-    answers = [r["answers"] for r in rows]
-    listed = [a["text"] if isinstance(a, dict) else a for a in answers]  # SQuAD's, or plain lists
-    both = zip(rows, listed, strict=True)
-    return [_question({**row, "answers": texts}, f"hub:{name}") for row, texts in both if texts]
+    rows = load_hub(f"hub:{name}", path, config or None, part)
+    columns = set(rows.column_names) | ({"answers"} if "answer" in rows.column_names else set())
+    if missing := {"id", "context", "question", "answers"} - columns:
+        raise DataError(
+            f"hub:{name}: no column {sorted(missing)}; expected SQuAD's columns, or HotpotQA's"
+        )
+    named = ((f"hub:{name}: row {shortened(row['id'])}", row) for row in rows)
+    return [_question(_as_squad(row, where), f"hub:{name}") for where, row in named]
 
 
 def by_context(rows: Sequence[Question]) -> list[Passage]:

@@ -9,6 +9,7 @@ the figures that it knows and says in one line what it found, the likely cause a
                                   forced, free: share of answers that are right  exposure
     answers                       distinct, distinct_gold: first tokens          diversity
     latents                       cosine, cosine_text: between examples          sameness
+                                  within, within_text: between those of one      repetition
                                   gap, gap_low: NLL that another's latents cost  reading
                                   scale.PART: size beside the reader's own       scale
     the last step                 grad.PART: gradient norm                       frozen
@@ -69,6 +70,13 @@ def pairwise_cosine(vectors: Float[Tensor, "n c"]) -> float:
     return ((cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1))).item()
 
 
+def within_cosine(texts: Sequence[Float[Tensor, "_ c"]]) -> float:
+    """Mean over texts of the cosine between the vectors of one; those of a single vector are left
+    out, and the mean of none is 0."""
+    cosines = [pairwise_cosine(vectors) for vectors in texts if len(vectors) > 1]
+    return sum(cosines) / max(1, len(cosines))
+
+
 def _layout(f: Figures) -> str | None:
     # Answer by answer: a model that is still bad gives a wrong layout nearly the same mean.
     if f.get("mismatch", 0.0) <= 0.02 + 0.005 * f.get("evaluated", 0.0):
@@ -106,6 +114,16 @@ def _sameness(f: Figures) -> str | None:
     return (
         f"latents of different examples have cosine {f['cosine']:.3f}, their texts "
         f"{f['cosine_text']:.3f}: the latents became one vector; try a lower lr, or a higher rank"
+    )
+
+
+def _repetition(f: Figures) -> str | None:
+    if "within" not in f or 1 - f["within"] >= 0.1 * (1 - f["within_text"]):
+        return None
+    return (
+        f"latents of one message have cosine {f['within']:.3f}, the vectors of its text "
+        f"{f['within_text']:.3f}: a message repeats one latent; try a lower lr, or more weight on "
+        "reconstruction"
     )
 
 
@@ -168,6 +186,7 @@ RULES: dict[str, Callable[[Figures], str | None]] = {
     "exposure": _exposure,
     "diversity": _diversity,
     "sameness": _sameness,
+    "repetition": _repetition,
     "reading": _reading,
     "scale": _scale,
     "frozen": _frozen,

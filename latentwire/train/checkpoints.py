@@ -109,6 +109,19 @@ class Checkpoints:
         except ValueError:
             raise CheckpointError(f"{self.path('best')} has facts that are no numbers") from None
 
+    @torch.no_grad()
+    def take_best(self, parameters: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, float]:
+        """Fill parameters from the best one; its facts. Raises CheckpointError where it is
+        missing, damaged, of another run or of other tensors."""
+        try:
+            self._fill(self.path("best"), parameters, optimizer)
+        except (OSError, SafetensorError):
+            raise CheckpointError(
+                f"{self.path('best')} is missing or damaged, and its step was to be kept; remove "
+                f"{self.stage}*.safetensors to begin the stage anew"
+            ) from None
+        return self.best()
+
     def _fill(self, path: Path, parameters: Mapping[str, Tensor], optimizer: Optimizer) -> int:
         with safe_open(str(path), framework="pt") as saved:
             metadata = saved.metadata() or {}

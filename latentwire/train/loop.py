@@ -47,7 +47,9 @@ def train(
     measured: list[dict[str, float]] | None = None,
 ) -> None:
     """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors. Those
-    without requires_grad (running averages, which the loss itself moves) are kept, not trained.
+    without requires_grad (running averages, which the loss itself moves) are kept, not trained. At
+    the end they are as after the check with the lowest held-out loss, where that is below the
+    last's; the last row of the log names its step as "kept".
 
     rate: the learning rate of a part at a step, in multiples of the config's; parameters are of one
     part whose names begin with the same two words. probe: what the checks for alarms (alarms.py)
@@ -82,6 +84,7 @@ def train(
                 _stopped(stage, training.step, training.console if first else None, terminated)
             if end:
                 raise CollapseError(f"{stage} ended at step {training.step} by --stop-on: {ending}")
+    training.take_best()
 
 
 class _Stage:
@@ -172,9 +175,27 @@ class _Stage:
             if "held" in figures and figures["held"] < best:
                 kept = {n: v for n, v in figures.items() if n.startswith("held")}
                 self.checkpoints.save(self.parameters, self.optimizer, self.step, "best", **kept)
+            if "held" in figures and self.step == self.config.steps:
+                least = self.checkpoints.best()
+                better = least.get("held", math.inf) < figures["held"]
+                row["kept"] = int(least["step"]) if better else self.step
         if checking:
             self.measured.append(parallel.of_first(_numbers(row)))
         return row
+
+    def take_best(self) -> None:
+        """Fill the parameters from the best checkpoint where the log names one before the last."""
+        kept = self.measured[-1].get("kept", self.step) if self.measured else self.step
+        if kept == self.step:
+            return
+        if self.first:
+            held = self.checkpoints.take_best(self.parameters, self.optimizer)["held"]
+            self.console.print(
+                f"{self.name}: step {kept:.0f} is kept, with the lowest held-out loss, {held:.4f}; "
+                f"the last step has {self.measured[-1]['held']:.4f}",
+                soft_wrap=True,
+            )
+        parallel.as_first(list(self.parameters.values()))
 
     def save_where_due(self, ending: bool) -> None:
         """Write a checkpoint where the recipe, the clock or an end asks for one."""

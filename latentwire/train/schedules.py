@@ -18,10 +18,11 @@ from latentwire.texts import check_texts
 
 UNITS, SHAPES = Literal["steps", "epochs"], Literal["linear", "cosine"]
 SIDES = Literal["below", "above"]
-Gate = tuple[str, SIDES, float]
+Gate = tuple[str, SIDES, float] | tuple[str, SIDES, float, float]
 """A figure of the checks (metrics.jsonl names them), and what it has to pass: ("held", "below",
-2.0) or ("gap", "above", 0.1). When checks are made is up to the session, and with it when a gate
-opens."""
+2.0) or ("gap", "above", 0.1); in fourth place the value on whose other side the gate closes again,
+("reconstruction_cosine", "above", 0.8, 0.6). When checks are made is up to the session, and with it
+when a gate opens."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Schedule:
     """Time before the way begins."""
     gate: Gate | None = None
     """The figure that a check must find before there is anything but 0; the schedule begins with
-    the step after that check, and goes on whatever later ones find."""
+    the step after that check, and goes on whatever later ones find, unless they close the gate."""
 
     def __post_init__(self) -> None:
         for name in ("over", "after"):
@@ -55,8 +56,15 @@ class Schedule:
             if getattr(self, name) not in get_args(known):
                 listed = " or ".join(get_args(known))
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {listed}")
-        if self.gate is not None and (len(self.gate) != 3 or self.gate[1] not in get_args(SIDES)):
-            raise ValueError(f"gate is {self.gate}; expected a figure, below or above, a number")
+        if self.gate is not None:
+            if len(self.gate) not in (3, 4) or self.gate[1] not in get_args(SIDES):
+                raise ValueError(
+                    f"gate is {self.gate}; expected a figure, below or above, and a number, or two"
+                )
+            if len(self.gate) == 4 and _passes(self.gate[3], self.gate[1], self.gate[2]):
+                raise ValueError(
+                    f"gate is {self.gate}; expected it to close on the other side of what opens it"
+                )
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Schedule:
@@ -68,13 +76,13 @@ class Schedule:
             for name in given.keys() - {"unit", "shape", "gate"}:
                 given[name] = float(given[name])
             if "gate" in given:
-                figure, side, limit = given["gate"].split(",")
-                given["gate"] = (figure, side, float(limit))
+                figure, side, *limits = given["gate"].split(",")
+                given["gate"] = (figure, side, *map(float, limits))
             return cls(float(words[0]), **given)
         except (IndexError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{' '.join(words)!r} is no schedule ({error}); expected a number, and after it "
-                "any of end=X over=N unit=epochs shape=cosine after=N gate=FIGURE,below,X"
+                "any of end=X over=N unit=epochs shape=cosine after=N gate=FIGURE,below,X[,Y]"
             ) from None
 
     def words(self) -> list[str]:
@@ -119,16 +127,25 @@ class Schedule:
         return self.start, self.start if self.end is None else self.end
 
     def _opened(self, checks: Sequence[Mapping[str, float]] | None) -> float | None:
-        """The step at which the gate opened; 0 where there is none."""
+        """The step at which the gate opened that is open; 0 where there is none to open."""
         if self.gate is None:
             return 0.0
         if checks is None:
             raise ValueError(f"gate is {self.gate}; this schedule is told of no checks: remove it")
-        name, side, limit = self.gate
+        name, side, limit, *closing = self.gate
         if checks and not any(name in check for check in checks):
             found = ", ".join(sorted(checks[-1]))
             raise ValueError(f"gate waits for {name!r}; checks find {found}: name one of these")
+        opened = None
         for check in checks:
-            if name in check and (check[name] < limit if side == "below" else check[name] > limit):
-                return check["step"]
-        return None
+            if name not in check:
+                continue
+            if opened is None and _passes(check[name], side, limit):
+                opened = check["step"]
+            elif opened is not None and closing and not _passes(check[name], side, closing[0]):
+                opened = None
+        return opened
+
+
+def _passes(value: float, side: str, limit: float) -> bool:
+    return value < limit if side == "below" else value > limit

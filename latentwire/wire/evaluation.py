@@ -27,7 +27,14 @@ from latentwire.evals.baselines import (
     truncated_bytes,
     truncated_zstd,
 )
-from latentwire.evals.harness import Answer, batch_size, evaluate, f1_differences, summarise
+from latentwire.evals.harness import (
+    Answer,
+    batch_size,
+    cut_answers,
+    evaluate,
+    f1_differences,
+    summarise,
+)
 from latentwire.files import digest, first_of, owned, write_whole
 from latentwire.lm import KVPrefix
 from latentwire.lm.identity import basis, digest_of, identity
@@ -118,20 +125,24 @@ def evaluate_wire(
     needles: str | None = None,
     executor: Executor | None = None,
     also: Sequence[str] = (),
+    answer_tokens: int | None = None,
 ) -> dict:
     """Score all conditions on the first `limit` questions of `data`, with messages in codes of
     `bits` (the wire's own if None); the whole result as one dict. needles: "number" or "uuid" asks
     for one that is hidden in each passage, in place of the passage's questions. executor: who
     answers, workers that load this wire, or this process if None. also: selectors (wire/selectors/)
-    that are scored at the same ratio, without a residual. Answers from text are kept on disk
-    (runs/features.py), and taken from there where another evaluation has left them.
+    that are scored at the same ratio, without a residual. answer_tokens: longest answer, 20 tokens
+    if None, and 48 for needles; the result says what share of the gold answers is longer. Answers
+    from text are kept on disk (runs/features.py), and taken from there where another evaluation has
+    left them.
 
     out: a run folder that gets config.json, predictions.jsonl (passage by passage, so that an
     interrupted evaluation goes on) and results.json. Raises DataError for fewer than two passages,
     since another example's latents need another example, MessageError for bits that no codec has,
     and ValueError for a folder that holds another run or is another process's.
     """
-    return evaluate_reader(wire, data, limit, out, bits, needles, executor, also)[0]
+    asked = (data, limit, out, bits, needles, executor, also, answer_tokens)
+    return evaluate_reader(wire, *asked)[0]
 
 
 def evaluate_reader(
@@ -143,12 +154,13 @@ def evaluate_reader(
     needles: str | None,
     executor: Executor | None = None,
     also: Sequence[str] = (),
+    answer_tokens: int | None = None,
 ) -> tuple[dict, list[Answer]]:
     """The result of evaluate_wire, and every answer that it counts."""
     bits = wire.bits if bits is None else bits
     wire.check_bits(bits)
-    passages, answer_tokens = load_passages(data, limit, needles)
-    _check_room(wire, passages, answer_tokens)
+    passages, budget = load_passages(data, limit, needles, answer_tokens)
+    _check_room(wire, passages, budget)
     rows = list(conditions(wire, passages, bits, also))
     setting = {
         "wire": wire.id.hex(),
@@ -159,14 +171,16 @@ def evaluate_reader(
     }
     source = wire.source if isinstance(wire, TextReader) else None
     given = {"bits": bits, "source": source, "keep": wire.keep, "needles": needles}
-    given["also"] = sorted(also) or None
+    given |= {"also": sorted(also) or None, "answer_tokens": answer_tokens}
     setting |= {name: value for name, value in given.items() if value is not None}
     setting["questions"] = digest(repr(passages))
     with owned(out):
         answers = [] if out is None else _resumed(out, setting, wire, passages, rows)
-        asked = {"passages": passages, "bits": bits, "also": also, "answer_tokens": answer_tokens}
+        asked = {"passages": passages, "bits": bits, "also": also, "answer_tokens": budget}
         answers += _left(wire, passages, answers, out, executor, asked)
         result = {**setting, **_summary(wire, passages, answers, bits, rows)}
+        cut = cut_answers(wire.lm, passages, budget)
+        result |= {"answer_tokens": budget, "cut_answers": cut}
         if out is not None:
             write_whole(out / "results.json", json.dumps(result, indent=1))
         return result, answers
@@ -215,12 +229,14 @@ def _summary(
     }
 
 
-def load_passages(data: str, limit: int | None, needles: str | None) -> tuple[list[Passage], int]:
-    """The questions by context, and the most tokens of an answer."""
+def load_passages(
+    data: str, limit: int | None, needles: str | None, answer_tokens: int | None = None
+) -> tuple[list[Passage], int]:
+    """The questions by context, and the most tokens of an answer, unless they are given."""
     passages = by_context(load_questions(data, limit, least=2))
     if needles is None:
-        return passages, ANSWER_TOKENS
-    return with_needles(passages, needles), NEEDLE_TOKENS
+        return passages, answer_tokens or ANSWER_TOKENS
+    return with_needles(passages, needles), answer_tokens or NEEDLE_TOKENS
 
 
 def _answering(

@@ -44,10 +44,11 @@ def evaluate_readers(
     needles: str | None = None,
     executor: Callable[[int], Executor] | None = None,
     also: Sequence[str] = (),
+    answer_tokens: int | None = None,
 ) -> dict:
     """Every reader of a wire, scored as evaluate_wire does, each with a run folder of its own in
     `out`, and what they answer together: {"readers": {name: result}, "joint": scores, ...}.
-    executor: who answers for the reader of a number. also: as in evaluate_wire."""
+    executor: who answers for the reader of a number. also, answer_tokens: as in evaluate_wire."""
     results, said = {}, []
     passages, _ = load_passages(data, limit, needles)
     setting = {"kind": "readers", "readers": [reader.reader for reader in wire.readers]}
@@ -59,8 +60,8 @@ def evaluate_readers(
         for i, reader in enumerate(wire.readers):
             folder = None if out is None else out / f"reader-{i}"
             asked = (data, limit, folder, bits, needles)
-            workers = None if executor is None else executor(i)
-            results[reader.reader], answers = evaluate_reader(reader, *asked, workers, also)
+            how = (None if executor is None else executor(i), also, answer_tokens)
+            results[reader.reader], answers = evaluate_reader(reader, *asked, *how)
             said.append([a for a in answers if a.condition == "wire"])
         together = {"kind": "readers", "readers": results}
         if len(said) > 1:

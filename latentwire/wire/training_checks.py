@@ -20,7 +20,7 @@ from latentwire.evals.harness import BATCH, Answer, evaluate
 from latentwire.evals.metrics import bootstrap, ratio
 from latentwire.lm import FrozenLM, KVPrefix, token_log_probs
 from latentwire.tasks.qa import Passage
-from latentwire.train.alarms import pairwise_cosine
+from latentwire.train.alarms import pairwise_cosine, within_cosine
 from latentwire.wire.compressed_kv import CompressedKV
 from latentwire.wire.evaluation import conditions
 from latentwire.wire.selectors import Reading
@@ -75,6 +75,8 @@ def check_latents(
         "gap_low": bootstrap(gap, _owners(passages))[0],
         "cosine": pairwise_cosine(torch.stack([z.mean for z in sent])),
         "cosine_text": pairwise_cosine(torch.stack([z.mean for z in texts])),
+        "within": sum(z.within for z in sent) / len(sent),
+        "within_text": sum(z.within for z in texts) / len(texts),
         "scale.keys": _size(sent, "keys") / _size(texts, "keys"),
         "scale.values": _size(sent, "values") / _size(texts, "values"),
     }
@@ -139,13 +141,15 @@ class _Sums(NamedTuple):
     """Sum of their squares."""
     values: float
     entries: int
+    within: float
+    """Mean cosine between the value vectors of one head."""
 
 
 def _sums(z: CompressedKV) -> _Sums:
     keys, values = (kv.float().square().sum().item() for kv in (z.keys, z.values))
     heads = z.values.float().split(z.lengths.flatten().tolist())
     means = torch.cat([slots.mean(0) for slots in heads])
-    return _Sums(means, keys, values, z.keys.numel())
+    return _Sums(means, keys, values, z.keys.numel(), within_cosine(heads))
 
 
 def _whole(reading: Reading) -> Iterator[CompressedKV]:

@@ -143,12 +143,17 @@ def train_attention(bench: Bench, readers: Sequence[CodeReader], with_code: bool
                 each.append(attention_losses(reader, k, v, of))
         return {name: torch.stack([one[name] for one in each]).mean() for name in each[0]}
 
+    def total(parts: dict[str, Tensor]) -> Tensor:
+        return parts["attention"] + OUTPUTS * parts["outputs"]
+
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         parts = losses(bench.batch(step))
-        return parts["attention"] + OUTPUTS * parts["outputs"], parts
+        return total(parts), parts
 
     def probe() -> dict[str, float]:
-        return {f"held_{name}": value.item() for name, value in losses(bench.checked).items()}
+        parts = losses(bench.checked)
+        each = {f"held_{name}": value.item() for name, value in parts.items()}
+        return {**each, "held": total(parts).item()}
 
     trained = {}
     for reader in readers:
@@ -176,7 +181,8 @@ def train_answers(bench: Bench, reader: CodeReader) -> None:
 
     def probe() -> dict[str, float]:
         found = {f"{ratio}x": losses(bench.checked, ratio) for ratio in ratios}
-        return {f"held_{n}_{at}": v.item() for at, of in found.items() for n, v in of.items()}
+        each = {f"held_{n}_{at}": v.item() for at, of in found.items() for n, v in of.items()}
+        return {**each, "held": sum(each.values()) / len(ratios)}
 
     number = bench.wire.readers.index(reader)
     _run(bench, f"answers-{number}", _trained(bench, reader), loss, probe)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from latentwire.texts import check_least, check_texts
 from latentwire.train.loop import LoopConfig
-from latentwire.wire.learned.objectives import Objectives
+from latentwire.train.schedules import Schedule
+from latentwire.wire.learned.objectives import FULL, Objectives
 from latentwire.wire.learned.saving import SharedConfig
 
 
@@ -43,6 +44,9 @@ class SharedRecipe:
     objectives: Objectives = field(default_factory=Objectives)
     """Weights of the objectives of stage 2. A SCHEDULE is a number, or a way to another: 1 end=0.3
     over=2000."""
+    adapter_rate: Schedule = FULL
+    """Learning rate of the adapters, as a multiple of `train`'s: 1 end=0 after=2000 freezes them
+    after so many steps, while encoder and code train on."""
     held_out: int = 100
     """Passages at the end of the first file that are never trained on."""
     fitted: int = 64
@@ -53,6 +57,8 @@ class SharedRecipe:
     def __post_init__(self) -> None:
         check_texts(self.data, "data")
         check_least(self, batch_size=1, questions=1, longest=1, held_out=1, fitted=1)
+        if self.adapter_rate.lowest < 0:
+            raise ValueError(f"adapter_rate is {self.adapter_rate}; expected 0 or more")
         if self.objectives.embeds.on and self.wire.injector != "embeddings":
             raise ValueError(
                 f"objectives.embeds aligns input embeddings and injector is {self.wire.injector}; "
@@ -64,8 +70,11 @@ BOTH = ("smollm2-135m", "gemma3-270m")
 
 
 def shared_4x() -> SharedRecipe:
-    """smollm2-135m and gemma3-270m read one message: a latent of 4 bytes for every 4 tokens."""
-    return SharedRecipe("shared-4x", SharedConfig(readers=BOTH, source="smollm2-135m"))
+    """smollm2-135m and gemma3-270m read one message: a latent of 4 bytes for every 4 tokens.
+    Reconstruction comes first; the losses of the answers rise to their weight."""
+    wire = SharedConfig(readers=BOTH, source="smollm2-135m")
+    rising = Schedule(0.1, 1.0, over=1000.0)
+    return SharedRecipe("shared-4x", wire, objectives=Objectives(ce=rising, kl=rising))
 
 
 RECIPES = {"shared-4x": shared_4x}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
@@ -116,7 +116,8 @@ def reader_parts(
         if asked:
             parts |= _answer_parts(reader, step, prefix)
     if step.on("embeds"):
-        parts["embeds"] = _embeds(reader, texts, contents)
+        rows, target = aligned_embeds(reader, texts, contents)
+        parts["embeds"] = cosine_distance(rows, target) + moment_error(rows, target)
     return parts
 
 
@@ -172,8 +173,11 @@ def _reconstruction(lm: FrozenLM, step: Step, prefix: KVPrefix) -> Tensor:
     return loss * step.share(lambda p: len(step.piece(lm, p)[CUE:]))
 
 
-def _embeds(reader: Reader, texts: Sequence[str], contents: Sequence[Values]) -> Tensor:
-    """The distance of the reader's input embeddings from the means of its own."""
+def aligned_embeds(
+    reader: Reader, texts: Sequence[str], contents: Sequence[Values]
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+    """The reader's input embeddings of the latents, and the means of its own embeddings over each
+    latent's share of the text."""
     injector, lm, encoder = reader.adapter.injector, reader.lm, reader.wire.encoder
     assert isinstance(injector, Embeddings)
     slots = reader.adapter.slots(*reader.adapter_inputs(contents))
@@ -184,8 +188,7 @@ def _embeds(reader: Reader, texts: Sequence[str], contents: Sequence[Values]) ->
         means, full = share_means(embeds, len(latents), length)
         made.append(latents[full])
         true.append(means)
-    rows, target = torch.cat(made), torch.cat(true)
-    return cosine_distance(rows, target) + moment_error(rows, target)
+    return torch.cat(made), torch.cat(true)
 
 
 def values_of(wire: SharedWire, texts: Sequence[str], codes: Sequence[Tensor]) -> list[Values]:

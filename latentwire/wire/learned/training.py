@@ -175,11 +175,12 @@ def load_models(names: set[str], dtype: Dtype) -> dict[str, FrozenLM]:
 def _check_gates(recipe: SharedRecipe, session: Session) -> None:
     """Raises ValueError for weights that wait for checks which a single held-out passage does not
     give."""
-    schedules = recipe.objectives.schedules
+    schedules = {f"objectives.{n}": s for n, s in recipe.objectives.schedules.items()}
+    schedules["adapter_rate"] = recipe.adapter_rate
     waiting = [name for name, schedule in schedules.items() if schedule.gate is not None]
     if waiting and min(recipe.held_out, session.check_size) < 2:
         raise ValueError(
-            f"objectives.{waiting[0]} waits for a check; expected held_out and check_size of "
+            f"{waiting[0]} waits for a check; expected held_out and check_size of "
             f"at least 2, got {recipe.held_out} and {session.check_size}"
         )
 
@@ -281,11 +282,16 @@ def train_latents(
         wire.train()
         return found
 
+    def rate(named: str, step: int) -> float:
+        if not named.startswith("adapters."):  # an added one is all there is, and is not frozen
+            return 1.0
+        return recipe.adapter_rate.at(step, _epoch(training_data, recipe), checks)
+
     # All of it: what was measured before the first step is not measured anew.
     kept: dict[str, Tensor] = part.state_dict(keep_vars=True)
     wire.train()
     with ready(training_data, recipe, wire.encoder.lm, readers) as coming:
-        train("wire", kept, loss, recipe.train, out, probe=probe, session=session, measured=checks)
+        train("wire", kept, loss, recipe.train, out, rate, probe, session, measured=checks)
     wire.eval()
 
 
@@ -303,8 +309,7 @@ def wire_loss(
     began = time.perf_counter()
     whole = batch_of(training_data, recipe, step)
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
-    epoch = math.ceil(len(training_data.passages) / recipe.batch_size)
-    of = recipe.objectives
+    epoch, of = _epoch(training_data, recipe), recipe.objectives
     weights = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
     this = Step(parallel.share(whole), whole, weights, of.piece, recipe.seed, step)
     texts = [passage.context for passage in this.batch]
@@ -319,3 +324,8 @@ def wire_loss(
         sum(answer_tokens(r.lm, passage) for r in readers for passage in this.batch)
     )
     return total, {**figures, "count": 1.0}
+
+
+def _epoch(training_data: TrainingData, recipe: SharedRecipe) -> int:
+    """Steps of an epoch."""
+    return math.ceil(len(training_data.passages) / recipe.batch_size)

@@ -12,10 +12,12 @@ from latentwire.evals.harness import Answer, evaluate, summarise
 from latentwire.evals.metrics import bootstrap, mean_ratio
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.tasks.qa import Passage
-from latentwire.train.alarms import pairwise_cosine
+from latentwire.train.alarms import pairwise_cosine, within_cosine
+from latentwire.train.losses import cosine_distance
 from latentwire.wire.evaluation import conditions
-from latentwire.wire.learned.objectives import full_texts, taught, values_of
-from latentwire.wire.learned.reader import Reader
+from latentwire.wire.learned.injectors.embeddings import Embeddings
+from latentwire.wire.learned.objectives import aligned_embeds, full_texts, taught, values_of
+from latentwire.wire.learned.reader import Reader, Values
 from latentwire.wire.training_checks import compared, forced_rows
 
 
@@ -54,20 +56,41 @@ def check_readers(
     owners = [p.context for p in passages for _ in p.questions]
     nll, tokens = ([rows[:, i].tolist() for *_, rows in answered] for i in (0, 1))
     held, low, high = mean_ratio(nll, tokens, owners)
-    source = wire.encoder.lm
-    means = [source.embed(source.tokenize(text)).float().mean(0) for text in texts]
     return {
         **figures,
         **compared(answered),
         **scales,
-        "cosine": pairwise_cosine(torch.stack([c.float().mean(0) for c in codes])),
-        "cosine_text": pairwise_cosine(torch.stack(means)),
+        **_cosines(readers, texts, codes, contents),
         "held": held,
         "held_low": low,
         "held_high": high,
         "held_n": float(len(passages)),
         "gap": sum(gaps) / len(gaps),
         "gap_low": bootstrap(gaps, owners * len(readers))[0],
+    }
+
+
+def _cosines(
+    readers: Sequence[Reader],
+    texts: Sequence[str],
+    codes: Sequence[Tensor],
+    contents: Sequence[Values],
+) -> dict[str, float]:
+    """Cosines between the messages and within one, beside those of their texts; and of the input
+    embeddings that readers rebuild with what they should be, where readers have such."""
+    source = readers[0].wire.encoder.lm
+    embeds = [source.embed(source.tokenize(text)).float() for text in texts]
+    rebuilt = [
+        1 - cosine_distance(*aligned_embeds(reader, texts, contents)).item()
+        for reader in readers
+        if isinstance(reader.adapter.injector, Embeddings)
+    ]
+    return {
+        "cosine": pairwise_cosine(torch.stack([c.float().mean(0) for c in codes])),
+        "cosine_text": pairwise_cosine(torch.stack([rows.mean(0) for rows in embeds])),
+        "within": within_cosine(codes),
+        "within_text": within_cosine(embeds),
+        **({"reconstruction_cosine": sum(rebuilt) / len(rebuilt)} if rebuilt else {}),
     }
 
 
