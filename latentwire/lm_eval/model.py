@@ -1,13 +1,9 @@
-"""A model of lm-evaluation-harness whose documents go through a wire (extra "lm-eval").
+"""The model: a wire's reader, as lm-evaluation-harness's tasks call it.
 
-    python -m latentwire.lm_eval run --model latentwire --model_args wire=default,ratio=8 \\
-      --include_path examples/lm_eval --tasks latentwire_qa
-
-This is the harness's own command line, with the model "latentwire" registered; whoever calls
-`lm_eval.simple_evaluate` imports this module before. What a task writes as a request's context is
-split before the last `separator`, two line breaks if not given: what stands before is the document,
-which becomes latents, and the rest is asked. `condition=full_text` has the same reader read the
-same document as text instead, everything else being equal.
+What a task writes as a request's context is split before the last `separator`, two line breaks if
+not given: what stands before is the document, which becomes latents, and the rest is asked.
+`condition=full_text` has the same reader read the same document as text instead, everything else
+being equal.
 """
 
 # pyright: reportMissingImports=false
@@ -36,6 +32,8 @@ CONDITIONS: dict[str, Callable[[Any, int | None], Condition]] = {
 }
 """Makes of a reader what it sees of documents: latents; all tokens; as many tokens as there are
 latents, from the start; nothing."""
+DEFAULT_DEVICE = "cuda:0"
+"""The device that the harness's command line names where it was asked for none, CUDA or not."""
 MAX_NEW_TOKENS = 256
 """Longest answer of a task that names none, as the harness has it."""
 
@@ -60,7 +58,7 @@ class WireLM(LM):
 
     def __init__(
         self,
-        wire: str = "default",
+        wire: str | int = "default",
         condition: str = "latents",
         separator: str = "\n\n",
         reader: str | None = None,
@@ -68,7 +66,7 @@ class WireLM(LM):
         keep: str | None = None,
         selector: str | None = None,
         bits: int | None = None,
-        soft_prompt: bool = True,
+        soft_prompt: bool | str = True,
         dtype: str | None = None,
         batch_size: int | str = 8,
         device: str | None = None,
@@ -78,16 +76,25 @@ class WireLM(LM):
         separator: a context's last one begins what is asked; \\n is a line break. reader: name of
         the one that answers, the first if None. bits: of a message's codes. soft_prompt: with the
         wire's behind the document; it asks for a short span. batch_size: requests that are run
-        together. device, max_batch_size: given by the harness; models go to torch's accelerator
-        where there is one, and to no other device. Raises ValueError for an argument that names
-        nothing."""
+        together; auto is 8. device, max_batch_size: given by the harness; models go to torch's
+        accelerator where there is one, and to no other device. Raises ValueError for an argument
+        that names nothing."""
         super().__init__()
-        if condition not in CONDITIONS:
-            known = ", ".join(CONDITIONS)
-            raise ValueError(f"condition is {condition!r}; expected one of {known}")
-        if dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(f"dtype is {dtype!r}; expected float32 or bfloat16")
-        loaded: Any = load_with(wire, ratio, keep, selector, dtype=dtype)
+        for name, value, known in (
+            ("condition", condition, tuple(CONDITIONS)),
+            ("dtype", dtype, (None, "float32", "bfloat16")),
+            ("soft_prompt", soft_prompt, (True, False)),
+        ):
+            if value not in known:
+                choices = ", ".join(str(choice) for choice in known if choice is not None)
+                raise ValueError(f"{name} is {value!r}; expected one of {choices}")
+        if not separator:
+            raise ValueError("separator is empty; expected what begins a question")
+        size = 8 if str(batch_size).startswith("auto") else batch_size
+        if not str(size).isdigit() or int(size) < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; expected a whole number >= 1, or auto")
+        # A name of digits alone comes as a number from the harness's command line.
+        loaded: Any = load_with(str(wire), ratio, keep, selector, dtype=dtype)
         readers = {one.lm.name: one for one in loaded.readers}
         if reader is not None and reader not in readers:
             raise ValueError(f"no reader {reader!r}; expected one of {', '.join(readers)}")
@@ -97,9 +104,10 @@ class WireLM(LM):
         self.reader.check_bits(bits)
         self.condition = CONDITIONS[condition](self.reader, bits)
         self.separator = separator.replace("\\n", "\n")
-        self.batch_size = int(batch_size) if str(batch_size).isdigit() else 8
+        self.batch_size = int(size)
         self._device = self.reader.lm.device
-        if device is not None and not str(self._device).startswith(device.partition(":")[0]):
+        asked = None if device == DEFAULT_DEVICE else device
+        if asked is not None and not str(self._device).startswith(asked.partition(":")[0]):
             raise ValueError(
                 f"device is {device!r}; models are on {self._device.type}: leave it out, or set "
                 "ACCELERATE_USE_CPU=true for cpu"
@@ -142,8 +150,8 @@ class WireLM(LM):
         return self._batched(requests, scores, lambda _: "", disable_tqdm)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
-        """Raises NotImplementedError: a text that is scored by itself has no document."""
-        raise NotImplementedError(
+        """Raises ValueError: a text that is scored by itself has no document."""
+        raise ValueError(
             "perplexity of a text has no document to compress; expected a task that asks something"
         )
 
