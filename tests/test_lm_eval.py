@@ -129,8 +129,8 @@ def test_a_request_without_a_document_is_refused_and_another_separator_taken(fol
         model.generate_until(requests(("a\n\nb", {"do_sample": True})), disable_tqdm=True)
     with pytest.raises(ValueError, match="no document"):
         model.loglikelihood_rolling(requests(("a",)))
-    bad = {"condition": "half", "reader": "gpt2", "dtype": "int3", "soft_prompt": "no"}
-    for name, bad in {**bad, "batch_size": "0", "separator": ""}.items():
+    wrong = {"condition": "half", "reader": "gpt2", "dtype": "int3", "soft_prompt": "no"}
+    for name, bad in {**wrong, "batch_size": "0", "separator": ""}.items():
         with pytest.raises(ValueError, match=f"{bad!r}; expected|is empty; expected"):
             WireLM(wire=str(folder / "wire"), **{name: bad})
     with pytest.raises(ValueError, match="models are on cpu"):

@@ -49,7 +49,9 @@ def test_a_wire_of_slots(tmp_path):
 def test_what_is_no_model_is_refused_in_one_line():
     lm = tiny_lm("llama")
     for source in ((lm.tokenizer, lm.model), (lm.model,), lm.model, [lm.tokenizer], None):
-        with pytest.raises(ZooError, match=r"for a model; expected .*\(model, tokenizer\)") as error:
+        with pytest.raises(
+            ZooError, match=r"for a model; expected .*\(model, tokenizer\)"
+        ) as error:
             unwrap(as_lm)(source)  # types are checked in tests alone
         assert "\n" not in str(error.value)
 

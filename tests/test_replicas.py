@@ -1,5 +1,6 @@
 """The server as replicas on a Ray: two of them, on one machine, over one store."""
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -73,12 +74,14 @@ def test_more_replicas_than_there_is_room_for_and_without_a_ray(ray, monkeypatch
     ):
         pass
     monkeypatch.chdir(tmp_path)
+    taken = socket.create_server(("127.0.0.1", 0))
     for line, asked in {
         "expected at least 1, beside --ray ADDRESS": ["--replicas", "2"],
         "--replicas is 0; expected at least 1": ["--replicas", "0", "--ray", ray],
         "is no wire; expected a folder": ["--ray", ray, "--wire", str(tmp_path / "none")],
-        "--ray 127.0.0.1:99999: no Ray answers": ["--ray", "127.0.0.1:99999"],
-        "the address is empty": ["--ray", ""],
+        "no Ray answers": ["--ray", "127.0.0.1:99999", "--port", "0"],
+        "the address is empty": ["--ray", "", "--port", "0"],
+        "already in use": ["--ray", "127.0.0.1:1", "--port", str(taken.getsockname()[1])],
         "--port is 70000; expected": ["--port", "70000"],
         "seconds is nan; expected": ["--seconds", "nan"],
     }.items():
