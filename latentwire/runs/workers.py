@@ -41,7 +41,7 @@ def on_ray(address: str, load: Callable[[], Any]) -> Executor:
     as a worker, which is one on a machine without GPUs.
     """
 
-    def executor(build: Build, items: Sequence[Item]) -> Iterator[Made]:
+    def executor(build: Build[Item, Made], items: Sequence[Item]) -> Iterator[Made]:
         with connected(address) as ray:
             gpus, cores = resources(ray)
             made = ray.remote(_Worker).options(
