@@ -30,26 +30,27 @@ CONDITIONS: dict[str, Callable[[Any, int | None], Condition]] = {
     "truncated": lambda reader, _: truncated(reader.lm, reader.latents),
     "closed_book": lambda reader, _: closed_book(reader.lm),
 }
-"""Makes of a reader what it sees of documents: latents; all tokens; as many tokens as there are
-latents, from the start; nothing."""
+"""Conditions by name, each made from a reader and the bits of its messages. The reader sees a
+document as latents; as all of its tokens; as its first tokens, as many as latents; not at all."""
 DEFAULT_DEVICE = "cuda:0"
 """The device that the harness's command line names where it was asked for none, CUDA or not."""
 MAX_NEW_TOKENS = 256
 """Longest answer of a task that names none, as the harness has it."""
 
 log = logging.getLogger("latentwire.lm_eval")
-Made = TypeVar("Made")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: its place among all, its document, what is asked, and the harness's second
-    argument."""
+    """A request of the harness, split."""
 
     place: int
+    """Its place among all requests."""
     document: str
     question: str
     second: Any
+    """The request's second argument: a continuation to score, or options of generation."""
 
 
 @register_model("latentwire")
@@ -134,13 +135,13 @@ class WireLM(LM):
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """The log-probability of each continuation as the begin of the answer, and whether it is
-        the greedy one."""
+        """The log-probability of each continuation as the beginning of the answer, and whether it
+        is the greedy one."""
         lm = self.reader.lm
 
         def scores(asked: Sequence[Asked], prompt: Prompt) -> list[tuple[float, bool]]:
-            said = [lm.frame.answer_prefix + request.second.strip() for request in asked]
-            ids, mask = pad_right([lm.tokenize(text) for text in said])
+            texts = [lm.frame.answer_prefix + request.second.strip() for request in asked]
+            ids, mask = pad_right([lm.tokenize(text) for text in texts])
             logits = lm.logits(prompt, ids, mask)
             chosen = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
             sums = (chosen * mask).sum(1).tolist()
@@ -163,15 +164,15 @@ class WireLM(LM):
     def _batched(
         self,
         requests: Sequence[Any],
-        run: Callable[[Sequence[Asked], Prompt], list[Made]],
+        run: Callable[[Sequence[Asked], Prompt], list[Answer]],
         kind: Callable[[Any], str],
         disable_tqdm: bool,
-    ) -> list[Made]:
+    ) -> list[Answer]:
         """The answers to requests, in their order. Those of one document stand together, and it is
         read once for all of a batch. kind: requests of different kinds share no batch."""
         asked = [self._split(place, request) for place, request in enumerate(requests)]
         asked.sort(key=lambda one: (kind(one.second), one.document))
-        answers: dict[int, Made] = {}
+        answers: dict[int, Answer] = {}
         progress = tqdm(total=len(asked), disable=disable_tqdm, desc="latentwire")
         for batch in self._batches(asked, kind):
             documents = list(dict.fromkeys(one.document for one in batch))
@@ -184,7 +185,7 @@ class WireLM(LM):
             answers.update(zip(places, run(batch, prompt), strict=True))
             progress.update(len(batch))
         progress.close()
-        self._tell(asked)
+        self._log_sizes(asked)
         return [answers[place] for place in range(len(asked))]
 
     def _batches(
@@ -215,7 +216,7 @@ class WireLM(LM):
             )
         return Asked(place, document, question, second)
 
-    def _tell(self, asked: Sequence[Asked]) -> None:
+    def _log_sizes(self, asked: Sequence[Asked]) -> None:
         documents = {one.document for one in asked}
         lm = self.reader.lm
         tokens = sum(len(lm.tokenize(text, remember=False)) for text in documents)
