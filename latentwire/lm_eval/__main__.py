@@ -10,8 +10,9 @@ def _evaluate() -> None:
 
         import latentwire.lm_eval.model  # noqa: F401  (registers the model)
     except ImportError as error:
+        missing = (error.name or "lm_eval").partition(".")[0]
         raise ValueError(
-            f"latentwire.lm_eval needs {error.name}: pip install 'latentwire[lm-eval]'"
+            f"latentwire.lm_eval needs {missing}: pip install 'latentwire[lm-eval]'"
         ) from None
     cli_evaluate()
 
