@@ -105,7 +105,7 @@ def test_attention_to_the_readers_own_cache_costs_nothing():
 def test_who_read_is_told_apart_from_who_answers():
     source, reader = tiny_lm("llama"), tiny_lm("gemma3")
     wire = fitted(source, reader, channels=8)
-    words = f"{source.name} read 8 tokens, of which {reader.name} saw 2 latents"
+    words = f"{source.name} read 8 tokens; {reader.name} answered from 2 latents"
     assert told(wire, reader.name, 8, 2) == words
 
 

@@ -109,6 +109,12 @@ def test_a_wire_is_trained_on_and_messages_of_its_code_stay_readable(place, trai
         train_codes(recipe(place, "other", ("llama",), start=str(place / "prompts")))
 
 
+@pytest.mark.parametrize("hidden, readers", [((), ()), ((-8,), ("llama",))])
+def test_a_recipe_has_a_reader_and_widths(place, hidden, readers):
+    with pytest.raises(ValueError, match="expected at least one reader, and no width below 0"):
+        replace(recipe(place, "none", ("llama",)), readers=readers, hidden=hidden)
+
+
 def test_of_a_wire_one_reader_is_trained_on_and_the_others_stay(place, trained):
     one = recipe(place, "one", ("llama",), start=str(trained))
     old, new = load_wire(trained), load_wire(train_codes(one, Session(check_size=2)) / "wire")

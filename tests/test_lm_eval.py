@@ -2,6 +2,8 @@
 with what it needs, so it is no part of `make install`; without it these tests are left out."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,6 +75,26 @@ def test_a_needle_is_asked_for(folder):
     assert out["results"]["latentwire_needle"]["copied,none"] == 0
 
 
+def test_a_mistake_costs_one_line(folder, monkeypatch, capsys):
+    asked = ["lm_eval", "run", "--model", "latentwire", "--include_path", str(EXAMPLES)]
+    asked += ["--tasks", "latentwire_qa", "--metadata", f"data={folder}/rows.jsonl"]
+    monkeypatch.setattr(sys, "argv", [*asked, "--model_args", f"wire={folder}/wire,condition=half"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("latentwire.lm_eval", run_name="__main__")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("latentwire: condition is 'half'")
+
+
+def test_without_the_harness_its_command_says_what_it_needs(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "lm_eval.__main__", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("latentwire.lm_eval", run_name="__main__")
+    assert stop.value.code == 2
+    words = "latentwire.lm_eval needs lm_eval: pip install 'latentwire[lm-eval]'"
+    assert capsys.readouterr().err == f"latentwire: {words}\n"
+
+
 def requests(*args):
     return [SimpleNamespace(args=one, task_name="boolq") for one in args]
 
@@ -105,13 +127,15 @@ def test_a_request_without_a_document_is_refused_and_another_separator_taken(fol
         model.generate_until(requests(("Ada was born. When?", options)), disable_tqdm=True)
     with pytest.raises(ValueError, match="greedily"):
         model.generate_until(requests(("a\n\nb", {"do_sample": True})), disable_tqdm=True)
-    with pytest.raises(NotImplementedError, match="no document"):
+    with pytest.raises(ValueError, match="no document"):
         model.loglikelihood_rolling(requests(("a",)))
-    for name, bad in {"condition": "half", "reader": "gpt2", "dtype": "int3"}.items():
-        with pytest.raises(ValueError, match=f"{bad!r}; expected"):
+    wrong = {"condition": "half", "reader": "gpt2", "dtype": "int3", "soft_prompt": "no"}
+    for name, bad in {**wrong, "batch_size": "0", "separator": ""}.items():
+        with pytest.raises(ValueError, match=f"{bad!r}; expected|is empty; expected"):
             WireLM(wire=str(folder / "wire"), **{name: bad})
     with pytest.raises(ValueError, match="models are on cpu"):
-        WireLM(wire=str(folder / "wire"), device="cuda:0")
+        WireLM(wire=str(folder / "wire"), device="cuda:1")
+    WireLM(wire=str(folder / "wire"), device="cuda:0")  # the harness's, where none was asked for
     model = WireLM(wire=str(folder / "wire"), separator="\\nWhat")
     (answer,) = model.generate_until(requests(("Ada.\n\nBob.\nWhat now?", options)), True)
     (message,) = model.reader.send(["Ada.\n\nBob."])

@@ -1,5 +1,7 @@
 """A loaded model with its tokenizer goes wherever a model's name does."""
 
+from inspect import unwrap
+
 import pytest
 import torch
 from test_codes import fitted
@@ -9,6 +11,7 @@ from tiny import tiny_lm
 
 from latentwire import CodeWire, Lens, Problem, TextWire, Wire, load_wire
 from latentwire.lm import FrozenLM, as_lm
+from latentwire.lm.zoo import ZooError
 from latentwire.seek.rewards.confidence import Confidence
 from latentwire.seek.search import Seek, SeekConfig
 from latentwire.wire.folder import WireError
@@ -41,6 +44,16 @@ def test_a_wire_of_slots(tmp_path):
     of_pair = Wire.of(pair(wire.lm), "key_norm")
     assert torch.equal(of_pair.send([TEXT])[0].latents.keys, untrained.keys)
     assert of_pair.reader == "LlamaForCausalLM"  # it was loaded from nowhere
+
+
+def test_what_is_no_model_is_refused_in_one_line():
+    lm = tiny_lm("llama")
+    for source in ((lm.tokenizer, lm.model), (lm.model,), lm.model, [lm.tokenizer], None):
+        with pytest.raises(
+            ZooError, match=r"for a model; expected .*\(model, tokenizer\)"
+        ) as error:
+            unwrap(as_lm)(source)  # types are checked in tests alone
+        assert "\n" not in str(error.value)
 
 
 def test_text_and_codes(tmp_path):

@@ -20,7 +20,7 @@ from latentwire.train.loop import LoopConfig
 from latentwire.wire import config
 from latentwire.wire.codes.wire import CodeWire
 from latentwire.wire.config import Measured, read_config
-from latentwire.wire.folder import folder_of
+from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.training import train_wire
 from latentwire.wire.wire import Wire
 
@@ -50,6 +50,21 @@ def test_a_longer_text_and_a_higher_ratio_are_told_once_and_saved(tmp_path):
         bool(re.match(words, str(one.message)))
         for words, one in zip((LONG, HIGH), told, strict=True)
     ] == [True] * 2
+
+
+@pytest.mark.parametrize("measured", [None, -1, "x", {"tokens": -5}, {"ratio": float("nan")}])
+def test_a_damaged_record_is_refused_and_a_folder_without_one_warns_of_nothing(tmp_path, measured):
+    wire = make_wire()
+    wire.save(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert "measured" not in record
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Wire.from_pretrained(tmp_path, wire.lm).at(99).send(["Ada was born in 1815."])
+    (tmp_path / "config.json").write_text(json.dumps({**record, "measured": measured}))
+    with pytest.raises(WireError, match=r"(measured|tokens)\S* is .*; expected") as error:
+        Wire.from_pretrained(tmp_path, wire.lm)
+    assert "\n" not in str(error.value)
 
 
 def test_a_wire_of_codes_tells_too(tmp_path):

@@ -1,5 +1,6 @@
 """The server as replicas on a Ray: two of them, on one machine, over one store."""
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -66,11 +67,28 @@ def test_replicas_answer_alike_and_one_that_is_killed_takes_no_context(ray, wire
         assert [e.name for e in Store(tmp_path / "store").entries()[0]] == sorted(TEXTS)
 
 
-def test_more_replicas_than_there_is_room_for_and_without_a_ray(ray, monkeypatch, capsys):  # noqa: F811
+def test_more_replicas_than_there_is_room_for(ray):  # noqa: F811
     with (
         pytest.raises(ValueError, match="--replicas is 99; that Ray has room for"),
         deployed(ray, 99, "127.0.0.1", 0, Limits(), lambda: None),
     ):
         pass
-    status, _, err = run(monkeypatch, capsys, "serve", "--replicas", "2")
-    assert status == 2 and "expected at least 1, beside --ray ADDRESS" in err
+
+
+def test_a_mistake_is_told_before_a_ray_is_started(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = str(listener.getsockname()[1])
+        status, _, err = run(monkeypatch, capsys, "serve", "--ray", "127.0.0.1:1", "--port", taken)
+    assert status == 2 and "already in use" in err and len(err.splitlines()) == 1
+    for line, asked in {
+        "expected at least 1, beside --ray ADDRESS": ["--replicas", "2"],
+        "--replicas is 0; expected at least 1": ["--replicas", "0", "--ray", "local"],
+        "is no wire; expected a folder": ["--ray", "local", "--wire", str(tmp_path / "none")],
+        "no Ray answers": ["--ray", "127.0.0.1:99999", "--port", "0"],
+        "the address is empty": ["--ray", "", "--port", "0"],
+        "--port is 70000; expected": ["--port", "70000"],
+        "seconds is nan; expected": ["--seconds", "nan"],
+    }.items():
+        status, _, err = run(monkeypatch, capsys, "serve", *asked)
+        assert status == 2 and line in err and len(err.splitlines()) == 1, err

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,7 @@ import uvicorn
 from test_store import TEXTS, make_wire, pdf
 
 from latentwire.lm import Greedy, Prompt
-from latentwire.serve import decoding
+from latentwire.serve import decoding, searching
 from latentwire.serve.context import Contexts, Turn, turn_ids
 from latentwire.serve.guard import Limits
 from latentwire.serve.server import create_app
@@ -286,6 +287,7 @@ def test_bad_requests_are_told_what_is_wrong(url, body, status, code, words):
         ({"question": "Who?"}, 400, "model: Field required"),
         ({"model": "gpt-9", "question": "Who?"}, 404, "expected one of tiny-llama"),
         ({"model": MODEL, "question": " "}, 400, "question is empty"),
+        ({"model": MODEL, "question": "Who?", "answer": " "}, 400, "answer is empty"),
         ({"model": MODEL, "question": "Who?", "steps": 0}, 400, "steps: "),
         ({"model": MODEL, "question": "Who?", "beam": 4}, 400, "beam is not supported"),
     ],
@@ -306,6 +308,32 @@ def test_a_search_streams_steps_and_gives_up_when_its_time_is_over(contexts, url
     assert "do not fit tiny-llama" in long
     with serving(contexts, Limits(seconds=0.001)) as brief:
         assert "time limit" in http.post(f"{brief}/v1/search", json=asked).text
+
+
+def test_searches_of_clients_that_left_are_not_run_beside_others(contexts, monkeypatch):
+    running, most, search = [], [], searching.searched
+
+    def slowly(*asked):
+        running.append(1)
+        most.append(len(running))
+        try:
+            time.sleep(0.5)
+            return search(*asked)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(searching, "searched", slowly)
+    asked = {"model": MODEL, "question": "Who?", "steps": 1, "max_tokens": 4}
+    with serving(contexts) as url:
+        for _ in range(3):
+            with pytest.raises(httpx.ReadTimeout):
+                http.post(f"{url}/v1/search", json=asked, timeout=0.2)
+        assert "[DONE]" in http.post(f"{url}/v1/search", json=asked).text
+    assert set(most) == {1}
+    with serving(contexts, Limits(seconds=0.4)) as url, ThreadPoolExecutor(2) as pool:
+        post = partial(http.post, f"{url}/v1/search", json=asked)
+        texts = [one.text for one in pool.map(lambda _: post(), range(2))]
+    assert sum("could begin" in text for text in texts) == 1
 
 
 def test_half_a_surrogate_and_unknown_paths(url):

@@ -92,13 +92,13 @@ def ask_store(question: str, context: Path | None, store: Path, doc: DOCUMENTS, 
 
 
 def told(wire, model: str, tokens: int, latents: int) -> str:
-    """The line that says who read how much: of a wire of codes its source, and not the model that
-    answers."""
+    """The line that says who read a text and who answers: of a wire of codes its source reads, and
+    the model that answers sees nothing but latents."""
     from latentwire.wire.codes.wire import CodeWire
 
     if not isinstance(wire, CodeWire):
         return f"{model} read {tokens} tokens as {latents} latents"
-    return f"{wire.source.name} read {tokens} tokens, of which {model} saw {latents} latents"
+    return f"{wire.source.name} read {tokens} tokens; {model} answered from {latents} latents"
 
 
 def _whole(contexts, names: DOCUMENTS) -> list[str]:
@@ -234,9 +234,12 @@ def serve(
     except ImportError as error:
         raise ValueError(f"serve needs {error.name}: pip install 'latentwire[serve]'") from None
     from latentwire.serve.replicas import deployed, family, url_of
+    from latentwire.wire.folder import kind_of
 
     if replicas is not None and (ray is None or replicas < 1):
         raise ValueError(f"--replicas is {replicas}; expected at least 1, beside --ray ADDRESS")
+    if not 0 <= port < 1 << 16:
+        raise ValueError(f"--port is {port}; expected 0 to 65535")
     limits = Limits(rows, waiting, seconds, body_bytes, context_tokens)
     key = api_key or os.environ.get("LATENTWIRE_API_KEY")
     hosts = LOOPBACK if host in LOOPBACK else None
@@ -246,6 +249,7 @@ def serve(
         )
     build = partial(_app, wire, ratio, store, limits, lens, api_key=key, hosts=hosts)
     if ray is not None:
+        kind_of(wire)  # what is no wire is told here, and not by a replica at its first request
         with deployed(ray, replicas or 1, host, port, limits, build) as url:
             print(f"{url} answers; Ctrl-C ends it", flush=True)
             Event().wait()

@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
 from latentwire.lm.devices import Dtype
 from latentwire.lm.frozen import FrozenLM
+from latentwire.lm.zoo import ZooError
 
 LMSource = FrozenLM | str | Path | tuple[Any, Any]
 """A name or folder as FrozenLM.from_pretrained takes it, a loaded model of transformers with its
@@ -21,15 +25,21 @@ tokenizer, or an LM of the port."""
 def as_lm(source: LMSource, dtype: Dtype = "float32", name: str | None = None) -> FrozenLM:
     """The LM of a source. A loaded model stays on its device and in its number type; it is put in
     evaluation mode and its weights no longer take gradients. dtype: of one that is loaded here.
-    name: of one that is no FrozenLM yet, its own if None."""
-    if isinstance(source, FrozenLM):
-        return source
-    if isinstance(source, tuple):
-        model, tokenizer = source
-        return FrozenLM(model, tokenizer, name or named(model))
-    lm = FrozenLM.from_pretrained(str(source), dtype)
-    lm.name = name or lm.name
-    return lm
+    name: of one that is no FrozenLM yet, its own if None. Raises ZooError for what is no source."""
+    match source:
+        case FrozenLM():
+            return source
+        case str() | Path():
+            lm = FrozenLM.from_pretrained(str(source), dtype)
+            lm.name = name or lm.name
+            return lm
+        case (nn.Module() as model, PreTrainedTokenizerBase() as tokenizer):
+            return FrozenLM(model, tokenizer, name or named(model))
+    parts = source if isinstance(source, tuple | list) else [source]
+    raise ZooError(
+        f"got {', '.join(type(part).__name__ for part in parts)} for a model; expected a name or "
+        "folder, a loaded model with its tokenizer, (model, tokenizer), or a FrozenLM"
+    )
 
 
 def as_lms(sources: Mapping[str, LMSource] | None) -> dict[str, FrozenLM]:

@@ -177,7 +177,7 @@ def connected(address: str) -> Iterator[Any]:
     try:
         _check_answers(address)
         ray.init(address, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Ray's is a plain one where a node does not start in time
         raise ValueError(
             f"--ray {address}: no Ray answers there ({error}); start one with `ray start --head`, "
             "or give --ray local"
@@ -195,7 +195,10 @@ def resources(ray: Any) -> tuple[int, int]:
 
 
 def _check_answers(address: str) -> None:
-    """Raises OSError where nothing listens at HOST:PORT; Ray would try for minutes."""
+    """Raises OSError where nothing listens at HOST:PORT; Ray would try for minutes. Raises
+    ValueError for an empty address, which Ray takes for none."""
+    if not address.strip():
+        raise ValueError("the address is empty")
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()

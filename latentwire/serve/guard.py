@@ -41,7 +41,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # NaN too, which no time would pass
                 raise ValueError(f"{name} is {value}; expected more than 0")
 
 

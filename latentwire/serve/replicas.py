@@ -41,8 +41,11 @@ def deployed(
     address: str, replicas: int, host: str, port: int, limits: Limits, build: Callable[[], Any]
 ) -> Iterator[str]:
     """The URL of an application that so many replicas answer, until the context ends; port 0 takes
-    one that is free here. build: makes the application in each replica. Raises ValueError where no
-    Ray answers at the address, or it has no room for so many."""
+    one that is free here. build: makes the application in each replica. Raises OSError where the
+    port is taken, and ValueError where no Ray answers at the address, or it has no room for so
+    many."""
+    with socket.create_server((host, port), family=family(host)) as listener:
+        port = listener.getsockname()[1]
     with connected(address) as ray:
         try:
             from ray import serve
@@ -55,8 +58,6 @@ def deployed(
             raise ValueError(
                 f"--replicas is {replicas}; that Ray has room for {most}, one a {each}"
             )
-        with socket.create_server((host, port), family=family(host)) as listener:
-            port = listener.getsockname()[1]
         # Requests wait in the application, which bounds them and says so.
         deployment = serve.deployment(
             num_replicas=replicas,

@@ -47,6 +47,8 @@ class Searching:
             raise BusyError(f"{self._waiting} searches wait already; try again later")
         if not asked.question.strip():
             raise ValueError("question is empty; expected words")
+        if asked.answer is not None and not asked.answer.strip():
+            raise ValueError("answer is empty; expected words, or none at all")
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         lines = self._lines(lm, asked, time.monotonic() + self.limits.seconds)
         return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
@@ -78,11 +80,18 @@ class Searching:
 
         self._waiting += 1
         try:
-            async with self._turn:
-                loop.run_in_executor(None, run)
-                while (event := await events.get()) is not None:
-                    yield line(event)
-                yield "data: [DONE]\n\n"
+            try:
+                await asyncio.wait_for(self._turn.acquire(), deadline - time.monotonic())
+            except TimeoutError:
+                late = TimeoutError("the time limit passed before the search could begin")
+                yield line(as_api_error(late).body())
+                return
+            # A search whose client has gone ends at its next step, and the turn is its until then.
+            done = loop.run_in_executor(None, run)
+            done.add_done_callback(lambda _: self._turn.release())
+            while (event := await events.get()) is not None:
+                yield line(event)
+            yield "data: [DONE]\n\n"
         finally:
             self._waiting -= 1
             gone.set()

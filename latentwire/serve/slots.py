@@ -60,8 +60,8 @@ class SlotReader:
         self.contexts, self.lm = contexts, contexts.lm()
         self._held: WeakValueDictionary[tuple, Slots] = WeakValueDictionary()
         self._head = self.lm.frame.prefix.tolist()
-        one = self.lm.tokenize("\n\nA").tolist()
-        self._break = one[: len(one) - len(self.lm.tokenize("A"))]
+        ids = self.lm.tokenize("\n\nA").tolist()
+        self._break = ids[: len(ids) - len(self.lm.tokenize("A"))]
 
     @property
     def placeholder(self) -> int:
@@ -90,12 +90,12 @@ class SlotReader:
         tokenizer has put there; of a chat what comes after its head, behind an empty line, as
         `latentwire.ask` has it. Raises ValueError for a chat with another head than the slots'."""
         bos, head = self.lm.bos.tolist(), self._head
-        opens = head[len(bos) : len(bos) + 1]  # a chat's first turn; nothing for a base model
-        if opens and list(ids[: len(head)]) == head:
+        opening = head[len(bos) : len(bos) + 1]  # of a chat's first turn; a base model has none
+        if opening and list(ids[: len(head)]) == head:
             ids = [*self._break, *ids[len(head) :]]
         else:
             ids = list(ids[len(bos) :] if list(ids[: len(bos)]) == bos else ids)
-            if opens and ids[:1] == opens:
+            if opening and ids[:1] == opening:
                 raise ValueError(
                     "the chat has another head than the context; expected a first message of the "
                     "user's, and the chat template without options"

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from latentwire.lm import Dtype, FrozenLM
+from latentwire.texts import check_least
 from latentwire.wire.folder import WireError, read_record
 from latentwire.wire.message import GAP
 from latentwire.wire.selectors import SELECTORS, TRAINED
@@ -88,7 +89,10 @@ class Measured:
     tokens: int = 0
     """Tokens of the longest text; 0 where that is not known."""
     ratio: int = 0
-    """Highest ratio; 0 where there is none."""
+    """Highest ratio; 0 where that is not known."""
+
+    def __post_init__(self) -> None:
+        check_least(self, WireError, tokens=0, ratio=0)
 
     def warn_beyond(self, tokens: int, ratio: int) -> None:
         """Warn, once, of a text longer than the longest, and of a ratio above the highest."""

@@ -187,7 +187,7 @@ class Wire(nn.Module):
         return known
 
     def encode(self, contexts: Sequence[str], batch: int = 8) -> list[CompressedKV]:
-        """One Latents per text; `batch` windows run through the LM at a time.
+        """One CompressedKV per text; `batch` windows run through the LM at a time.
 
         The LM itself gets no gradient, the residual does. Raises WireError for an empty text, one
         whose latents would not fit the reader's window, or one that the reader's tokenizer loses a

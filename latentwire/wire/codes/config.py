@@ -72,6 +72,11 @@ class CodeRecipe:
                 f"readers are {self.readers} and hidden is {self.hidden}; expected one width for "
                 "each reader, none of them twice"
             )
+        if not self.readers or min(self.hidden) < 0:
+            raise ValueError(
+                f"readers are {self.readers} and hidden is {self.hidden}; expected at least one "
+                "reader, and no width below 0"
+            )
         check_least(self, fitted=1, sensitive=1, batch_size=1, questions=1, held_out=1)
         if not self.ratios or min(self.ratios) < 1:
             raise ValueError(f"ratios are {self.ratios}; expected at least one, none below 1")

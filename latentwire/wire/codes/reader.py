@@ -104,9 +104,10 @@ class CodeReader(nn.Module):
         return head_of(self.lm)
 
     def at(self, ratio: int) -> CodeReader:
-        """The same weights at another ratio of tokens to slots; messages are the same."""
-        if ratio < 1:
-            raise WireError(f"ratio is {ratio}; expected a whole number >= 1")
+        """The same weights at another ratio of tokens to slots; messages are the same. Raises
+        WireError for a ratio below 1."""
+        if type(ratio) is not int or ratio < 1:
+            raise WireError(f"ratio is {ratio!r}; expected a whole number >= 1")
         reader = copy(self)
         reader.ratio = ratio
         return reader
