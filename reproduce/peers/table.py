@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from cells import CELLS, READERS, passages_of, read_records
+from cells import CELLS, READERS, TUNE, passages_of, read_records
 
 from latentwire.evals.metrics import bootstrap, f1, paired_difference
 
@@ -47,7 +47,7 @@ NAMES = {
     "kvpress/random": "Random",
 }
 """Rows in the order of the table; latentwire/text is kvpress/none again, which `agreement` says."""
-WIRE = "latentwire/wire"
+WIRE, SCORER = "latentwire/wire", "latentwire/scorer"
 DRAWN = {  # row: colour on white, colour on black, marker
     "latentwire/wire": ("#0969da", "#58a6ff", "o"),
     "latentwire/scorer": ("#54aeff", "#79c0ff", "."),
@@ -92,13 +92,12 @@ def agreement(text: Answered, none: Answered) -> dict[str, int]:
     return {"same": sum(text[q]["answer"] == none[q]["answer"] for q in both), "of": len(both)}
 
 
-def summary(row: Answered, wire: Answered) -> dict[str, Any]:
-    """F1 and what is held, and the wire's F1 minus it."""
+def summary(row: Answered, ours: dict[str, Answered]) -> dict[str, Any]:
+    """F1 and what is held, and the F1 of rows of ours, by name, minus it."""
     asked = list(row)
     scores, passages = [row[q]["f1"] for q in asked], [q[0] for q in asked]
     low, high = bootstrap(scores, passages)
     held = {q[0]: row[q] for q in asked}.values()
-    both = [q for q in asked if q in wire]
     result = {
         "n": len(asked),
         "passages": len(held),
@@ -108,9 +107,10 @@ def summary(row: Answered, wire: Answered) -> dict[str, Any]:
         "slots": sum(one["slots"] for one in held) / len(held),
         "bytes": sum(one["bytes"] for one in held) / len(held),
     }
-    if both and row is not wire:
-        ours, theirs = ([of[q]["f1"] for q in both] for of in (wire, row))
-        result["wire_minus"] = paired_difference(ours, theirs, [q[0] for q in both])
+    for name, other in ours.items():
+        if row is not other and (both := [q for q in asked if q in other]):
+            pair = ([of[q]["f1"] for q in both] for of in (other, row))
+            result[f"{name}_minus"] = paired_difference(*pair, [q[0] for q in both])
     return result
 
 
@@ -118,14 +118,15 @@ def table(rows: dict[tuple, Answered]) -> list[dict[str, Any]]:
     """One block for each data set, reader, soft prompt and ratio."""
     blocks = []
     for data, reader, soft, ratio in dict.fromkeys(key[:4] for key in rows):
-        if ratio == 1:
+        if ratio == 1 or data == TUNE:
             continue
         begun = data, reader, soft
         of = {n: rows[*begun, ratio, n] for n in NAMES if (*begun, ratio, n) in rows}
         text, none = (rows.get((*begun, 1, n), {}) for n in ("latentwire/text", "kvpress/none"))
         wire = of.get(WIRE, {})
         of = {"kvpress/none": {q: a for q, a in none.items() if q in wire}, **of}
-        made = {name: summary(row, wire) for name, row in of.items() if row}
+        ours = {name.split("/")[1]: of[name] for name in (WIRE, SCORER) if name in of}
+        made = {name: summary(row, ours) for name, row in of.items() if row}
         block = dict(zip(("data", "reader", "soft", "ratio"), (*begun, ratio), strict=True))
         blocks.append({**block, "agreement": agreement(text, none), "rows": made})
     order = list(dict.fromkeys((cell.data, cell.soft) for cell in CELLS.values()))
@@ -209,19 +210,22 @@ def draw(axes, reader: str, blocks: list[dict[str, Any]], theme: str) -> None:
 
 
 def plot(blocks: list[dict[str, Any]]) -> None:
-    """SQuAD with the soft prompt, both readers."""
+    """SQuAD with the soft prompt, the readers that were asked."""
     some = [b for b in blocks if b["data"] == "squad_dev" and b["soft"]]
+    readers = [r for r in READERS if r in {b["reader"] for b in some}]
     # The same bytes each time: no date, no random ids.
     plt.rcParams |= {"svg.hashsalt": "latentwire", "svg.fonttype": "none", "font.size": 10}
     plt.rcParams |= {"font.family": "sans-serif", "font.sans-serif": ["Arial", "DejaVu Sans"]}
     for theme, (ink, _, _) in THEMES.items():
-        figure, both = plt.subplots(1, 2, figsize=(8.4, 4.2), sharey=True, facecolor="none")
-        for axes, reader in zip(both, READERS, strict=True):
+        figure, (row,) = plt.subplots(
+            1, len(readers), figsize=(8.4, 4.2), sharey=True, squeeze=False, facecolor="none"
+        )
+        for axes, reader in zip(row, readers, strict=True):
             axes.set_facecolor("none")
             draw(axes, reader, some, theme)
-        both[0].set_ylabel("F1, %", color=ink)
+        row[0].set_ylabel("F1, %", color=ink)
         figure.legend(
-            *both[0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False,
+            *row[0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False,
             labelcolor=ink, columnspacing=1.2, handlelength=1.6, fontsize=9,
         )  # fmt: skip
         figure.tight_layout(rect=(0, 0.17, 1, 1))
