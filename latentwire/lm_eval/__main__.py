@@ -6,7 +6,7 @@ from latentwire.terminal import exit_with
 
 def _evaluate() -> None:
     try:
-        from lm_eval.__main__ import cli_evaluate
+        from lm_eval.__main__ import cli_evaluate  # pyright: ignore
 
         import latentwire.lm_eval.model  # noqa: F401  (registers the model)
     except ImportError as error:

@@ -20,7 +20,7 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from latentwire.evals.baselines import Condition, closed_book, full_text, truncated
-from latentwire.lm import Greedy, Prompt, pad_right
+from latentwire.lm import Dtype, Greedy, Prompt, pad_right
 from latentwire.tasks.qa import question_prompt, with_soft_prompt
 from latentwire.wire.load import load_with
 
@@ -68,7 +68,7 @@ class WireLM(LM):
         selector: str | None = None,
         bits: int | None = None,
         soft_prompt: bool | str = True,
-        dtype: str | None = None,
+        dtype: Dtype | None = None,
         batch_size: int | str = 8,
         device: str | None = None,
         max_batch_size: int | None = None,
