@@ -24,7 +24,7 @@ def main() -> None:
     exit_with(lambda: _run(sys.argv[1:]))
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> int | None:
     if arguments[:1] and arguments[0] in GROUPS:
         return GROUPS[arguments[0]](arguments[1:])
     return run_command({**COMMANDS, **GROUPS}, arguments, "latentwire")
