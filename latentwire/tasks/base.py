@@ -129,7 +129,7 @@ def _row(line: str, fields: dict[str, type], where: str) -> dict[str, Any]:
 
 
 def read_array(path: Path) -> list[Any] | None:
-    """The items of a .json file that is one JSON array; None for any other, such as one of lines."""
+    """The items of a .json file that is one JSON array; None for any other, such as of lines."""
     if path.suffix != ".json" or not (text := read_text(path)).lstrip().startswith("["):
         return None
     try:
