@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import Any, TypeVar, cast
 
 import torch
 from lm_eval.api.model import LM
@@ -68,7 +69,7 @@ class WireLM(LM):
         selector: str | None = None,
         bits: int | None = None,
         soft_prompt: bool | str = True,
-        dtype: Dtype | None = None,
+        dtype: str | None = None,
         batch_size: int | str = 8,
         device: str | None = None,
         max_batch_size: int | None = None,
@@ -95,7 +96,7 @@ class WireLM(LM):
         if not str(size).isdigit() or int(size) < 1:
             raise ValueError(f"batch_size is {batch_size!r}; expected a whole number >= 1, or auto")
         # A name of digits alone comes as a number from the harness's command line.
-        loaded: Any = load_with(str(wire), ratio, keep, selector, dtype=dtype)
+        loaded: Any = load_with(str(wire), ratio, keep, selector, dtype=cast(Dtype | None, dtype))
         readers = {one.lm.name: one for one in loaded.readers}
         if reader is not None and reader not in readers:
             raise ValueError(f"no reader {reader!r}; expected one of {', '.join(readers)}")
@@ -192,15 +193,10 @@ class WireLM(LM):
         self, asked: Sequence[Asked], kind: Callable[[Any], str]
     ) -> Iterator[Sequence[Asked]]:
         """Requests in order, at most so many together, all of one kind."""
-        batch: list[Asked] = []
-        for one in asked:
-            new = batch and kind(batch[0].second) != kind(one.second)
-            if new or len(batch) == self.batch_size:
-                yield batch
-                batch = []
-            batch.append(one)
-        if batch:
-            yield batch
+        for _, same in groupby(asked, key=lambda one: kind(one.second)):
+            rest = list(same)
+            for start in range(0, len(rest), self.batch_size):
+                yield rest[start : start + self.batch_size]
 
     def _split(self, place: int, request: Any) -> Asked:
         """A request's document and question. Raises ValueError where there are not both: a score
