@@ -79,7 +79,7 @@ def cut_answers(lm: FrozenLM, passages: Sequence[Passage], answer_tokens: int) -
     """The share of questions whose shortest gold answer has more than answer_tokens tokens, so that
     no answer can be right in full."""
     shortest = [
-        min(len(lm.tokenize(lm.frame.answer_prefix + answer)) for answer in q.answers)
+        min(len(answer_ids(lm, answer)) - 1 for answer in q.answers)  # EOS is no part of it
         for p in passages
         for q in p.questions
     ]

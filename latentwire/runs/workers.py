@@ -44,9 +44,7 @@ def on_ray(address: str, load: Callable[[], Any]) -> Executor:
     def executor(build: Build[Item, Made], items: Sequence[Item]) -> Iterator[Made]:
         with connected(address) as ray:
             gpus, cores = resources(ray)
-            made = ray.remote(_Worker).options(
-                num_cpus=0 if gpus else 1, num_gpus=min(gpus, 1), max_restarts=3, max_task_retries=3
-            )
+            made = ray.remote(_Worker).options(**one_each(gpus), max_restarts=3, max_task_retries=3)
             count = min(gpus or cores, len(items))
             folder, workers = os.getcwd(), ray.util.ActorPool
             pool = workers([made.remote(folder, load) for _ in range(count)])
@@ -192,6 +190,11 @@ def resources(ray: Any) -> tuple[int, int]:
     """GPUs and cores of all machines together."""
     found = ray.cluster_resources()
     return int(found.get("GPU", 0)), int(found.get("CPU", 0))
+
+
+def one_each(gpus: int) -> dict[str, int]:
+    """Ray's options for a worker with a GPU of its own, or with a core where there is no GPU."""
+    return {"num_cpus": 0 if gpus else 1, "num_gpus": min(gpus, 1)}
 
 
 def _check_answers(address: str) -> None:

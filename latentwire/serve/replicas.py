@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from latentwire.runs.workers import connected, resources
+from latentwire.runs.workers import connected, one_each, resources
 from latentwire.serve.guard import Limits
 
 NAME = "latentwire"
@@ -62,7 +62,7 @@ def deployed(
         deployment = serve.deployment(
             num_replicas=replicas,
             max_ongoing_requests=8 * (limits.rows + limits.waiting),
-            ray_actor_options={"num_cpus": 0 if gpus else 1, "num_gpus": min(gpus, 1)},
+            ray_actor_options=one_each(gpus),
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
         )(serve.ingress(Started(os.getcwd(), build))())
         serve.start(http_options={"host": host, "port": port})
