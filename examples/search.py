@@ -6,6 +6,7 @@ python examples/search.py "Name the largest planet of the solar system."
 import sys
 
 from latentwire import FrozenLM, Problem, Rating, Seek, SeekConfig
+from latentwire.seek.region import Fraction
 
 PROMPT = "Name the largest planet of the solar system."
 
@@ -23,7 +24,7 @@ class Short:
 def main(prompt: str = PROMPT) -> None:
     lm = FrozenLM.from_pretrained("smollm2-135m")
     # Three steps on the hidden states of the first half of the answer.
-    config = SeekConfig(steps=3, lr=0.02, max_new_tokens=24)
+    config = SeekConfig(Fraction(0.5), steps=3, lr=0.02, max_new_tokens=24)
     (found,) = Seek(lm, Short(), config)([Problem("one", prompt, prompt)])
     for step in found.trace:
         print(f"step {step.step}: reward {step.reward:.2f}, {step.flipped} tokens changed")

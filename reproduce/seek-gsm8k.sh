@@ -13,7 +13,7 @@ seek() { # NAME FILE options
   latentwire seek smollm2-135m --data "$data/$2" "${@:3}" \
     --run "runs/seek-$1" --json "reproduce/seek-gsm8k/$1.json"
 }
-gsm8k=(gsm8k_test.jsonl --limit 100 --lr 0.003 --max-new-tokens 256 --batch 50)
+gsm8k=(gsm8k_test.jsonl --limit 100 --k 0.2 --lr 0.003 --max-new-tokens 256 --batch 50)
 svamp=(svamp.jsonl --limit 32 --reward exact --steps 3 --max-new-tokens 128 --batch 32)
 if [[ $what == all || $what == exact ]]; then
   seek exact "${gsm8k[@]}" --reward exact --steps 4
@@ -22,9 +22,9 @@ if [[ $what == all || $what == self ]]; then
   seek self "${gsm8k[@]}" --reward self --steps 1
 fi
 if [[ $what == all || $what == attempts ]]; then
-  seek svamp-small "${svamp[@]}" --lr 0.003
-  seek svamp-large "${svamp[@]}" --lr 0.01
-  seek svamp-published "${svamp[@]}" --lr 0.03
+  seek svamp-small "${svamp[@]}" --k 0.2 --lr 0.003
+  seek svamp-large "${svamp[@]}" --k 0.2 --lr 0.01
+  seek svamp-published "${svamp[@]}" --k 0.2 --lr 0.03
   seek svamp-span "${svamp[@]}" --lr 0.003 --k 0.5
-  seek svamp-samples "${svamp[@]}" --lr 0.01 --samples 1 --baseline
+  seek svamp-samples "${svamp[@]}" --k 0.2 --lr 0.01 --samples 1 --baseline
 fi

@@ -198,7 +198,7 @@ def test_answers_are_searched(folders, tmp_path, reward):
     path = tmp_path / "sums.jsonl"
     rows = [{"id": f"{i}", "question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(2)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = SeekRecipe(str(path), reward=reward, steps=2, lr=0.3, max_new_tokens=8, batch=2)
+    asked = SeekRecipe(str(path), reward=reward, steps=2, k=0.5, lr=0.3, max_new_tokens=8, batch=2)
 
     def work(device: str) -> list[list[str]]:
         run_seek(FrozenLM.from_pretrained(folders["llama"]), asked, tmp_path / device)

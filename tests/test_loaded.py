@@ -12,6 +12,7 @@ from tiny import tiny_lm
 from latentwire import CodeWire, Lens, Problem, TextWire, Wire, load_wire
 from latentwire.lm import FrozenLM, as_lm
 from latentwire.lm.zoo import ZooError
+from latentwire.seek.region import Fraction
 from latentwire.seek.rewards.confidence import Confidence
 from latentwire.seek.search import Seek, SeekConfig
 from latentwire.wire.folder import WireError
@@ -81,7 +82,7 @@ def test_a_lens_and_a_search(tmp_path):
     again = Lens.from_pretrained(tmp_path, pair(tiny_lm("llama")))
     assert torch.equal(again.mean, lens.mean)
     lm = as_lm(pair(tiny_lm("llama")))
-    config = SeekConfig(steps=1, max_new_tokens=8)
+    config = SeekConfig(Fraction(0.5), steps=1, max_new_tokens=8)
     (found,) = Seek(lm, Confidence(lm), config)([Problem("1", "Who?", "Who?")])
     (known,) = Seek(tiny_lm("llama"), Confidence(tiny_lm("llama")), config)(
         [Problem("1", "Who?", "Who?")]

@@ -11,7 +11,9 @@ from latentwire.bench.measure import measured
 from latentwire.bench.seek import bench_seek
 from latentwire.lm import FrozenLM, Generation
 from latentwire.seek.answers import Answers, prompt_ids
+from latentwire.seek.found import threshold_of
 from latentwire.seek.policy import Policy
+from latentwire.seek.recipe import SeekRecipe
 from latentwire.seek.region import (
     Explicit,
     Fraction,
@@ -22,6 +24,7 @@ from latentwire.seek.region import (
 )
 from latentwire.seek.rewards.base import Rating, rate
 from latentwire.seek.rewards.confidence import Confidence, confidence
+from latentwire.seek.rewards.exact import Exact
 from latentwire.seek.rewards.self_verify import CHECKS, SelfVerify, verdict
 from latentwire.seek.search import Seek, SeekConfig
 from latentwire.tasks.base import Problem
@@ -375,8 +378,17 @@ def test_fixed_tokens_never_change(llama):
 def test_a_section_that_is_not_there_falls_back_and_says_so(llama):
     ids = llama.tokenize("no headings here, none at all")
     span = Section(r"## Description\n(.*)")(llama, ids)
-    assert (span.start, span.stop) == (0, int(0.2 * len(ids)))
+    assert (span.start, span.stop) == (0, int(0.1 * len(ids)))
     assert "no section" in span.note and "Fraction" in span.note
+
+
+def test_the_defaults_are_the_published_ones():
+    """The defaults of src/main.py in github.com/bigai-nlco/LatentSeek."""
+    config, recipe = SeekConfig(), SeekRecipe()
+    assert config.region == Fraction(k=0.1, cap=300)
+    assert (config.steps, config.lr, config.clip, config.max_new_tokens) == (10, 0.03, None, 1024)
+    assert threshold_of(Exact(lambda problem, text, finished=True: True)) == pytest.approx(-0.2)
+    assert recipe.search() == config
 
 
 def test_spans_that_an_answer_cannot_hold(llama):

@@ -135,8 +135,20 @@ def test_arc_goes_through_the_whole_path_with_program(lm, recipe, tmp_path):
     assert record["arms"]["seek"]["trace"][0]["reward"] == -1.0
 
 
+def test_a_run_takes_problems_and_a_reward_of_ones_own(lm, recipe, tmp_path):
+    task = load_task(recipe)
+    given = replace(recipe, reward="confidence", data="sums")
+    with pytest.raises(DataError, match="no such file"):
+        run_seek(lm, given, tmp_path / "run")
+    result = run_seek(lm, given, tmp_path / "run", task, reward=ByText())
+    assert result["reward"] == result["config"]["reward"] == "ByText"
+    assert result["arms"] == run_seek(lm, replace(recipe, reward="self"))["arms"]
+    with pytest.raises(ValueError, match="reward is ByText there"):
+        run_seek(lm, given, tmp_path / "run", task)
+
+
 def test_thoughts_search_before_the_answer(lm, recipe, tmp_path):
-    thoughts = replace(recipe, strategy="thoughts", steps=4, k=0.2, lr=0.03)
+    thoughts = replace(recipe, strategy="thoughts", steps=4, k=0.1, lr=0.03)
     result = run_seek(lm, thoughts, tmp_path / "run")
     assert result["arms"]["random_sign"]["tokens"] > 0 and result["n"] == 5
     found = seek_prompt(lm, thoughts, "What is 2 + 2?")

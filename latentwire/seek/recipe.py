@@ -33,7 +33,7 @@ class SeekRecipe:
     """states: hidden states of the answer (LatentSeek); thoughts: soft tokens before it (LTPO)."""
     steps: int = 10
     """Steps of a search, at most."""
-    k: float = 0.2
+    k: float = 0.1
     """Share of the answer that is searched, from its start, 300 tokens at most."""
     section: str | None = None
     """Search the part of the answer that this pattern finds instead, its first group if it has

@@ -50,7 +50,7 @@ class Fraction:
     """The first share `k` of the answer's tokens from `start` on, `cap` at most, as in LatentSeek
     (arXiv 2505.13308): min(int(k * tokens), cap)."""
 
-    k: float = 0.2
+    k: float = 0.1
     cap: int = 300
     start: int = 0
 
@@ -63,7 +63,10 @@ class Fraction:
     def __call__(self, lm: FrozenLM, ids: Int[Tensor, " n"]) -> Span:
         length = min(int(self.k * len(ids)), self.cap)
         if length == 0:
-            raise RegionError(f"{self.k} of an answer of {len(ids)} tokens is less than one token")
+            raise RegionError(
+                f"{self.k} of an answer of {len(ids)} tokens is less than one token; search a "
+                "larger share"
+            )
         return Explicit(self.start, self.start + length)(lm, ids)
 
 

@@ -51,11 +51,13 @@ def run_seek(
     out: Path | None = None,
     task: Task | None = None,
     executor: Executor | None = None,
+    reward: Reward | None = None,
 ) -> dict[str, Any]:
     """Search all problems under all arms; the whole result as one dict.
 
-    task: the recipe's, if it is loaded already. executor: who searches, workers that load this LM,
-    or this process if None.
+    task: the recipe's, if it is loaded already, or problems of your own. executor: who searches,
+    workers that load this LM, or this process if None. reward: one of your own in place of the
+    recipe's, which results name by its class; not with an executor.
     out: a run folder that gets config.json and predictions.jsonl, one record a problem, batch by
     batch, so that an interrupted run goes on. Raises ValueError for a folder of another run, or
     of another process.
@@ -67,6 +69,8 @@ def run_seek(
     known = digest(repr(problems))
     setting = {"kind": "seek", "model": lm.name, "task": task.name, "problems": known}
     setting |= {**asdict(recipe), "data": Path(recipe.data).name}
+    if reward is not None:
+        setting["reward"] = type(reward).__name__
     with owned(out):
         records = [] if out is None else _resumed(out, setting, lm, problems, recipe)
         with _progress() as progress:
@@ -74,7 +78,8 @@ def run_seek(
             starts = range(len(records), len(problems), recipe.batch)
             parts = [problems[start : start + recipe.batch] for start in starts]
             # Workers load the task themselves: what grades an answer cannot be sent.
-            work = partial(_searching, recipe=recipe, task=None if executor else task)
+            loaded = None if executor else task
+            work = partial(_searching, recipe=recipe, task=loaded, reward=reward)
             for batch in (executor or run_local(lm))(work, parts):
                 records += batch
                 if out is not None:
@@ -143,18 +148,18 @@ def load_lm(name: str, dtype: Dtype) -> FrozenLM:
 
 
 def _searching(
-    lm: FrozenLM, recipe: SeekRecipe, task: Task | None
+    lm: FrozenLM, recipe: SeekRecipe, task: Task | None, reward: Reward | None
 ) -> Callable[[Sequence[Problem]], list[dict[str, Any]]]:
     """The function that searches a batch of the recipe's problems; task: the recipe's, if it is
-    loaded."""
-    return partial(_batch, lm, recipe, task or load_task(recipe))
+    loaded; reward: the one to use in place of the recipe's."""
+    task = task or load_task(recipe)
+    return partial(_batch, lm, recipe, task, reward or REWARDS[recipe.reward](lm, task))
 
 
 def _batch(
-    lm: FrozenLM, recipe: SeekRecipe, task: Task, problems: Sequence[Problem]
+    lm: FrozenLM, recipe: SeekRecipe, task: Task, reward: Reward, problems: Sequence[Problem]
 ) -> list[dict[str, Any]]:
     """Records of a batch of problems under all arms."""
-    reward = REWARDS[recipe.reward](lm, task)
     found = recipe.searcher(lm, reward)(problems)
     arms = {
         "seek": found,

@@ -19,6 +19,7 @@ from fastapi.responses import StreamingResponse
 from latentwire.evals.metrics import normalise
 from latentwire.lm import FrozenLM
 from latentwire.seek.found import Found, best_of
+from latentwire.seek.region import Fraction
 from latentwire.seek.rewards.base import Reward
 from latentwire.seek.rewards.confidence import Confidence
 from latentwire.seek.rewards.exact import Exact
@@ -104,7 +105,8 @@ def searched(lm: FrozenLM, asked: SearchAsked, watch: Any) -> Found:
     # One who watches wants the steps: only an answer that is right ends them before their number.
     threshold = reward.high if asked.answer is None else None
     options = {"lr": asked.lr, "threshold": threshold, "max_new_tokens": asked.max_tokens}
-    config = SeekConfig(steps=asked.steps, **options)
+    # Answers here are short: the published tenth of one is often less than a token.
+    config = SeekConfig(Fraction(0.2), steps=asked.steps, **options)
     return Seek(lm, reward, config, watch)([problem])[0]
 
 
