@@ -159,7 +159,8 @@ def evaluate_reader(
     """The result of evaluate_wire, and every answer that it counts."""
     bits = wire.bits if bits is None else bits
     wire.check_bits(bits)
-    passages, budget = load_passages(data, limit, needles, answer_tokens)
+    passages, usual = load_passages(data, limit, needles)
+    budget = answer_tokens or usual
     _check_room(wire, passages, budget)
     rows = list(conditions(wire, passages, bits, also))
     setting = {
@@ -171,7 +172,7 @@ def evaluate_reader(
     }
     source = wire.source if isinstance(wire, TextReader) else None
     given = {"bits": bits, "source": source, "keep": wire.keep, "needles": needles}
-    given |= {"also": sorted(also) or None, "answer_tokens": answer_tokens}
+    given |= {"also": sorted(also) or None, "answer_tokens": None if budget == usual else budget}
     setting |= {name: value for name, value in given.items() if value is not None}
     setting["questions"] = digest(repr(passages))
     with owned(out):
@@ -229,14 +230,12 @@ def _summary(
     }
 
 
-def load_passages(
-    data: str, limit: int | None, needles: str | None, answer_tokens: int | None = None
-) -> tuple[list[Passage], int]:
-    """The questions by context, and the most tokens of an answer, unless they are given."""
+def load_passages(data: str, limit: int | None, needles: str | None) -> tuple[list[Passage], int]:
+    """The questions by context, and the most tokens of an answer where nothing else is said."""
     passages = by_context(load_questions(data, limit, least=2))
     if needles is None:
-        return passages, answer_tokens or ANSWER_TOKENS
-    return with_needles(passages, needles), answer_tokens or NEEDLE_TOKENS
+        return passages, ANSWER_TOKENS
+    return with_needles(passages, needles), NEEDLE_TOKENS
 
 
 def _answering(
