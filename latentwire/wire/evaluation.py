@@ -261,7 +261,7 @@ def _answering(
         cuts = [None if cut is None else wire.cost(p.context, bits)[cut] for p in part]
         asked = _packed([name, answer_tokens, cuts, *map(asdict, part)])
         found = features("answers", [wire.format, asked], packed)
-        return [_answer(record) for record in json.loads(bytes(found["json"].tolist()))]
+        return [Answer.of_record(record) for record in json.loads(bytes(found["json"].tolist()))]
 
     def work(part: Sequence[Passage]) -> list[Answer]:
         made = []
@@ -275,10 +275,6 @@ def _answering(
 def _packed(value: Any) -> Tensor:
     """Anything that JSON holds, as a tensor of its bytes."""
     return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
-
-
-def _answer(record: dict) -> Answer:
-    return Answer(**{**record, "gold": tuple(record["gold"])})
 
 
 def _check_room(wire: Reader, passages: Sequence[Passage], answer_tokens: int) -> None:
@@ -313,4 +309,4 @@ def _resumed(
     }
     kept = [record for record in known.values() if record["context"] in done]
     rewrite(out, kept)
-    return [_answer(record) for record in kept]
+    return [Answer.of_record(record) for record in kept]
