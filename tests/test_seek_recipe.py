@@ -203,7 +203,7 @@ def test_a_mistake_costs_one_line(lm, monkeypatch, capsys, options, said):
 
 def test_one_prompt_prints_its_trace(lm, monkeypatch, capsys, recipe):
     monkeypatch.setattr("latentwire.lm.frozen.FrozenLM.from_pretrained", lambda *_: lm)
-    options = ["--prompt", "What is 2 + 2?", "--steps", "2", "--max-new-tokens", "12"]
+    options = ["--prompt", "What is 2 + 2?", "--steps", "2", "--max-new-tokens", "24"]
     monkeypatch.setattr(sys, "argv", ["latentwire", "seek", "tiny", *options])
     main()
     printed = capsys.readouterr().out

@@ -327,6 +327,7 @@ def test_seek_on_ray_equals_that_of_one_process(ray, reader, tmp_path, monkeypat
     rows = [{"id": f"{i}", "question": f"{i} + {i}?", "answer": str(2 * i)} for i in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     common = ["--data", str(path), "--reward", "confidence", "--steps", "2", "--batch", "2"]
+    common += ["--k", "0.5"]
     found = []
     for name, more in (("one", ()), ("many", ("--ray", ray))):
         run_folder = str(tmp_path / name)
