@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import cache
 from itertools import pairwise
+from operator import eq
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,14 +33,15 @@ from latentwire.files import write_whole
 from latentwire.lm import ChatFrame, FrozenLM, Greedy, Prompt
 from latentwire.seek.recipe import SeekRecipe
 from latentwire.seek.rewards.base import Attempt, Rating, attempt_of
+from latentwire.seek.rewards.confidence import Confidence
 from latentwire.seek.run import run_seek
 from latentwire.seek.summary import rights_of, summary_of
 from latentwire.tasks.base import Problem, Task, read_jsonl
 
 CHOICE = 40
 """Problems of a greedy rate."""
-PART, PARTS = 20, 5
-"""Problems of a cell that are searched before the next cell's turn, and such turns: 100."""
+PART, PARTS = 20, 4
+"""Problems of a cell that are searched before the next cell's turn, and such turns: 80."""
 DTYPE = "bfloat16"
 MODELS = ("smollm2-135m", "gemma3-270m")
 READERS = (("smollm2-135m", "repair 3"), ("gemma3-270m", "extract"))
@@ -48,10 +50,10 @@ STATES = SeekRecipe(k=0.5, steps=5, lr=0.01, dtype=DTYPE)
 RECIPES = {
     "exact": replace(STATES, reward="exact"),
     "program": STATES,
-    "confidence": replace(STATES, reward="confidence"),
+    "confidence": STATES,
     "thoughts": SeekRecipe(strategy="thoughts", steps=10, reward="confidence", dtype=DTYPE),
 }
-"""Searches by name; the reward of "program" is the task's checker, that of "thoughts" LTPO's."""
+"""Searches by name; `search_part` makes the rewards of "program" and "confidence"."""
 
 VALUES: dict[str, Sequence[Any]] = {
     "name": ["Adam", "Alice", "Ben", "Clara", "David", "Emma", "Frank", "Helen", "Laura", "Nick"],
@@ -171,11 +173,8 @@ def kinds(path: str, report: bool) -> dict[str, Kind]:
     ]
     extract = draw_extract(fit[len(fit) // 2 :] if report else fit[: len(fit) // 2])
 
-    def equal(answer: str, gold: str) -> bool:
-        return answer == gold
-
-    found = {"sort": Kind(draw_sort, equal, check_sort, 3, 15)}
-    found["units"] = Kind(draw_units, equal, check_units, 3, 9)
+    found = {"sort": Kind(draw_sort, eq, check_sort, 3, 15)}
+    found["units"] = Kind(draw_units, eq, check_units, 3, 9)
     for n in (2, 3):
         found[f"repair {n}"] = Kind(draw_repair(n), same_json, check_repair, 2, 8 + 10 * n)
     extracted = Kind(extract, lambda a, b: exact_match(a, [b]) > 0, check_extract, 1, 10)
@@ -256,8 +255,8 @@ def run(path: str, out: str, folder: str) -> None:
     torch.set_num_threads(1)
     tasks = {kind: task_of(kind, path, True, PART * PARTS) for _, kind in READERS}
     for part in range(PARTS):
-        for name, kind in READERS:
-            for reward in RECIPES:
+        for reward in RECIPES:
+            for name, kind in READERS:
                 search_part(model(name), *tasks[kind], reward, part, Path(folder))
                 write_whole(Path(out), json.dumps(result_of(Path(folder)), indent=1))
 
@@ -268,9 +267,11 @@ def search_part(lm: FrozenLM, task: Task, kind: Kind, reward: str, part: int, fo
         return
     problems = task.problems[part * PART :][:PART]
     recipe = replace(RECIPES[reward], data=task.name, max_new_tokens=kind.new, batch=PART)
-    checker = Checker(kind) if reward == "program" else None
+    # Nearly all answers have a confidence at which a search would stop, four fifths up the range:
+    # with a higher end of the range it never does.
+    own = {"program": Checker(kind), "confidence": Confidence(lm, high=0.25)}
     began = time.process_time()
-    run_seek(lm, recipe, kept, Task(task.name, problems, task.grade), reward=checker)
+    run_seek(lm, recipe, kept, Task(task.name, problems, task.grade), reward=own.get(reward))
     print(f"{time.process_time() - began:5.0f} s  {kept}", flush=True)
 
 
