@@ -149,7 +149,6 @@ def test_readers_of_a_shared_wire_may_be_in_different_places(folders):
 def test_a_shared_wire_is_trained_and_read(folders, data, tmp_path, encoder, injector):  # noqa: F811
     few = LoopConfig(2, 3e-3, warmup=1)
     on = {f.name: Schedule(0.1) for f in fields(Objectives) if f.type == "Schedule"}
-    on |= {} if injector == "embeddings" else {"embeds": Schedule(0.0)}
     readers = (folders["llama"], folders["gemma3"])
     config = SharedConfig(readers, readers[0], encoder, injector, SIZES)
     objectives = Objectives(**on, piece=8)
