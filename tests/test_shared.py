@@ -1,6 +1,5 @@
 """The shared wire on tiny models: one message, readers of different families and tokenizers."""
 
-import hashlib
 import json
 import os
 from dataclasses import replace
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from test_alarms import one_space_more
 from test_parallel import assert_same_losses, assert_sharded, in_two_processes
 from tiny import CONFIGS, sentence_folder, tiny_lm
@@ -392,28 +390,6 @@ def test_save_and_load_and_one_more_reader(lms, tmp_path):
             SharedWire.from_pretrained(tmp_path / "again", lms)
     with pytest.raises(WireError, match="is no wire"):
         SharedWire.from_pretrained(tmp_path / "nowhere", lms)
-
-
-def test_a_wire_of_an_earlier_release_loads(lms, tmp_path):
-    wire = make_wire(lms)
-    wire.save(tmp_path)
-    config = tmp_path / "config.json"
-    record = json.loads(config.read_text())
-    for file in tmp_path.glob("reader-*.safetensors"):
-        names = {n.replace("injector.", "ways.0."): t for n, t in load_file(file).items()}
-        save_file(names, file)
-        record["sha256"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    del record["config"]["injector"]
-    earlier = record["config"] | {"ways_in": ["deep_prefix"], "private": 0, "added": 1}
-    config.write_text(json.dumps(record | {"config": earlier}))
-    loaded = SharedWire.from_pretrained(tmp_path, lms)
-    assert loaded.config == wire.config and loaded.id == wire.id
-    for name, tensor in loaded.state_dict().items():
-        assert torch.equal(tensor, wire.state_dict()[name].bfloat16().float()), name
-    for change in ({"ways_in": ["embeddings", "coprocessor"]}, {"private": 2}):
-        config.write_text(json.dumps(record | {"config": earlier | change}))
-        with pytest.raises(WireError, match="expected one way in"):
-            SharedWire.from_pretrained(tmp_path, lms)
 
 
 @pytest.fixture
