@@ -73,11 +73,6 @@ def train_shared(
     """
     session = session or Session()
     out = _joined(recipe, session)
-    if recipe.text and parallel.all_check():
-        raise ValueError(
-            "text has no questions, so that with FSDP2 processes would not run the same passes; "
-            "leave out --text, or launch without FSDP"
-        )
     with owned_by_all(out):
         return _train(recipe, session, lms, out)
 
@@ -97,8 +92,7 @@ def config_of(
     begun = recipe.init_from and sorted(
         digest(config.read_bytes()) for config in folder_of(recipe.init_from).rglob("config.json")
     )
-    data = [*recipe.data, *recipe.text]
-    return training_config(recipe, data, models, init_from=begun, **beside)
+    return training_config(recipe, recipe.data, models, init_from=begun, **beside)
 
 
 def _train(
