@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentwire.evals.baselines import full_text
 from latentwire.files import digest
 from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.identity import identity
@@ -50,7 +51,6 @@ from latentwire.wire.learned.objectives import (
     Step,
     answer_tokens,
     asked_prompt,
-    full_texts,
     reader_parts,
     values_of,
 )
@@ -212,8 +212,7 @@ def train_soft_prompts(
         parts: dict[str, Tensor | float] = {}
         for reader in readers:
             targets, mask = answer_targets(reader.lm, batch)
-            with torch.no_grad():
-                text = full_texts(reader.lm, batch)
+            text = full_text(reader.lm)([p.context for p in batch])
             prompt = asked_prompt(reader.lm, reader.format, batch, text)
             logits = reader.lm.packed_logits(prompt, targets, mask)
             weight = parallel.weight(batch, whole, partial(answer_tokens, reader.lm))
