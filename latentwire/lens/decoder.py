@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from latentwire.lens.activations import Text
 from latentwire.lens.checks import LensError, check_places, checked
 from latentwire.lens.parts import Projection, trainable
-from latentwire.lm import FrozenLM, Generation, Patch, Prompt, Sampler, Scored
+from latentwire.lm import FrozenLM, Generation, Patch, Prompt, Sampler
 from latentwire.lm.adapters import fresh_lora
 from latentwire.lm.frozen import Caching
 from latentwire.ridge import Ridge
@@ -128,9 +128,9 @@ class Decoder(nn.Module):
         ids: Int[Tensor, "c n"],
         mask: Bool[Tensor, "c n"],
         temperature: float = 1.0,
-    ) -> Scored:
-        """Log-probabilities and entropies of given explanations, c / b for each activation."""
-        return self.lm.scored(self._shared(vectors, len(ids)), ids, mask, temperature)
+    ) -> Float[Tensor, "c n"]:
+        """Log-probabilities of given explanations, c / b for each activation."""
+        return self.lm.score(self._shared(vectors, len(ids)), ids, mask, temperature)
 
     def _shared(self, vectors: Tensor, rows: int) -> Prompt:
         """The prompt for `rows` explanations, which share one pass over all but its last token."""

@@ -121,9 +121,9 @@ def warm_losses(lens: Lens, batch: Activations, written: Sequence[Tensor]) -> di
     """The objectives of one step on given explanations, each a mean over rows."""
     end = torch.tensor(lens.lm.stop_ids[:1], device=lens.lm.device)
     ids, mask = pad_right([torch.cat([text, end]) for text in written])
-    scored = lens.decoder.score(batch.vectors, ids, mask)
+    log_probs = lens.decoder.score(batch.vectors, ids, mask)
     mse = scaled_mse(lens.encoder(written), batch.vectors, lens.spread)
-    return {"nll": warm_start(scored.log_probs, mask).mean(), "mse": mse.mean()}
+    return {"nll": warm_start(log_probs, mask).mean(), "mse": mse.mean()}
 
 
 def joint_loss(lens: Lens, source: Source, texts: Sequence[Text], recipe: LensRecipe) -> Loss:
@@ -171,14 +171,14 @@ def joint_losses(
             kls = next_token_kl(original, swap(made))
         parts["kl"] = kls.mean()
     if grpo:
-        scored = decoder.score(batch.vectors, said.ids, said.mask, recipe.temperature)
+        log_probs = decoder.score(batch.vectors, said.ids, said.mask, recipe.temperature)
         cost = (errors if recipe.reward == "mse" or kls is None else kls).detach()
         advantages = group_advantages(-cost.view(-1, samples)).flatten()
-        parts["policy"] = policy_gradient(scored.log_probs, advantages, said.mask).mean()
+        parts["policy"] = policy_gradient(log_probs, advantages, said.mask).mean()
         if reference is not None:
             with torch.no_grad():
                 before = reference.score(batch.vectors, said.ids, said.mask, recipe.temperature)
-            parts["reference"] = k3(scored.log_probs, before.log_probs, said.mask).mean()
+            parts["reference"] = k3(log_probs, before, said.mask).mean()
     return parts
 
 
