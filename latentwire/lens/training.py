@@ -50,7 +50,7 @@ from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.folder import (
     begin_training,
     check_training,
-    owned_by_all,
+    joined_run,
     training_config,
 )
 from latentwire.train import parallel
@@ -82,11 +82,7 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
     process trains in.
     """
     session = session or Session()
-    parallel.join()
-    parallel.check_rows(recipe.data.documents, session.gradient_accumulation)
-    _check_shared_out(recipe)
-    out = recipe.out or Path("runs") / recipe.name
-    with owned_by_all(out):
+    with joined_run(recipe, recipe.data.documents, session) as out:
         return _train(recipe, session, out)
 
 
@@ -97,6 +93,11 @@ def config_of(recipe: LensRecipe, models: Mapping[str, dict[str, Any]] | None = 
 
 
 def _train(recipe: LensRecipe, session: Session, out: Path) -> Path:
+    if parallel.all_check() and recipe.refine == "gumbel":
+        raise LensError(
+            "gumbel takes gradients through a generation, whose passes FSDP2 needs to be the same "
+            "in every process; use --refine grpo, or launch without FSDP"
+        )
     check_training(out, config_of(recipe))
     if not recipe.text:
         raise LensError("no text to train on; expected --text FILE...")
@@ -140,15 +141,6 @@ def _train(recipe: LensRecipe, session: Session, out: Path) -> Path:
     if first:
         lens.save(out / "lens")
     return out
-
-
-def _check_shared_out(recipe: LensRecipe) -> None:
-    """Raises LensError for what FSDP2 cannot train."""
-    if parallel.all_check() and recipe.refine == "gumbel":
-        raise LensError(
-            "gumbel takes gradients through a generation, whose passes FSDP2 needs to be the same "
-            "in every process; use --refine grpo, or launch without FSDP"
-        )
 
 
 def _source(lm: FrozenLM, texts: Sequence[Text], recipe: LensRecipe) -> Source:

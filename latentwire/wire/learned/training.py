@@ -37,7 +37,7 @@ from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.folder import (
     begin_training,
     check_training,
-    owned_by_all,
+    joined_run,
     training_config,
 )
 from latentwire.tasks.qa import Passage, answer_targets
@@ -72,16 +72,8 @@ def train_shared(
     for a wire that it cannot begin with, before any compute.
     """
     session = session or Session()
-    out = _joined(recipe, session)
-    with owned_by_all(out):
+    with joined_run(recipe, recipe.batch_size, session) as out:
         return _train(recipe, session, lms, out)
-
-
-def _joined(recipe: SharedRecipe, session: Session) -> Path:
-    """Join the processes that train together; the run folder."""
-    parallel.join()
-    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
-    return recipe.out or Path("runs") / recipe.name
 
 
 def config_of(
@@ -128,8 +120,7 @@ def add_reader(
     """A new adapter for one more reader; what the others share, and their adapters, stay as they
     are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
     session, recipe = session or Session(), replace(recipe, wire=wire.config)
-    out = _joined(recipe, session)
-    with owned_by_all(out):
+    with joined_run(recipe, recipe.batch_size, session) as out:
         return _add(wire, name, recipe, session, out)
 
 
