@@ -63,7 +63,8 @@ def on_both(work: Callable[[str], Made]) -> tuple[Made, Made]:
 def same_losses(runs: Path) -> None:
     """Of every step. Tensors whose gradient should be 0 may move otherwise, by rounding."""
     for one, other in zip(losses(runs / "cpu"), losses(runs / NAME), strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], abs=1e-3)
+        for name in ("loss", "grad_norm"):
+            assert other[name] == pytest.approx(one[name], abs=1e-3, rel=1e-3), name
 
 
 def same_rows(here: dict, there: dict) -> None:
@@ -147,12 +148,15 @@ def test_readers_of_a_shared_wire_may_be_in_different_places(folders):
     ],
 )
 def test_a_shared_wire_is_trained_and_read(folders, data, tmp_path, encoder, injector):  # noqa: F811
-    few = LoopConfig(2, 3e-3, warmup=1)
+    """The first of them with all that is the same for every part: the stage of the soft prompts, a
+    second step, and checks, which two held-out passages are enough for."""
+    steps = 2 if encoder == "lm_states" else 1
     on = {f.name: Schedule(0.1) for f in fields(Objectives) if f.type == "Schedule"}
     readers = (folders["llama"], folders["gemma3"])
     config = SharedConfig(readers, readers[0], encoder, injector, SIZES)
     objectives = Objectives(**on, piece=8)
-    of = {"batch_size": 2, "held_out": 2, "fitted": 8, "format": few, "train": few}
+    stages = {"format": LoopConfig(steps - 1, 3e-3), "train": LoopConfig(steps, 3e-3, warmup=1)}
+    of = {"batch_size": 2, "held_out": steps, "fitted": 8, **stages}
     whole = SharedRecipe("tiny", config, (data,), objectives=objectives, **of)
 
     def work(device: str) -> list[float]:
