@@ -21,6 +21,7 @@ from latentwire.lens.parts import Projection, trainable
 from latentwire.lm import FrozenLM, Generation, Patch, Prompt, Sampler
 from latentwire.lm.adapters import fresh_lora
 from latentwire.lm.frozen import Caching
+from latentwire.lm.prompt import LAST
 from latentwire.ridge import Ridge
 from latentwire.texts import check_least
 
@@ -137,13 +138,8 @@ class Decoder(nn.Module):
         prompt, times = self.prompt(vectors), rows // len(vectors)
         if times == 1 or len(self.after) == 0:
             return prompt.repeat(times)
-        start, end = (
-            Prompt(prompt.embeds[:, part], prompt.mask[:, part], prompt.positions[:, part])
-            for part in (slice(None, -1), slice(-1, None))
-        )
-        return replace(end, prefix=self.lm.prefill(replace(start, patches=prompt.patches))).repeat(
-            times
-        )
+        start = replace(prompt.columns(slice(None, -1)), patches=prompt.patches)
+        return replace(prompt.columns(LAST), prefix=self.lm.prefill(start)).repeat(times)
 
 
 def template_ids(lm: FrozenLM, template: str) -> tuple[Tensor, Tensor]:
