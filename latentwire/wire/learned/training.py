@@ -90,7 +90,7 @@ def config_of(
 def _train(
     recipe: SharedRecipe, session: Session, lms: Mapping[str, FrozenLM] | None, out: Path
 ) -> Path:
-    known = known_formats(recipe, recipe.wire.readers, lms)
+    known = known_soft_prompts(recipe, recipe.wire.readers, lms)
     check_training(out, config_of(recipe))
     names = {*recipe.wire.readers, recipe.wire.source}
     lms = lms or load_models(names, recipe.wire.dtype)
@@ -125,7 +125,7 @@ def add_reader(
 
 
 def _add(wire: SharedWire, name: str, recipe: SharedRecipe, session: Session, out: Path) -> Path:
-    known = known_formats(recipe, (name,), None)
+    known = known_soft_prompts(recipe, (name,), None)
     torch.manual_seed(recipe.seed)
     to = wire.id.hex()
     check_training(out, config_of(recipe, added=name, to=to))
@@ -155,7 +155,7 @@ def load_models(names: set[str], dtype: Dtype) -> dict[str, FrozenLM]:
     return {name: FrozenLM.from_pretrained(name, dtype) for name in sorted(names)}
 
 
-def known_formats(
+def known_soft_prompts(
     recipe: SharedRecipe, names: Sequence[str], lms: Mapping[str, FrozenLM] | None
 ) -> dict[str, Tensor]:
     """The soft prompts that the recipe begins with, by reader; none where it trains its own.
