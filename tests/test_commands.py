@@ -84,10 +84,8 @@ def test_ask_answers_from_a_file(wire, tmp_path, monkeypatch, capsys):
 
 def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys):
     data, folder = write(tmp_path / "d.jsonl", jsonl(ROWS)), tmp_path / "run"
-    status, _, err = run(
-        monkeypatch, capsys, "eval", wire, "--data", data, "--json", str(tmp_path / "o.json"),
-        "--run", str(folder),
-    )  # fmt: skip
+    asked = ("eval", wire, "--data", data, "--json", str(tmp_path / "o.json"), "--run", str(folder))
+    status, _, err = run(monkeypatch, capsys, *asked)
     assert status == 0, err
     result = json.loads((tmp_path / "o.json").read_text())
     assert result == json.loads((folder / "results.json").read_text())
@@ -109,6 +107,8 @@ def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys)
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 3 * 10
     assert result["embeds_vs_ids_difference"] == 0 and "keep" not in result
     assert (result["answer_tokens"], result["cut_answers"]) == (20, 0)
+    status, _, err = run(monkeypatch, capsys, *asked, "--answer-tokens", "20")
+    assert status == 0, err  # the same run, said in full
     assert "<html" in (folder / "report.html").read_text()
 
 

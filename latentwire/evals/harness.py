@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,11 @@ class Answer:
     """The number of those tokens, EOS included."""
     first1: float
     first5: float
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Answer:
+        """The answer of a record as JSON keeps it, `asdict`'s."""
+        return cls(**{**record, "gold": tuple(record["gold"])})
 
 
 @torch.no_grad()

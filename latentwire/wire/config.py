@@ -34,12 +34,16 @@ class WireConfig:
     """Number type of the reader's weights; the wire's own are float32."""
     selector: str = TRAINED
     """The choice of tokens that stay: the trained scorer, or a selector of selectors/ by name."""
+    uniform: bool = False
+    """Keep as many slots in every head of every layer, for caches of one length (vLLM)."""
 
     def __post_init__(self) -> None:
         for name, least in (("ratio", 1), ("window", 1), ("rank", 0), ("format_tokens", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise WireError(f"{name} is {value!r}; expected a whole number >= {least}")
+        if type(self.uniform) is not bool:
+            raise WireError(f"uniform is {self.uniform!r}; expected true or false")
         if self.selector not in (TRAINED, *SELECTORS):
             known = ", ".join((TRAINED, *SELECTORS))
             raise WireError(f"selector is {self.selector!r}; expected one of: {known}")

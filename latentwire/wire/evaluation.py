@@ -158,7 +158,8 @@ def evaluate_reader(
     """The result of evaluate_wire, and every answer that it counts."""
     bits = wire.bits if bits is None else bits
     wire.check_bits(bits)
-    passages, budget = load_passages(data, limit, needles, answer_tokens)
+    passages, usual = load_passages(data, limit, needles)
+    budget = answer_tokens or usual
     _check_room(wire, passages, budget)
     rows = list(conditions(wire, passages, bits, also))
     setting = {
@@ -170,7 +171,7 @@ def evaluate_reader(
     }
     source = wire.source if isinstance(wire, TextReader) else None
     given = {"bits": bits, "source": source, "keep": wire.keep, "needles": needles}
-    given |= {"also": sorted(also) or None, "answer_tokens": answer_tokens}
+    given |= {"also": sorted(also) or None, "answer_tokens": None if budget == usual else budget}
     setting |= {name: value for name, value in given.items() if value is not None}
     setting["questions"] = digest(repr(passages))
     with owned(out):
@@ -228,14 +229,12 @@ def _summary(
     }
 
 
-def load_passages(
-    data: str, limit: int | None, needles: str | None, answer_tokens: int | None = None
-) -> tuple[list[Passage], int]:
-    """The questions by context, and the most tokens of an answer, unless they are given."""
+def load_passages(data: str, limit: int | None, needles: str | None) -> tuple[list[Passage], int]:
+    """The questions by context, and the most tokens of an answer where nothing else is said."""
     passages = by_context(load_questions(data, limit, least=2))
     if needles is None:
-        return passages, answer_tokens or ANSWER_TOKENS
-    return with_needles(passages, needles), answer_tokens or NEEDLE_TOKENS
+        return passages, ANSWER_TOKENS
+    return with_needles(passages, needles), NEEDLE_TOKENS
 
 
 def _answering(
@@ -261,7 +260,7 @@ def _answering(
         cuts = [None if cut is None else wire.cost(p.context, bits)[cut] for p in part]
         asked = _packed([name, answer_tokens, cuts, *map(asdict, part)])
         found = features("answers", [wire.format, asked], packed)
-        return [_answer(record) for record in json.loads(bytes(found["json"].tolist()))]
+        return [Answer.of_record(record) for record in json.loads(bytes(found["json"].tolist()))]
 
     def work(part: Sequence[Passage]) -> list[Answer]:
         made = []
@@ -275,10 +274,6 @@ def _answering(
 def _packed(value: Any) -> Tensor:
     """Anything that JSON holds, as a tensor of its bytes."""
     return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
-
-
-def _answer(record: dict) -> Answer:
-    return Answer(**{**record, "gold": tuple(record["gold"])})
 
 
 def _check_room(wire: Reader, passages: Sequence[Passage], answer_tokens: int) -> None:
@@ -312,4 +307,4 @@ def _resumed(
     }
     kept = [record for record in known.values() if record["context"] in done]
     rewrite(out, kept)
-    return [_answer(record) for record in kept]
+    return [Answer.of_record(record) for record in kept]

@@ -44,6 +44,8 @@ from latentwire.wire.windows import RESERVE, Windows, room_of
 WEIGHTS = "wire.safetensors"
 BITS = 16
 """Bits of a message's codes, unless told otherwise."""
+LATER = (("selector", TRAINED), ("uniform", False))
+"""Settings that came after the first wires, at what those have; config.json leaves them out."""
 REMEMBERED = 4096
 """Texts whose messages' sizes are kept."""
 
@@ -64,7 +66,8 @@ class Wire(nn.Module):
         self.slots = ResidualCorrector(layers, lm.width, heads, head_dim, config.rank)
         self.format = nn.Parameter(initial_soft_prompt(lm, config.format_tokens).float())
         selector = self.scorer if trained else selector_of(config.selector)
-        self.compressor = KVCompressor(lm, selector, self.slots if config.rank else None)
+        corrector = self.slots if config.rank else None
+        self.compressor = KVCompressor(lm, selector, corrector, config.uniform)
         self.measured = Measured()
         self.keep: str | None = None  # no part of what is trained and saved
         self._known: tuple[tuple[int, ...], bytes] = ((), b"")
@@ -149,7 +152,9 @@ class Wire(nn.Module):
     def uniform(self) -> Wire:
         """The same wire with as many slots in every head of every layer, as `cache` needs; it costs
         quality (docs/decisions.md). Either reads the messages of the other."""
-        return self._compressing(replace(self.compressor, uniform=True))
+        wire = self._compressing(replace(self.compressor, uniform=True))
+        wire.config = replace(self.config, uniform=True)
+        return wire
 
     def _compressing(self, compressor: KVCompressor) -> Wire:
         wire = copy(self)
@@ -284,7 +289,7 @@ class Wire(nn.Module):
             "sha256": hashlib.sha256(weights).hexdigest(),
             "architecture": self.lm.architecture,
             "reader_weights": self.lm.fingerprint,
-            **{k: v for k, v in asdict(self.config).items() if (k, v) != ("selector", TRAINED)},
+            **{k: v for k, v in asdict(self.config).items() if (k, v) not in LATER},
             **({"measured": asdict(self.measured)} if self.measured != Measured() else {}),
         }
         write_whole(folder / WEIGHTS, weights)

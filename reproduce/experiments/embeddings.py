@@ -139,7 +139,7 @@ def main(data: str, name: str, out: str) -> None:
             found = chain(*evaluate(lm, reader.format, passages, {row: condition}))
             write_whole(path, json.dumps([asdict(answer) for answer in found]))
         records = json.loads(path.read_text())
-        answers = [Answer(**{**r, "gold": tuple(r["gold"])}) for r in records]
+        answers = [Answer.of_record(r) for r in records]
         given += answers
         result["rows"][row] = summarise(answers)
         result["rows"][row]["empty"] = sum(not a.answer for a in answers) / len(answers)

@@ -54,7 +54,7 @@ def collected(kept: Path, name: str, data: str) -> dict:
     given = {}
     for path in sorted(kept.glob("*.json")):
         records = json.loads(path.read_text())
-        given[path.stem] = [Answer(**{**r, "gold": tuple(r["gold"])}) for r in records]
+        given[path.stem] = [Answer.of_record(r) for r in records]
     result = {"data": Path(data).name, "reader": name, "rows": {}, "differences": {}}
     result["rows"] = {row: summarise(answers) for row, answers in given.items()}
     result["n"] = {row: len(answers) for row, answers in given.items()}

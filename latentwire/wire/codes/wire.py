@@ -216,11 +216,9 @@ class CodeWire:
         or one beyond the source's context."""
         check_texts(texts, "texts")
         messages = []
+        room = self.source.context_length - len(self.source.frame.prefix)
         for row, text in enumerate(texts):
-            ids, room = (
-                self.tokenize(text),
-                self.source.context_length - len(self.source.frame.prefix),
-            )
+            ids = self.tokenize(text)
             if not 1 <= len(ids) <= room:
                 raise WireError(
                     f"context {row} has {len(ids)} tokens; {self.source.name} reads 1 to {room}"
