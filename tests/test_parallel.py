@@ -113,7 +113,9 @@ def test_accelerate_launch_gives_the_losses_of_one_process(lm, short, alone, tmp
     options += ["--ratios", str(short.wire.ratio)]
     for part in ("wire", "format", "slots"):
         for name, value in vars(getattr(short, part)).items():
-            if name != "reader":
+            if isinstance(value, bool):
+                options.append(f"--{part}.{'' if value else 'no-'}{name}")
+            elif name != "reader":
                 options += [f"--{part}.{name.replace('_', '-')}", str(value)]
     for name in ("scorer_passages", "questions", "held_out", "batch_size"):
         options += [f"--{name.replace('_', '-')}", str(getattr(short, name))]
