@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentwire.lens.activations import SINK, Activations, Place, Text, at, draw
-from latentwire.lens.config import Data, LensRecipe
+from latentwire.lens.config import LensRecipe
 from latentwire.lens.decoder import Decoder, words
 from latentwire.lens.interventions import swapping
 from latentwire.lens.lens import Lens
@@ -81,17 +81,6 @@ def batch_of(
     return source(mine), own * len(places) / (rows * len(mine))
 
 
-def target_texts(lm: FrozenLM, batch: Activations, data: Data) -> list[Tensor]:
-    """The text that the warm start teaches the decoder to write: what follows the token, a line
-    break, and the tokens up to and including it; without the first two where nothing follows."""
-    line = lm.tokenize("\n")
-    up_to = batch.up_to([data.before] * len(batch))
-    return [
-        torch.cat([after, line, before]) if len(after) else before
-        for after, before in zip(batch.after(data.after), up_to, strict=True)
-    ]
-
-
 def warm_loss(
     lens: Lens, source: Source, texts: Sequence[Text], pairs: Sequence[Pair], recipe: LensRecipe
 ) -> Loss:
@@ -108,7 +97,7 @@ def warm_loss(
             written = [p.explanation for p in mine]
         else:
             batch, weight = batch_of(source, texts, recipe, step)
-            written = target_texts(lens.lm, batch, data)
+            written = batch.up_to([data.before] * len(batch))
         parts = warm_losses(lens, batch, written)
         tokens = float(sum(len(own) + 1 for own in written))  # each ends with EOS
         total = weight * torch.stack(list(parts.values())).sum()

@@ -1,9 +1,7 @@
 """Training a lens: decoder and encoder together, in two resumable stages.
 
-1. warm: supervised. The decoder learns to write the text around an activation's token (what follows
-   it, a line break, and the tokens up to and including it), or what a file of pairs says of it; the
-   encoder to rebuild the activation from that text. The token itself comes last, because the
-   encoder reads the last position.
+1. warm: supervised. The decoder learns to write the last tokens up to and including an activation's
+   own, or what a file of pairs says of it; the encoder to rebuild the activation from that text.
 2. joint: refinement on the decoder's own explanations, by GRPO (several samples of each activation,
    rewarded by how well the encoder rebuilds it) or through straight-through Gumbel samples. The
    encoder goes on learning from what the decoder really says.
@@ -64,7 +62,7 @@ def smollm2() -> LensRecipe:
     return LensRecipe(
         "lens-smollm2",
         LensConfig("smollm2-135m", 15, decoder, EncoderConfig(lora=8)),
-        data=Data(documents=4, positions=8, after=0),
+        data=Data(documents=4, positions=8),
         warm=LoopConfig(steps=320, lr=1e-3, save_every=25),
         joint=LoopConfig(steps=36, lr=2e-4, warmup=4, save_every=4),
         rates=Rates(projections=0.1),
