@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentwire.lens.activations import SINK, Activations, Place, Text, at, draw
-from latentwire.lens.config import Data, LensRecipe
+from latentwire.lens.config import LensRecipe
 from latentwire.lens.decoder import Decoder, words
 from latentwire.lens.interventions import swapping
 from latentwire.lens.lens import Lens
@@ -36,7 +36,6 @@ from latentwire.tasks.base import DataError, read_jsonl
 from latentwire.train import parallel
 from latentwire.train.batches import shuffled
 from latentwire.train.loop import Loss
-from latentwire.train.schedules import Schedule
 
 Source = Callable[[Sequence[Place]], Activations]
 """The source of a step's activations."""
@@ -82,17 +81,6 @@ def batch_of(
     return source(mine), own * len(places) / (rows * len(mine))
 
 
-def target_texts(lm: FrozenLM, batch: Activations, data: Data) -> list[Tensor]:
-    """The text that the warm start teaches the decoder to write: what follows the token, a line
-    break, and the tokens up to and including it; without the first two where nothing follows."""
-    line = lm.tokenize("\n")
-    up_to = batch.up_to([data.before] * len(batch))
-    return [
-        torch.cat([after, line, before]) if len(after) else before
-        for after, before in zip(batch.after(data.after), up_to, strict=True)
-    ]
-
-
 def warm_loss(
     lens: Lens, source: Source, texts: Sequence[Text], pairs: Sequence[Pair], recipe: LensRecipe
 ) -> Loss:
@@ -109,7 +97,7 @@ def warm_loss(
             written = [p.explanation for p in mine]
         else:
             batch, weight = batch_of(source, texts, recipe, step)
-            written = target_texts(lens.lm, batch, data)
+            written = batch.up_to([data.before] * len(batch))
         parts = warm_losses(lens, batch, written)
         tokens = float(sum(len(own) + 1 for own in written))  # each ends with EOS
         total = weight * torch.stack(list(parts.values())).sum()
@@ -122,28 +110,22 @@ def warm_losses(lens: Lens, batch: Activations, written: Sequence[Tensor]) -> di
     """The objectives of one step on given explanations, each a mean over rows."""
     end = torch.tensor(lens.lm.stop_ids[:1], device=lens.lm.device)
     ids, mask = pad_right([torch.cat([text, end]) for text in written])
-    scored = lens.decoder.score(batch.vectors, ids, mask)
+    log_probs = lens.decoder.score(batch.vectors, ids, mask)
     mse = scaled_mse(lens.encoder(written), batch.vectors, lens.spread)
-    return {"nll": warm_start(scored.log_probs, mask).mean(), "mse": mse.mean()}
+    return {"nll": warm_start(log_probs, mask).mean(), "mse": mse.mean()}
 
 
-def joint_loss(
-    lens: Lens, source: Source, texts: Sequence[Text], recipe: LensRecipe, epoch: int
-) -> Loss:
+def joint_loss(lens: Lens, source: Source, texts: Sequence[Text], recipe: LensRecipe) -> Loss:
     """Stage 2: the decoder's own explanations, and what the encoder makes of them. The decoder as
     it is now is the reference."""
-    compared = recipe.refine == "grpo" and recipe.weights.reference.on
+    compared = recipe.refine == "grpo" and recipe.weights.reference
     reference = frozen_copy(lens) if compared else None
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         # Other activations than the warm start's: the order goes on where it ended.
         batch, weight = batch_of(source, texts, recipe, recipe.warm.steps + step)
-        weights = {
-            name: schedule.at(step, epoch)
-            for name, schedule in vars(recipe.weights).items()
-            if isinstance(schedule, Schedule)
-        }
-        parts = joint_losses(lens, reference, batch, recipe, step, recipe.tau.at(step, epoch))
+        parts = joint_losses(lens, reference, batch, recipe, step)
+        weights = vars(recipe.weights)
         total = torch.stack([weights.get(n, 1.0) * p for n, p in parts.items()]).sum()
         return weight * total, parts
 
@@ -156,9 +138,8 @@ def joint_losses(
     batch: Activations,
     recipe: LensRecipe,
     step: int,
-    tau: float,
 ) -> dict[str, Tensor]:
-    """The objectives of one step, each a mean over rows; those of weight 0 throughout are left out.
+    """The objectives of one step, each a mean over rows; those of weight 0 are left out.
 
     With GRPO the decoder learns from `policy` and `reference`, and the encoder from `mse` and `kl`;
     with Gumbel both learn from these two.
@@ -166,32 +147,32 @@ def joint_losses(
     decoder, weights, grpo = lens.decoder, recipe.weights, recipe.refine == "grpo"
     samples = recipe.group if grpo else 1
     noise = seeded_noise(_seeds(batch, recipe, step, samples))
-    said, pieces = _explained(lens, batch, recipe, noise, tau)
+    said, pieces = _explained(lens, batch, recipe, noise)
     made = lens.encoder(pieces)
     errors = scaled_mse(made, batch.vectors.repeat_interleave(samples, 0), lens.spread)
     parts = {"mse": errors.mean()}
     kls = None
-    if weights.kl.on or (grpo and recipe.reward == "kl"):
+    if weights.kl or (grpo and recipe.reward == "kl"):
         swap = swapping(lens.lm, lens.config.layer, batch.texts, batch.positions, samples)
         with torch.no_grad():
             original = swap(None)
-        with torch.set_grad_enabled(weights.kl.on):
+        with torch.set_grad_enabled(weights.kl != 0):
             kls = next_token_kl(original, swap(made))
         parts["kl"] = kls.mean()
     if grpo:
-        scored = decoder.score(batch.vectors, said.ids, said.mask, recipe.temperature)
+        log_probs = decoder.score(batch.vectors, said.ids, said.mask, recipe.temperature)
         cost = (errors if recipe.reward == "mse" or kls is None else kls).detach()
         advantages = group_advantages(-cost.view(-1, samples)).flatten()
-        parts["policy"] = policy_gradient(scored.log_probs, advantages, said.mask).mean()
+        parts["policy"] = policy_gradient(log_probs, advantages, said.mask).mean()
         if reference is not None:
             with torch.no_grad():
                 before = reference.score(batch.vectors, said.ids, said.mask, recipe.temperature)
-            parts["reference"] = k3(scored.log_probs, before.log_probs, said.mask).mean()
+            parts["reference"] = k3(log_probs, before, said.mask).mean()
     return parts
 
 
 def _explained(
-    lens: Lens, batch: Activations, recipe: LensRecipe, noise: Noise, tau: float
+    lens: Lens, batch: Activations, recipe: LensRecipe, noise: Noise
 ) -> tuple[Generation, list[Tensor]]:
     """The decoder's explanations of activations, and what the encoder reads of each: with GRPO ids
     of the text, with Gumbel embeddings that gradients flow through."""
@@ -201,7 +182,7 @@ def _explained(
             said = lens.decoder.generate(batch.vectors, sampler, recipe.group)
         # Only the text counts that somebody reads, so it is tokenized anew, as in an evaluation.
         return said, [lens.lm.tokenize(text) for text in said.texts]
-    sampler = StraightThroughGumbel(noise, tau, recipe.temperature)
+    sampler = StraightThroughGumbel(noise, recipe.tau, recipe.temperature)
     said = lens.decoder.generate(batch.vectors, sampler)
     own = words(said, lens.lm)
     return said, [row[keep] for row, keep in zip(said.embeds, own, strict=True)]

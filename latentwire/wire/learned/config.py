@@ -8,7 +8,7 @@ from pathlib import Path
 from latentwire.texts import check_least, check_texts
 from latentwire.train.loop import LoopConfig
 from latentwire.train.schedules import Schedule
-from latentwire.wire.learned.objectives import FULL, Objectives
+from latentwire.wire.learned.objectives import Objectives
 from latentwire.wire.learned.saving import SharedConfig
 
 
@@ -22,8 +22,6 @@ class SharedRecipe:
     """The wire that is trained."""
     data: tuple[str, ...] = ("hub:rajpurkar/squad",)
     """JSONL files with rows {"id", "context", "question", "answers"}, or hub:NAME."""
-    text: tuple[Path, ...] = ()
-    """Files of plain text, blank lines between paragraphs: passages without questions."""
     out: Path | None = None
     """Run folder; a folder that holds this run already resumes it."""
     format: LoopConfig = field(
@@ -36,7 +34,7 @@ class SharedRecipe:
     train: LoopConfig = field(default_factory=lambda: LoopConfig(steps=4000, lr=1e-3))
     """Stage 2."""
     batch_size: int = 16
-    """Passages per step, texts among them as often as they are in the data."""
+    """Passages per step."""
     questions: int = 4
     """Most questions per passage and step."""
     longest: int = 320
@@ -44,9 +42,6 @@ class SharedRecipe:
     objectives: Objectives = field(default_factory=Objectives)
     """Weights of the objectives of stage 2. A SCHEDULE is a number, or a way to another: 1 end=0.3
     over=2000."""
-    adapter_rate: Schedule = FULL
-    """Learning rate of the adapters, as a multiple of `train`'s: 1 end=0 after=2000 freezes them
-    after so many steps, while encoder and code train on."""
     held_out: int = 100
     """Passages at the end of the first file that are never trained on."""
     fitted: int = 64
@@ -57,13 +52,6 @@ class SharedRecipe:
     def __post_init__(self) -> None:
         check_texts(self.data, "data")
         check_least(self, batch_size=1, questions=1, longest=1, held_out=1, fitted=1)
-        if self.adapter_rate.lowest < 0:
-            raise ValueError(f"adapter_rate is {self.adapter_rate}; expected 0 or more")
-        if self.objectives.embeds.on and self.wire.injector != "embeddings":
-            raise ValueError(
-                f"objectives.embeds aligns input embeddings and injector is {self.wire.injector}; "
-                "expected embeddings, or a weight of 0"
-            )
 
 
 BOTH = ("smollm2-135m", "gemma3-270m")

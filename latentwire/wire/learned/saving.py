@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from safetensors.torch import save
@@ -25,7 +25,6 @@ from latentwire.wire.learned.encoders.base import EncoderConfig
 from latentwire.wire.learned.encoders.lm_states import LMStates
 from latentwire.wire.learned.injectors import INJECTORS, Calibration
 from latentwire.wire.learned.injectors.embeddings import Embeddings
-from latentwire.wire.learned.pooling import POOLINGS
 
 KIND, FORMAT_VERSION = "shared wire", 1
 FILE = re.compile(r"(shared|reader-\d{1,9})-\d{1,9}\.safetensors")
@@ -69,7 +68,6 @@ class SharedConfig:
         for name, known, given in (
             ("encoder", ENCODERS, self.encoder),
             ("injector", INJECTORS, self.injector),
-            ("pooling", POOLINGS, self.sizes.pooling),
             ("calibration", get_args(Calibration), self.calibration),
         ):
             if given not in known:
@@ -86,24 +84,19 @@ class SharedConfig:
     def _check_sizes(self) -> None:
         numbers = {**asdict(self.sizes), "trunk_layers": self.trunk_layers}
         numbers |= {"bits": self.bits, "format_tokens": self.format_tokens}
-        del numbers["pooling"], numbers["sentence_encoder"]
+        del numbers["sentence_encoder"]
         for name, value in numbers.items():
             if type(value) is not int or value < 1:
                 raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
         for name, value, most in (("bits", self.bits, 8), ("channels", self.sizes.channels, 255)):
             if value > most:
                 raise WireError(f"{name} is {value}; expected at most {most}")
-        pooling, ratio = self.sizes.pooling, self.sizes.ratio
-        if self.sizes.window % ratio:
-            raise WireError(f"window is {self.sizes.window}; expected a multiple of ratio, {ratio}")
+        if self.sizes.window % self.sizes.ratio:
+            raise WireError(
+                f"window is {self.sizes.window}; expected a multiple of ratio, {self.sizes.ratio}"
+            )
         if self.sizes.width % 2:
             raise WireError(f"width is {self.sizes.width}; expected an even number")
-        if pooling != "strided" and not issubclass(ENCODERS[self.encoder], LMStates):
-            raise WireError(
-                f"pooling is {pooling}; {self.encoder} has one of its own: leave it at strided"
-            )
-        if pooling == "hierarchical" and ratio & (ratio - 1):
-            raise WireError(f"ratio is {ratio}; hierarchical pooling expects a power of two")
 
 
 @dataclass(frozen=True)
@@ -127,33 +120,15 @@ def read_folder(folder: Path) -> tuple[Saved, dict[str, Tensor]]:
     than the config says. Raises WireError for a folder that holds no such wire."""
     record = read_record(folder, KIND, FORMAT_VERSION)
     with one_error(WireError, f"{folder}/config.json"):
-        saved = typed(Saved, {**record, "config": _renamed(record.get("config"))})
+        saved = typed(Saved, record)
     with one_error(WireError, folder):
         state: dict[str, Tensor] = {}
         for file, expected in saved.sha256.items():
             kind, place, *_ = f"{file}-".split("-")
             begin = f"adapters.{place}." if kind == "reader" else ""
-            tensors = read_tensors(folder / file, expected)
-            state |= {begin + n.replace("ways.0.", "injector."): t for n, t in tensors.items()}
+            state |= {begin + n: t for n, t in read_tensors(folder / file, expected).items()}
         _check_state(saved.config, state)
     return saved, state
-
-
-def _renamed(config: Any) -> Any:
-    """A config of an earlier release, where several injectors could stand one after another and a
-    message could hold latents for one reader alone, as one of today's. Raises WireError for a wire
-    that made use of either."""
-    if not isinstance(config, dict) or "ways_in" not in config:
-        return config
-    config = {**config}
-    ways, private = config.pop("ways_in"), config.pop("private", 0)
-    config.pop("added", 0)
-    if not isinstance(ways, list) or len(ways) != 1 or private != 0:
-        raise WireError(
-            f"ways_in is {shortened(ways)} and private {shortened(private)}; expected one way in, "
-            "and 0: releases up to 0.1.0 read such a wire"
-        )
-    return {**config, "injector": ways[0]}
 
 
 def write_folder(
@@ -199,7 +174,7 @@ def _check_state(config: SharedConfig, state: Mapping[str, Tensor]) -> None:
     }
     widths["width"] = (sizes.width, "widen.weight", 0)
     widths["channels"] = (sizes.channels, "widen.weight", 1)
-    if not encoder.learns or (issubclass(encoder, LMStates) and sizes.pooling == "strided"):
+    if not encoder.learns or issubclass(encoder, LMStates):
         widths["ratio"] = (sizes.ratio, "encoder.pool.maps", 0)
     check_sizes(state, widths)
 

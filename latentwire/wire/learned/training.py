@@ -19,7 +19,6 @@ members of a sweep share them and differ in nothing else.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentwire.evals.baselines import full_text
 from latentwire.files import digest
 from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.identity import identity
@@ -37,7 +37,7 @@ from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.folder import (
     begin_training,
     check_training,
-    owned_by_all,
+    joined_run,
     training_config,
 )
 from latentwire.tasks.qa import Passage, answer_targets
@@ -51,7 +51,6 @@ from latentwire.wire.learned.objectives import (
     Step,
     answer_tokens,
     asked_prompt,
-    full_texts,
     reader_parts,
     values_of,
 )
@@ -73,22 +72,8 @@ def train_shared(
     for a wire that it cannot begin with, before any compute.
     """
     session = session or Session()
-    out = _joined(recipe, session)
-    if recipe.text and parallel.all_check():
-        raise ValueError(
-            "text has no questions, so that with FSDP2 processes would not run the same passes; "
-            "leave out --text, or launch without FSDP"
-        )
-    _check_gates(recipe, session)
-    with owned_by_all(out):
+    with joined_run(recipe, recipe.batch_size, session) as out:
         return _train(recipe, session, lms, out)
-
-
-def _joined(recipe: SharedRecipe, session: Session) -> Path:
-    """Join the processes that train together; the run folder."""
-    parallel.join()
-    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
-    return recipe.out or Path("runs") / recipe.name
 
 
 def config_of(
@@ -99,14 +84,13 @@ def config_of(
     begun = recipe.init_from and sorted(
         digest(config.read_bytes()) for config in folder_of(recipe.init_from).rglob("config.json")
     )
-    data = [*recipe.data, *recipe.text]
-    return training_config(recipe, data, models, init_from=begun, **beside)
+    return training_config(recipe, recipe.data, models, init_from=begun, **beside)
 
 
 def _train(
     recipe: SharedRecipe, session: Session, lms: Mapping[str, FrozenLM] | None, out: Path
 ) -> Path:
-    known = known_formats(recipe, recipe.wire.readers, lms)
+    known = known_soft_prompts(recipe, recipe.wire.readers, lms)
     check_training(out, config_of(recipe))
     names = {*recipe.wire.readers, recipe.wire.source}
     lms = lms or load_models(names, recipe.wire.dtype)
@@ -136,13 +120,12 @@ def add_reader(
     """A new adapter for one more reader; what the others share, and their adapters, stay as they
     are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
     session, recipe = session or Session(), replace(recipe, wire=wire.config)
-    out = _joined(recipe, session)
-    with owned_by_all(out):
+    with joined_run(recipe, recipe.batch_size, session) as out:
         return _add(wire, name, recipe, session, out)
 
 
 def _add(wire: SharedWire, name: str, recipe: SharedRecipe, session: Session, out: Path) -> Path:
-    known = known_formats(recipe, (name,), None)
+    known = known_soft_prompts(recipe, (name,), None)
     torch.manual_seed(recipe.seed)
     to = wire.id.hex()
     check_training(out, config_of(recipe, added=name, to=to))
@@ -172,20 +155,7 @@ def load_models(names: set[str], dtype: Dtype) -> dict[str, FrozenLM]:
     return {name: FrozenLM.from_pretrained(name, dtype) for name in sorted(names)}
 
 
-def _check_gates(recipe: SharedRecipe, session: Session) -> None:
-    """Raises ValueError for weights that wait for checks which a single held-out passage does not
-    give."""
-    schedules = {f"objectives.{n}": s for n, s in recipe.objectives.schedules.items()}
-    schedules["adapter_rate"] = recipe.adapter_rate
-    waiting = [name for name, schedule in schedules.items() if schedule.gate is not None]
-    if waiting and min(recipe.held_out, session.check_size) < 2:
-        raise ValueError(
-            f"{waiting[0]} waits for a check; expected held_out and check_size of "
-            f"at least 2, got {recipe.held_out} and {session.check_size}"
-        )
-
-
-def known_formats(
+def known_soft_prompts(
     recipe: SharedRecipe, names: Sequence[str], lms: Mapping[str, FrozenLM] | None
 ) -> dict[str, Tensor]:
     """The soft prompts that the recipe begins with, by reader; none where it trains its own.
@@ -233,8 +203,7 @@ def train_soft_prompts(
         parts: dict[str, Tensor | float] = {}
         for reader in readers:
             targets, mask = answer_targets(reader.lm, batch)
-            with torch.no_grad():
-                text = full_texts(reader.lm, batch)
+            text = full_text(reader.lm)([p.context for p in batch])
             prompt = asked_prompt(reader.lm, reader.format, batch, text)
             logits = reader.lm.packed_logits(prompt, targets, mask)
             weight = parallel.weight(batch, whole, partial(answer_tokens, reader.lm))
@@ -246,11 +215,8 @@ def train_soft_prompts(
     formats = {f"format.{r.number}": r.format.requires_grad_(True) for r in readers}
     units = {f"format.{r.number}": soft_prompt_rate(r.lm) for r in readers}
 
-    def rate(part: str, _: int) -> float:
-        return units[part]
-
     with ready(asking, recipe, source, readers) as coming:
-        train("format", formats, loss, recipe.format, out, rate, session=session)
+        train("format", formats, loss, recipe.format, out, units.__getitem__, session=session)
     for tensor in formats.values():
         tensor.requires_grad_(False)
 
@@ -265,11 +231,10 @@ def train_latents(
     session: Session,
 ) -> None:
     """Stage 2: encoder, code, trunk and adapters, or the part of them that is given."""
-    checks: list[dict[str, float]] = []
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         waited = coming(step)
-        total, figures = wire_loss(wire, readers, training_data, recipe, step, checks)
+        total, figures = wire_loss(wire, readers, training_data, recipe, step)
         return total, {**figures, "waited": waited + figures["waited"]}
 
     held = [Passage(p.context, p.questions[: recipe.questions]) for p in training_data.held]
@@ -282,16 +247,11 @@ def train_latents(
         wire.train()
         return found
 
-    def rate(named: str, step: int) -> float:
-        if not named.startswith("adapters."):  # an added one is all there is, and is not frozen
-            return 1.0
-        return recipe.adapter_rate.at(step, _epoch(training_data, recipe), checks)
-
     # All of it: what was measured before the first step is not measured anew.
     kept: dict[str, Tensor] = part.state_dict(keep_vars=True)
     wire.train()
     with ready(training_data, recipe, wire.encoder.lm, readers) as coming:
-        train("wire", kept, loss, recipe.train, out, rate, probe, session, measured=checks)
+        train("wire", kept, loss, recipe.train, out, probe=probe, session=session)
     wire.eval()
 
 
@@ -301,31 +261,24 @@ def wire_loss(
     training_data: TrainingData,
     recipe: SharedRecipe,
     step: int,
-    checks: Sequence[Mapping[str, float]] = (),
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """One part's loss of a step, so that the mean over parts is the step's: the mean over readers,
-    who all read what was encoded once. checks: the figures of those so far, for weights that wait
-    for one."""
+    who all read what was encoded once."""
     began = time.perf_counter()
     whole = batch_of(training_data, recipe, step)
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
-    epoch, of = _epoch(training_data, recipe), recipe.objectives
-    weights = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
+    of = recipe.objectives
+    weights = {name: schedule.at(step) for name, schedule in of.schedules.items()}
     this = Step(parallel.share(whole), whole, weights, of.piece, recipe.seed, step)
     texts = [passage.context for passage in this.batch]
     contents = values_of(wire, texts, wire(texts))
     # No objective may apply to a step's passages: then nothing moves, and that is no error.
     total = 0 * next(readers[0].adapter.layer.parameters()).sum()
     for reader in readers:
-        parts = reader_parts(reader, this, texts, contents)
+        parts = reader_parts(reader, this, contents)
         total = total + this.total(parts) / len(readers)
         figures |= {f"{reader.reader}.{name}": part for name, part in parts.items()}
     figures["tokens"] = float(
         sum(answer_tokens(r.lm, passage) for r in readers for passage in this.batch)
     )
     return total, {**figures, "count": 1.0}
-
-
-def _epoch(training_data: TrainingData, recipe: SharedRecipe) -> int:
-    """Steps of an epoch."""
-    return math.ceil(len(training_data.passages) / recipe.batch_size)
