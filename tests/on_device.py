@@ -157,6 +157,7 @@ def test_a_shared_wire_is_trained_and_read(folders, data, tmp_path, encoder, inj
     second step, and checks, which two held-out passages are enough for."""
     steps = 2 if encoder == "lm_states" else 1
     on = {f.name: Schedule(0.1) for f in fields(Objectives) if f.type == "Schedule"}
+    on |= {} if injector == "embeddings" else {"embeds": Schedule(0.0)}
     readers = (folders["llama"], folders["gemma3"])
     config = SharedConfig(readers, readers[0], encoder, injector, SIZES)
     objectives = Objectives(**on, piece=8)

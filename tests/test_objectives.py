@@ -14,6 +14,7 @@ from latentwire.lm import Prompt
 from latentwire.lm.adapters import lora_config
 from latentwire.tasks.qa import Passage, Question, answer_targets, passages_prompt
 from latentwire.train.loop import LoopConfig, Session
+from latentwire.train.losses import cosine_distance, moment_error
 from latentwire.train.schedules import Schedule
 from latentwire.train.step import update
 from latentwire.wire.learned import objectives as steps
@@ -21,7 +22,7 @@ from latentwire.wire.learned import training as recipes
 from latentwire.wire.learned.data import TrainingData
 from latentwire.wire.learned.objectives import OFF, Objectives, Step, values_of
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
-from latentwire.wire.learned.training import train_shared, wire_loss
+from latentwire.wire.learned.training import check_readers, train_shared, wire_loss
 
 WEIGHTS = list(Objectives().schedules)
 NOTHING = Objectives(**dict.fromkeys(WEIGHTS, OFF), piece=8)
@@ -39,7 +40,8 @@ def step_of(objectives: Objectives) -> Step:
 
 def parts_of(reader, step: Step) -> dict[str, torch.Tensor]:
     texts = [p.context for p in step.batch]
-    return steps.reader_parts(reader, step, values_of(reader.wire, texts, reader.wire(texts)))
+    contents = values_of(reader.wire, texts, reader.wire(texts))
+    return steps.reader_parts(reader, step, texts, contents)
 
 
 def test_a_step_with_every_objective(lms):  # noqa: F811
@@ -75,7 +77,7 @@ def test_what_weighs_nothing_is_not_computed(lms, monkeypatch):  # noqa: F811
     def never(*_, **__):
         raise AssertionError("computed for a weight of 0")
 
-    for name in ("full_text", "_reconstruction"):
+    for name in ("full_text", "_reconstruction", "aligned_embeds"):
         monkeypatch.setattr(steps, name, never)
     given = recipe(wire.config, objectives=only(ce=1.0))
     figures = wire_loss(wire, wire.readers, TrainingData(passages(), []), given, 0)[1]
@@ -148,6 +150,22 @@ def test_the_teacher_reads_without_the_adapter_that_the_student_has():
     assert all(g.any() for g in grads)
 
 
+def test_embeddings_are_aligned_with_the_means_of_their_share(lms):  # noqa: F811
+    wire = make_wire(lms, injector="embeddings")
+    reader, step = wire.readers[0], step_of(only(embeds=1.0))
+    start = reader.adapter.injector.start  # alone: the residual begins as zero
+    torch.nn.init.zeros_(start.weight)
+    embeds = [reader.lm.embed(reader.lm.tokenize(p.context)) for p in step.batch]
+    means = torch.stack([part.mean(0) for rows in embeds for part in rows.split(4)])
+    made = start.bias.expand_as(means)
+    found = parts_of(reader, step)["embeds"]
+    torch.testing.assert_close(found, cosine_distance(made, means) + moment_error(made, means))
+    checked = check_readers([reader], step.batch)
+    cosine = torch.cosine_similarity(made, means).mean().item()
+    assert checked["reconstruction_cosine"] == pytest.approx(cosine, abs=1e-5)
+    assert "reconstruction_cosine" not in check_readers(make_wire(lms).readers[:1], step.batch)
+
+
 def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypatch):  # noqa: F811
     data = data_of(passages(), tmp_path)
     sizes = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2}
@@ -199,10 +217,13 @@ def test_a_step_that_nothing_applies_to_moves_nothing(lms):  # noqa: F811
     assert total == 0 and not any(p.grad is not None and p.grad.any() for p in wire.parameters())
 
 
-def test_objectives_that_contradict_themselves():
+def test_objectives_that_contradict_themselves(lms):  # noqa: F811
     for change, said in [
         ({"ce": Schedule(-1.0)}, "ce is .*; expected 0 or more"),
         ({"piece": 4}, "piece is 4; expected more than the cue's 4"),
     ]:
         with pytest.raises(ValueError, match=said):
             Objectives(**change)
+    config = SharedConfig(BOTH, "tiny-llama", "pca", sizes=SIZES)
+    with pytest.raises(ValueError, match="injector is deep_prefix; expected embeddings"):
+        recipe(config, objectives=only(embeds=1.0))

@@ -17,7 +17,7 @@ from latentwire.runs.folder import begin_training, check_training
 from latentwire.train.batches import shuffled
 from latentwire.train.checkpoints import CheckpointError, Checkpoints
 from latentwire.train.loop import LoopConfig, Session, train
-from latentwire.train.losses import distillation
+from latentwire.train.losses import cosine_distance, distillation, moment_error
 from latentwire.train.schedules import Schedule
 
 CONFIG = LoopConfig(steps=12, lr=0.1, warmup=2, save_every=5)
@@ -247,6 +247,19 @@ def test_distillation_is_kl_from_teacher_to_student():
     value.backward()
     # d KL / d logits = softmax(student) - softmax(teacher)
     torch.testing.assert_close(student.grad[0], torch.tensor([-0.25, 0.25]))
+
+
+def test_distances_of_rows_by_hand():
+    target = torch.tensor([[0.0, 0.0], [2.0, 4.0]], requires_grad=True)  # variances 1 and 4
+    made = torch.tensor([[1.0, 2.0], [1.0, 2.0]], requires_grad=True)
+    apart = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    others = torch.tensor([[0.0, 2.0], [3.0, 3.0]])
+    assert cosine_distance(apart, others).item() == pytest.approx(0.5)
+    # Means 2 and 4, deviations 1 and 4: (2 ** 2 + 3 ** 2) / 16.
+    moments = moment_error(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [8.0]]))
+    assert moments.item() == pytest.approx(13 / 16)
+    (cosine_distance(made, target) + moment_error(made, target)).backward()
+    assert target.grad is None and made.grad.isfinite().all()
 
 
 def test_a_schedule_goes_straight_and_stays():

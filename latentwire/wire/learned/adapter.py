@@ -53,8 +53,14 @@ class Adapter(nn.Module):
     ) -> KVPrefix:
         """Values [m, c] and states [m, w] of each context's latents as this reader's cache, the
         head before them. A span longer than the room is drawn together, evenly."""
+        return self.injector(self.lm, self.head, self.slots(values, states, spans))
+
+    def slots(
+        self, values: Sequence[Tensor], states: Sequence[Tensor], spans: Sequence[int]
+    ) -> LatentBatch:
+        """The batch that the injector is given."""
         states = [row.to(self.format.device) for row in states]
         batch, mask = padded(in_blocks(self.layer, states, self.block))
         codes = padded([row.to(batch.device) for row in values])[0]
         fitting = torch.tensor([min(span, self.room) for span in spans], device=mask.device)
-        return self.injector(self.lm, self.head, LatentBatch(codes, batch, mask, fitting))
+        return LatentBatch(codes, batch, mask, fitting)

@@ -52,6 +52,11 @@ class SharedRecipe:
     def __post_init__(self) -> None:
         check_texts(self.data, "data")
         check_least(self, batch_size=1, questions=1, longest=1, held_out=1, fitted=1)
+        if self.objectives.embeds.on and self.wire.injector != "embeddings":
+            raise ValueError(
+                f"objectives.embeds aligns input embeddings and injector is {self.wire.injector}; "
+                "expected embeddings, or a weight of 0"
+            )
 
 
 BOTH = ("smollm2-135m", "gemma3-270m")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from latentwire.evals.baselines import full_text
@@ -21,8 +21,9 @@ from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
 from latentwire.lm.samplers import seed_of
 from latentwire.tasks.qa import Passage, answer_ids, answer_targets, passages_prompt
 from latentwire.train import parallel
-from latentwire.train.losses import distillation, token_loss
+from latentwire.train.losses import cosine_distance, distillation, moment_error, token_loss
 from latentwire.train.schedules import Schedule
+from latentwire.wire.learned.injectors.embeddings import Embeddings, share_means
 from latentwire.wire.learned.reader import Reader, Values
 from latentwire.wire.learned.shared_wire import SharedWire
 
@@ -36,7 +37,8 @@ class Objectives:
     """Weights of the objectives.
 
     A mean over tokens is over those of the whole step, however it is parted among processes and
-    accumulated parts; a calibration by the statistics of a batch is over those of a part.
+    accumulated parts. `embeds` compares the rows of one part, so that parts change it; so does a
+    calibration by the statistics of a batch.
     """
 
     reconstruction: Schedule = FALLING
@@ -45,6 +47,9 @@ class Objectives:
     """Cross-entropy of the answers."""
     kl: Schedule = FULL
     """KL to the same reader, all adapters off, with the full text."""
+    embeds: Schedule = OFF
+    """Cosine distance and error of statistics of the reader's input embeddings, beside the means of
+    its own over each latent's share of the text; for the injector "embeddings"."""
     piece: int = 48
     """Tokens of a text that `reconstruction` takes."""
 
@@ -97,7 +102,9 @@ class Step:
         return sum(self.weights[name] * part for name, part in parts.items())
 
 
-def reader_parts(reader: Reader, step: Step, contents: Sequence[Values]) -> dict[str, Tensor]:
+def reader_parts(
+    reader: Reader, step: Step, texts: Sequence[str], contents: Sequence[Values]
+) -> dict[str, Tensor]:
     """The objectives of one reader behind the latents (`contents`) of the step's texts."""
     parts: dict[str, Tensor] = {}
     if any(p.questions for p in step.whole):  # a part without questions adds 0 to the step's means
@@ -109,6 +116,9 @@ def reader_parts(reader: Reader, step: Step, contents: Sequence[Values]) -> dict
             parts["reconstruction"] = _reconstruction(reader.lm, step, prefix)
         if asked:
             parts |= _answer_parts(reader, step, prefix)
+    if step.on("embeds"):
+        rows, target = aligned_embeds(reader, texts, contents)
+        parts["embeds"] = cosine_distance(rows, target) + moment_error(rows, target)
     return parts
 
 
@@ -156,6 +166,24 @@ def _reconstruction(lm: FrozenLM, step: Step, prefix: KVPrefix) -> Tensor:
     targets, mask = pad_right([p[CUE:] for p in pieces])
     loss = token_loss(lm.packed_logits(prompt, targets, mask), targets[mask])
     return loss * step.share(lambda p: len(step.piece(lm, p)[CUE:]))
+
+
+def aligned_embeds(
+    reader: Reader, texts: Sequence[str], contents: Sequence[Values]
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+    """The reader's input embeddings of the latents, and the means of its own embeddings over each
+    latent's share of the text."""
+    injector, lm, encoder = reader.adapter.injector, reader.lm, reader.wire.encoder
+    assert isinstance(injector, Embeddings)
+    slots = reader.adapter.slots(*reader.adapter_inputs(contents))
+    made, true = [], []
+    for text, row, mask in zip(texts, injector.embeds(slots), slots.mask, strict=True):
+        embeds = lm.embed(lm.tokenize(text)).float()
+        latents, length = row[mask], len(encoder.units(text)) / encoder.per_latent
+        means, full = share_means(embeds, len(latents), length)
+        made.append(latents[full])
+        true.append(means)
+    return torch.cat(made), torch.cat(true)
 
 
 def values_of(wire: SharedWire, texts: Sequence[str], codes: Sequence[Tensor]) -> list[Values]:

@@ -141,5 +141,11 @@ class Reader:
 
     def prefix(self, contents: Sequence[Values]) -> KVPrefix:
         """Contents as a cache that the reader continues from, with gradients."""
+        return self.adapter(*self.adapter_inputs(contents))
+
+    def adapter_inputs(
+        self, contents: Sequence[Values]
+    ) -> tuple[list[Float[Tensor, "_ c"]], list[Float[Tensor, "_ w"]], list[int]]:
+        """Values and states of the latents of contents, and their spans."""
         values = [c.codes for c in contents]
-        return self.adapter(values, self.wire.states(values), [c.span for c in contents])
+        return values, self.wire.states(values), [c.span for c in contents]

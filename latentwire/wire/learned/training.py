@@ -275,7 +275,7 @@ def wire_loss(
     # No objective may apply to a step's passages: then nothing moves, and that is no error.
     total = 0 * next(readers[0].adapter.layer.parameters()).sum()
     for reader in readers:
-        parts = reader_parts(reader, this, contents)
+        parts = reader_parts(reader, this, texts, contents)
         total = total + this.total(parts) / len(readers)
         figures |= {f"{reader.reader}.{name}": part for name, part in parts.items()}
     figures["tokens"] = float(

@@ -14,9 +14,11 @@ from latentwire.evals.metrics import bootstrap, mean_ratio
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.tasks.qa import Passage
 from latentwire.train.alarms import pairwise_cosine, within_cosine
+from latentwire.train.losses import cosine_distance
 from latentwire.wire.evaluation import conditions
-from latentwire.wire.learned.objectives import taught, values_of
-from latentwire.wire.learned.reader import Reader
+from latentwire.wire.learned.injectors.embeddings import Embeddings
+from latentwire.wire.learned.objectives import aligned_embeds, taught, values_of
+from latentwire.wire.learned.reader import Reader, Values
 from latentwire.wire.training_checks import compared, forced_rows
 
 
@@ -59,7 +61,7 @@ def check_readers(
         **figures,
         **compared(answered),
         **scales,
-        **_cosines(wire.encoder.lm, texts, codes),
+        **_cosines(readers, texts, codes, contents),
         "held": held,
         "held_low": low,
         "held_high": high,
@@ -69,14 +71,27 @@ def check_readers(
     }
 
 
-def _cosines(source: FrozenLM, texts: Sequence[str], codes: Sequence[Tensor]) -> dict[str, float]:
-    """Cosines between the messages and within one, beside those of their texts."""
+def _cosines(
+    readers: Sequence[Reader],
+    texts: Sequence[str],
+    codes: Sequence[Tensor],
+    contents: Sequence[Values],
+) -> dict[str, float]:
+    """Cosines between the messages and within one, beside those of their texts; and of the input
+    embeddings that readers rebuild with what they should be, where readers have such."""
+    source = readers[0].wire.encoder.lm
     embeds = [source.embed(source.tokenize(text)).float() for text in texts]
+    rebuilt = [
+        1 - cosine_distance(*aligned_embeds(reader, texts, contents)).item()
+        for reader in readers
+        if isinstance(reader.adapter.injector, Embeddings)
+    ]
     return {
         "cosine": pairwise_cosine(torch.stack([c.float().mean(0) for c in codes])),
         "cosine_text": pairwise_cosine(torch.stack([rows.mean(0) for rows in embeds])),
         "within": within_cosine(codes),
         "within_text": within_cosine(embeds),
+        **({"reconstruction_cosine": sum(rebuilt) / len(rebuilt)} if rebuilt else {}),
     }
 
 
