@@ -14,7 +14,7 @@ from latentwire.lm.sentences import SentenceEncoder
 from latentwire.lm.zoo import ZooError
 from latentwire.wire.folder import WireError
 from latentwire.wire.learned.encoders.base import EncoderConfig
-from latentwire.wire.learned.pooling import Queries, Strided
+from latentwire.wire.learned.pooling import POOLINGS
 from latentwire.wire.learned.shared_wire import SharedConfig, SharedWire
 
 TEXTS = ["The lighthouse was built in 1759 by John Smeaton.", "Short one."]
@@ -37,21 +37,32 @@ def make_wire(lm: FrozenLM, encoder: str, **sizes) -> SharedWire:
 # Poolings
 
 
-def test_strides_begin_as_the_mean_of_windows():
+@pytest.mark.parametrize("name", ["strided", "windows", "hierarchical"])
+def test_what_begins_as_the_mean_of_windows(name):
     states = torch.randn(11, 6)
     expected = torch.stack([states[:4].mean(0), states[4:8].mean(0), states[8:].mean(0)])
-    torch.testing.assert_close(Strided(6, 4)(states), expected)
+    torch.testing.assert_close(POOLINGS[name](6, 4)(states), expected)
 
 
-@pytest.mark.parametrize("pooling", [Strided, Queries])
+@pytest.mark.parametrize("name", POOLINGS)
 @pytest.mark.parametrize(("n", "size"), [(1, 4), (8, 4), (9, 4), (5, 1)])
-def test_every_pooling_makes_a_latent_of_size_states(pooling, n, size):
-    assert pooling(64, size)(torch.randn(n, 64)).shape == (-(-n // size), 64)
+def test_every_pooling_makes_a_latent_of_size_states(name, n, size):
+    assert POOLINGS[name](64, size)(torch.randn(n, 64)).shape == (-(-n // size), 64)
+
+
+def test_a_merge_by_hand():
+    pool, states = POOLINGS["hierarchical"](2, 2), torch.randn(3, 2)
+    last = pool.merges[0][-1]
+    torch.nn.init.eye_(last.weight)
+    pairs = torch.stack([states[:2].flatten(), torch.cat([states[2], torch.zeros(2)])])
+    inside = torch.nn.functional.gelu(pool.merges[0][1](torch.layer_norm(pairs, (4,))))
+    expected = torch.stack([states[:2].mean(0), states[2]]) + inside
+    torch.testing.assert_close(pool(states), expected)
 
 
 @torch.no_grad()
 def test_a_query_by_hand():
-    pool, states, start = Queries(2, 2), torch.randn(3, 2), torch.randn(2)
+    pool, states, start = POOLINGS["queries"](2, 2), torch.randn(3, 2), torch.randn(2)
     places = torch.stack([torch.tensor([1.0, 3.0]).sin(), torch.tensor([1.0, 3.0]).cos()], 1)
     asked = pool.query + places + start
     to_q, to_k, to_v = pool.attention.in_proj_weight.chunk(3)
@@ -112,11 +123,16 @@ def test_a_sentence_encoder_is_not_saved_and_another_copy_is_noticed(lm, tmp_pat
 # Configs
 
 
-def test_a_config_of_an_earlier_release_loads(lm, tmp_path):
+def test_a_config_from_before_these_fields_loads(lm, tmp_path):
     wire = make_wire(lm, "lm_states", sentence_encoder=EncoderConfig().sentence_encoder)
     wire.save(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
-    del record["config"]["sizes"]["sentence_encoder"]
-    record["config"]["sizes"]["pooling"] = "strided"
+    del record["config"]["sizes"]["pooling"], record["config"]["sizes"]["sentence_encoder"]
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert SharedWire.from_pretrained(tmp_path, {lm.name: lm}).config == wire.config
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_states_take_every_pooling(lm, pooling):
+    wire = make_wire(lm, "lm_states", pooling=pooling)
+    assert len(wire.send(TEXTS)[0]) == 13  # 49 bytes

@@ -340,6 +340,9 @@ def test_what_no_reader_may_read(lms):
         ({"injector": "refiner"}, "injector is refiner; expected of embeddings, lora, deep"),
         ({"bits": 9}, "bits is 9"),
         ({"trunk_layers": 0}, "trunk_layers is 0"),
+        ({"sizes": replace(SIZES, pooling="max")}, "pooling is max; expected of strided, windows"),
+        ({"sizes": replace(SIZES, ratio=1, pooling="queries"), "encoder": "pca"}, "of its own"),
+        ({"sizes": EncoderConfig(6, 36, pooling="hierarchical")}, "ratio is 6; hierarchical"),
     ]:
         with pytest.raises(WireError, match=said):
             replace(wire.config, **change)

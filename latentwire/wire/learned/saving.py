@@ -25,6 +25,7 @@ from latentwire.wire.learned.encoders.base import EncoderConfig
 from latentwire.wire.learned.encoders.lm_states import LMStates
 from latentwire.wire.learned.injectors import INJECTORS, Calibration
 from latentwire.wire.learned.injectors.embeddings import Embeddings
+from latentwire.wire.learned.pooling import POOLINGS
 
 KIND, FORMAT_VERSION = "shared wire", 1
 FILE = re.compile(r"(shared|reader-\d{1,9})-\d{1,9}\.safetensors")
@@ -68,6 +69,7 @@ class SharedConfig:
         for name, known, given in (
             ("encoder", ENCODERS, self.encoder),
             ("injector", INJECTORS, self.injector),
+            ("pooling", POOLINGS, self.sizes.pooling),
             ("calibration", get_args(Calibration), self.calibration),
         ):
             if given not in known:
@@ -84,19 +86,24 @@ class SharedConfig:
     def _check_sizes(self) -> None:
         numbers = {**asdict(self.sizes), "trunk_layers": self.trunk_layers}
         numbers |= {"bits": self.bits, "format_tokens": self.format_tokens}
-        del numbers["sentence_encoder"]
+        del numbers["pooling"], numbers["sentence_encoder"]
         for name, value in numbers.items():
             if type(value) is not int or value < 1:
                 raise WireError(f"{name} is {value!r}; expected a whole number >= 1")
         for name, value, most in (("bits", self.bits, 8), ("channels", self.sizes.channels, 255)):
             if value > most:
                 raise WireError(f"{name} is {value}; expected at most {most}")
-        if self.sizes.window % self.sizes.ratio:
-            raise WireError(
-                f"window is {self.sizes.window}; expected a multiple of ratio, {self.sizes.ratio}"
-            )
+        pooling, ratio = self.sizes.pooling, self.sizes.ratio
+        if self.sizes.window % ratio:
+            raise WireError(f"window is {self.sizes.window}; expected a multiple of ratio, {ratio}")
         if self.sizes.width % 2:
             raise WireError(f"width is {self.sizes.width}; expected an even number")
+        if pooling != "strided" and not issubclass(ENCODERS[self.encoder], LMStates):
+            raise WireError(
+                f"pooling is {pooling}; {self.encoder} has one of its own: leave it at strided"
+            )
+        if pooling == "hierarchical" and ratio & (ratio - 1):
+            raise WireError(f"ratio is {ratio}; hierarchical pooling expects a power of two")
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ def _check_state(config: SharedConfig, state: Mapping[str, Tensor]) -> None:
     }
     widths["width"] = (sizes.width, "widen.weight", 0)
     widths["channels"] = (sizes.channels, "widen.weight", 1)
-    if not encoder.learns or issubclass(encoder, LMStates):
+    if not encoder.learns or (issubclass(encoder, LMStates) and sizes.pooling == "strided"):
         widths["ratio"] = (sizes.ratio, "encoder.pool.maps", 0)
     check_sizes(state, widths)
 

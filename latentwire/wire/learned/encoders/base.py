@@ -30,11 +30,10 @@ class EncoderConfig:
     """Width of the states inside."""
     layers: int = 2
     """Bidirectional layers."""
+    pooling: str = "strided"
+    """strided, windows, queries or hierarchical, of lm_states; the others have one of their own."""
     sentence_encoder: str = "all-minilm-l6-v2"
     """Zoo name, Hugging Face id or folder of the sentence encoder that anchor reads."""
-
-    RETIRED: ClassVar = {"pooling": "strided"}
-    """A field of earlier releases, and the only value that is still read."""
 
 
 class Encoder(nn.Module, ABC):
