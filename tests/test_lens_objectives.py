@@ -14,6 +14,7 @@ from latentwire.lens.objectives import (
     scaled_mse,
     warm_start,
 )
+from latentwire.train.schedules import Schedule
 
 P, Q = [0.75, 0.25], [0.5, 0.5]
 KL_PQ = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
@@ -81,3 +82,11 @@ def test_explained_variance_is_against_the_training_mean():
     assert low == pytest.approx(1 - 1 / 81) and high == pytest.approx(1 - 1 / 121)
     assert explained([4.0, 4.0], [4.0, 4.0], [0, 1]) == (0.0, 0.0, 0.0)
     assert explained([8.0, 8.0], [4.0, 4.0], [0, 1])[0] == -1.0
+
+
+def test_schedules_run_in_steps_or_epochs():
+    line = Schedule(2.0, 1.0, over=10.0)
+    assert [line.at(s, 100) for s in (0, 5, 10, 99)] == [2.0, 1.5, 1.0, 1.0]
+    assert Schedule(2.0, 1.0, over=2.0, unit="epochs").at(100, 100) == 1.5
+    assert Schedule(2.0).at(7, 100) == 2.0
+    assert Schedule(2.0, 1.0).at(0, 100) == 1.0

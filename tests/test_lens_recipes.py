@@ -33,6 +33,7 @@ from latentwire.lm import FrozenLM, Patch, Prompt, Sampled, seeded_noise
 from latentwire.tasks.base import DataError
 from latentwire.train import parallel
 from latentwire.train.loop import LoopConfig
+from latentwire.train.schedules import Schedule
 
 PLACES = ("sea", "hill", "wood", "lake", "moor")
 DOCUMENTS = [f"Number {7 * i} is a river by the {PLACES[i % 5]} of old." for i in range(30)]
@@ -79,6 +80,7 @@ def trained(runs):
 
 
 def recipe(text, out, **changes) -> LensRecipe:
+    on = Schedule(0.5)
     settings = dict(
         text=(text,),
         out=out,
@@ -86,9 +88,9 @@ def recipe(text, out, **changes) -> LensRecipe:
         warm=LoopConfig(steps=4, lr=0.01, warmup=1, save_every=2),
         joint=LoopConfig(steps=3, lr=0.005, warmup=1, save_every=2),
         group=3,
-        weights=Weights(kl=0.5),
-        tau=2.0,
-        rates=Rates(projections=0.5),
+        weights=Weights(kl=on),
+        tau=Schedule(2.0, 1.0, over=2.0),
+        rates=Rates(projections=Schedule(0.5), encoder=Schedule(2.0, 1.0, over=3.0)),
     )
     decoder = DecoderConfig("It {activation} is", layers=2, lora=2, max_new_tokens=6)
     lens = LensConfig("tiny-llama", 1, decoder, EncoderConfig(before=3, lora=2))
@@ -141,8 +143,9 @@ def test_grpo_raises_the_reward(text, tmp_path):
         tmp_path / "a",
         data=Data(held_out=0.2, window=32, documents=2, positions=4),
         joint=LoopConfig(steps=40, lr=0.05, warmup=1),
-        weights=Weights(mse=0.0, reference=0.0),
+        weights=Weights(mse=Schedule(0.0), reference=Schedule(0.0)),
         group=8,
+        rates=Rates(encoder=Schedule(0.0)),
     )
     short = replace(made.lens.decoder, max_new_tokens=2)
     out = train_lens(replace(made, lens=replace(made.lens, decoder=short)))
@@ -152,12 +155,12 @@ def test_grpo_raises_the_reward(text, tmp_path):
 
 def test_what_grpo_rewards_by_kl(text, tmp_path):
     """The gradient is that of the advantages worked out from patched passes of the whole text."""
-    made = recipe(text, tmp_path, reward="kl", weights=Weights(reference=0.0))
+    made = recipe(text, tmp_path, reward="kl", weights=Weights(reference=Schedule(0.0)))
     lm = tiny_lm("llama")
     texts = tokenized(lm, read_documents([text])[:2], 32, 4)
     lens = Lens(lm, made.lens, recipes._measured(lm, texts, made, tmp_path))
     batch = at(lm, 1, [(texts[0], [6, 11]), (texts[1], [9])])
-    parts = steps.joint_losses(lens, None, batch, made, 0)
+    parts = steps.joint_losses(lens, None, batch, made, 0, tau=1.0)
     assert set(parts) == {"mse", "kl", "policy"}
 
     noise = seeded_noise(steps._seeds(batch, made, 0, 3))
@@ -253,14 +256,18 @@ def test_damaged_statistics_are_one_line(runs, tmp_path):
 
 
 def test_rates_are_those_of_the_parts():
-    rates = Rates(projections=2.0, prompts=3.0)
-    expected = {
-        "decoder.project": 2.0,
-        "decoder.before": 1.5,  # of soft tokens, in units of the embeddings' size
-        "decoder.lora": 1.0,
-        "encoder.before": 1.5,
+    falling = Schedule(7.0, 1.0, over=2.0, unit="epochs")
+    rates = Rates(Schedule(2.0), prompts=Schedule(3.0), base=Schedule(5.0), encoder=falling)
+    expected = {  # at the start, after one epoch, at the end
+        "decoder.project": (2.0, 2.0, 2.0),
+        "decoder.before": (1.5, 1.5, 1.5),  # of soft tokens, in units of the embeddings' size
+        "decoder.lora": (5.0, 5.0, 5.0),
+        "encoder.project": (14.0, 8.0, 2.0),
+        "encoder.after": (10.5, 6.0, 1.5),
+        "encoder.lora": (35.0, 20.0, 5.0),
     }
-    assert {name: rates.of(name, 0.5) for name in expected} == expected
+    found = {n: tuple(rates.of(n, step, 10, 0.5) for step in (0, 10, 25)) for n in expected}
+    assert found == expected
 
 
 def gradients(text, out) -> dict[str, torch.Tensor]:
@@ -272,7 +279,7 @@ def gradients(text, out) -> dict[str, torch.Tensor]:
     copy = steps.frozen_copy(lens)
     for step in (0, 1):
         batch, weight = steps.batch_of(partial(at, lm, 1), texts, made, step)
-        parts = steps.joint_losses(lens, copy, batch, made, step)
+        parts = steps.joint_losses(lens, copy, batch, made, step, tau=1.0)
         parts |= steps.warm_losses(lens, batch, batch.up_to([made.data.before] * len(batch)))
         (weight * torch.stack(list(parts.values())).sum()).backward()
     parallel.average_gradients(list(lens.tensors().values()))
@@ -564,6 +571,8 @@ def test_bench_compares_costs(monkeypatch, tmp_path, capsys):
 
 
 def test_contradictions_are_refused_at_once():
+    with pytest.raises(LensError, match="kl has a gate, and checks of a lens open none"):
+        replace(smollm2(), weights=Weights(kl=Schedule(1.0, gate=("held", "below", 1.0))))
     with pytest.raises(LensError, match="group is 1; GRPO compares at least 2"):
         replace(smollm2(), group=1)
     with pytest.raises(LensError, match="before is 0; expected at least 1"):

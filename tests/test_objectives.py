@@ -34,7 +34,7 @@ def only(**weights) -> Objectives:
 
 
 def step_of(objectives: Objectives) -> Step:
-    weights = {name: s.at(0) for name, s in objectives.schedules.items()}
+    weights = {name: s.at(0, 1) for name, s in objectives.schedules.items()}
     return Step(passages(), passages(), weights, objectives.piece, 0, 0)
 
 
@@ -171,7 +171,8 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
     sizes = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2}
     config = SharedConfig(BOTH[:1], "tiny-llama", **sizes)
     some = only(reconstruction=1.0, ce=1.0)
-    rising = Schedule(0.0, 1.0, over=2.0)
+    gated = Schedule(0.0, 1.0, over=2.0, gate=("held", "below", 2.0))
+    monkeypatch.setattr(recipes, "check_readers", lambda *_: {"held": 1.0})
     few = LoopConfig(1, 3e-3, warmup=1)
     given = recipe(
         config,
@@ -179,7 +180,7 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
         batch_size=4,
         format=few,
         train=replace(few, steps=4),
-        objectives=replace(some, kl=rising),
+        objectives=replace(some, kl=gated),
     )
     session = Session(check_every=2)
 
@@ -205,7 +206,7 @@ def test_what_objectives_draw_and_train_resumes_exactly(lms, tmp_path, monkeypat
     assert {f"value/{name}" for name in SharedWire(config, lms).state_dict()} <= set(kept)
     log = [json.loads(line) for line in (straight / "metrics.jsonl").open()]
     seen = ["tiny-llama.kl" in row for row in log if row["stage"] == "wire"]
-    assert seen == [False, True, True, True]  # the way begins at 0
+    assert seen == [False, False, True, True]  # step 1 begins the way, which begins at 0
 
 
 def test_a_step_that_nothing_applies_to_moves_nothing(lms):  # noqa: F811
@@ -227,3 +228,6 @@ def test_objectives_that_contradict_themselves(lms):  # noqa: F811
     config = SharedConfig(BOTH, "tiny-llama", "pca", sizes=SIZES)
     with pytest.raises(ValueError, match="injector is deep_prefix; expected embeddings"):
         recipe(config, objectives=only(embeds=1.0))
+    gated = replace(NOTHING, ce=Schedule(1.0, gate=("held", "below", 2.0)))
+    with pytest.raises(ValueError, match="ce waits for a check; expected held_out and check_size"):
+        train_shared(recipe(config, objectives=gated, held_out=1), lms=lms)

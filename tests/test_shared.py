@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from test_alarms import one_space_more
 from test_parallel import assert_same_losses, assert_sharded, in_two_processes
 from tiny import CONFIGS, sentence_folder, tiny_lm
@@ -21,6 +22,7 @@ from latentwire.tasks.base import DataError
 from latentwire.tasks.qa import Passage, Question, answer_ids, question_prompt
 from latentwire.train.loop import LoopConfig, Session
 from latentwire.train.losses import token_loss
+from latentwire.train.schedules import Schedule
 from latentwire.wire.evaluation import conditions
 from latentwire.wire.joint import evaluate_readers
 from latentwire.wire.learned import objectives
@@ -267,8 +269,18 @@ def test_cosines_between_the_latents_of_a_message(lms):
 def test_the_losses_of_answers_begin_at_a_part_of_their_weight():
     schedules = shared_4x().objectives.schedules
     for name in ("ce", "kl"):
-        weights = [schedules[name].at(step) for step in (0, 500, 1000, 4000)]
+        weights = [schedules[name].at(step, 1000) for step in (0, 500, 1000, 4000)]
         assert weights[0] < 0.5 and weights == sorted(weights) and weights[2:] == [1.0, 1.0]
+
+
+def test_adapters_are_frozen_while_the_encoder_trains_on(lms, given):
+    folder = train_shared(replace(given, adapter_rate=Schedule(1.0, 0.0, after=1.0)))
+    first, second = (load_file(folder / f"wire{at}.safetensors") for at in (".1", ""))
+    moved = {name for name, tensor in second.items() if not torch.equal(first[name], tensor)}
+    assert not any(name.startswith("value/adapters.") for name in moved)
+    assert any(name.startswith("value/encoder.") for name in moved)
+    with pytest.raises(ValueError, match=r"adapter_rate is .*; expected 0 or more"):
+        replace(given, adapter_rate=Schedule(1.0, -1.0))
 
 
 def test_what_is_kept_of_a_step_in_bf16_is_float32(lms):

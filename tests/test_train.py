@@ -59,6 +59,38 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
         assert torch.equal(straight[name], resumed[name])
 
 
+@pytest.mark.parametrize("stop_at", [2, 4, 7])  # before, at and after the check that opens it
+def test_a_gate_opens_at_the_same_step_after_a_resume(stop_at, tmp_path):
+    on = Schedule(0.0, 1.0, over=4.0, gate=("held", "below", 2.0))
+    session = Session(check_every=4)  # steps 1, 4, 8 and 12
+
+    def run(folder, stop_at=None):
+        params, measured, weights, now = parameters(), [], {}, [0]
+        plain = quadratic(params, stop_at)
+
+        def loss(step):
+            now[0] = step
+            weights[step] = on.at(step, 1, measured)
+            value, _ = plain(step)
+            return value + weights[step] * params["w"].square().sum(), {}
+
+        def probe():
+            return {"held": 1.0 if now[0] == 3 else 9.0}  # below 2 at one check alone
+
+        with pytest.raises(KeyboardInterrupt) if stop_at else nullcontext():
+            train(
+                "s", params, loss, CONFIG, folder, probe=probe, session=session, measured=measured
+            )
+        return params, weights
+
+    straight, weights = run(tmp_path / "a")
+    assert [weights[s] for s in range(12)] == [0.0] * 5 + [0.25, 0.5, 0.75] + [1.0] * 4
+    run(tmp_path / "b", stop_at)
+    resumed, _ = run(tmp_path / "b")
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert torch.equal(straight["w"], resumed["w"])
+
+
 def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
     params = parameters()
     train("s", params, quadratic(params), CONFIG, tmp_path)
@@ -262,25 +294,57 @@ def test_distances_of_rows_by_hand():
     assert target.grad is None and made.grad.isfinite().all()
 
 
-def test_a_schedule_goes_straight_and_stays():
-    falling = Schedule(2.0, 1.0, over=10.0)
-    assert [falling.at(s) for s in (0, 5, 10, 99)] == [2.0, 1.5, 1.0, 1.0]
-    assert (falling.lowest, falling.on) == (1.0, True)
-    assert Schedule(2.0).at(7) == 2.0 and Schedule(2.0, 1.0).at(0) == 1.0
+def test_schedules_wait_and_bend():
+    late = Schedule(0.0, 2.0, after=3.0)
+    assert [late.at(s, 1) for s in range(5)] == [0, 0, 0, 2, 2]
+    bent = Schedule(0.0, 1.0, over=4.0, shape="cosine", after=2.0)
+    eighth = (1 - math.sqrt(0.5)) / 2  # (1 - cos(pi / 4)) / 2
+    expected = [0, 0, 0, eighth, 0.5, 1 - eighth, 1, 1]
+    assert [bent.at(s, 1) for s in range(8)] == pytest.approx(expected)
+    assert Schedule(0.0, 1.0, after=1.0, unit="epochs").at(10, 10) == 1.0
+    falling = Schedule(1.0, 0.3, over=2.0)
+    assert (falling.lowest, falling.on) == (0.3, True)
     assert not Schedule(0.0).on and Schedule(0.0, 1.0).on
-    with pytest.raises(ValueError, match="over is -1"):
-        Schedule(1.0, over=-1.0)
+    for wrong, said in (({"over": -1.0}, "over is -1"), ({"after": 2.0}, "end is None")):
+        with pytest.raises(ValueError, match=said):
+            Schedule(1.0, **wrong)
+
+
+def test_a_gate_stays_open():
+    gated = Schedule(0.5, gate=("gap", "above", 0.1))
+    before, opened = {"step": 1.0, "gap": 0.05}, {"step": 5.0, "gap": 0.2}
+    assert gated.at(9, 1, []) == gated.at(9, 1, [before, {"step": 7.0}]) == 0
+    assert gated.at(9, 1, [before, opened, {"step": 8.0, "gap": 0.0}]) == 0.5
+    assert gated.lowest == 0
+    with pytest.raises(ValueError, match=r"told of no checks: remove it"):
+        gated.at(0, 1)
+    with pytest.raises(ValueError, match=r"waits for 'gap'; checks find held, step: name one"):
+        gated.at(9, 1, [{"step": 1.0, "held": 2.0}])
+
+
+def test_a_gate_closes_again():
+    gated = Schedule(0.0, 1.0, over=4.0, gate=("cosine", "above", 0.8, 0.6))
+    found = [{"step": s, "cosine": c} for s, c in ((1.0, 0.9), (5.0, 0.7), (9.0, 0.5), (13.0, 0.9))]
+    assert [gated.at(8, 1, found[:n]) for n in range(4)] == [0, 1, 1, 0]  # 0.7 is in between
+    assert gated.at(15, 1, found) == 0.5  # and its way begins anew
+    words = "0 end=1.0 over=4.0 gate=cosine,above,0.8,0.6"
+    assert Schedule.parse(words.split()) == gated and gated.words() == words.split()
+    for side, closing in (("above", 0.9), ("below", 0.7)):
+        with pytest.raises(ValueError, match="to close on the other side of what opens it"):
+            Schedule(1.0, gate=("cosine", side, 0.8, closing))
 
 
 def test_a_schedule_is_read_from_words_and_said_in_them():
-    way, said = Schedule(0.0, 1.0, 2.0), "0 end=1.0 over=2.0"
-    assert Schedule.parse(said.split()) == way and way.words() == said.split()
+    gated = Schedule(0.0, 1.0, 2.0, "epochs", "cosine", 3.0, ("held", "below", 2.5))
+    said = "0 end=1.0 over=2.0 unit=epochs shape=cosine after=3.0 gate=held,below,2.5"
+    assert Schedule.parse(said.split()) == gated and gated.words() == said.split()
     assert Schedule.parse(["0.5"]) == Schedule(0.5) and Schedule(0.5).words() == ["0.5"]
     for words, wrong in (
         ("", "is no schedule"),
         ("1 ende=3", "argument 'ende'"),
         ("1 end", "expected a number, and after it"),
-        ("1 end=hours", "hours"),
+        ("1 end=1 unit=hours", "hours"),
+        ("1 gate=held,under,2", "under"),
     ):
         with pytest.raises(ValueError, match=wrong):
             Schedule.parse(words.split())

@@ -1,4 +1,4 @@
-"""The recipe of a lens's training: its parts, its data, its objectives and their weights."""
+"""The recipe of a lens's training: its parts, its data, its objectives and their schedules."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from latentwire.lens.checks import LensError
 from latentwire.lens.lens import LensConfig
 from latentwire.texts import check_least
 from latentwire.train.loop import LoopConfig
+from latentwire.train.schedules import Schedule
+
+OFF, FULL, SLIGHT = Schedule(0.0), Schedule(1.0), Schedule(0.02)
+SOFT = Schedule(8.0)
 
 
 @dataclass(frozen=True)
@@ -47,30 +51,37 @@ class Data:
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight of each objective in the joint stage; one that is 0 is left out."""
+    """The weight of each objective in the joint stage; one that is 0 throughout is left out."""
 
-    mse: float = 1.0
+    mse: Schedule = FULL
     """Squared error of the reconstruction, in units of the activations' variance."""
-    kl: float = 0.0
+    kl: Schedule = OFF
     """KL of the model's next token after the reconstruction was swapped in."""
-    reference: float = 0.02
+    reference: Schedule = SLIGHT
     """k3 estimate of the KL to the decoder as the warm start left it, per token (GRPO)."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates, in multiples of the stage's own; that of the LoRAs is 1."""
+    """Learning rates, in multiples of the stage's own; scheduled from the stage's first step."""
 
-    projections: float = 1.0
-    prompts: float = 8.0
+    projections: Schedule = FULL
+    prompts: Schedule = SOFT
     """Rate of soft tokens; in units of the size of the LM's embeddings too, which differs by
     model."""
+    base: Schedule = FULL
+    """Rate of the LoRAs."""
+    encoder: Schedule = FULL
+    """All of the encoder, on top of the others."""
 
-    def of(self, part: str, embedding: float) -> float:
+    def of(self, part: str, step: int, epoch: int, embedding: float) -> float:
         """The rate of a part of `Lens.tensors`, which its first two words name. embedding: the size
         of the LM's embeddings (`soft_prompt_rate`)."""
-        kinds = {"project": self.projections, "lora": 1.0}
-        return kinds.get(part.split(".")[1], self.prompts * embedding)
+        side, kind = part.split(".")
+        kinds = {"project": self.projections, "lora": self.base}
+        unit = 1.0 if kind in kinds else embedding
+        own = unit * kinds.get(kind, self.prompts).at(step, epoch)
+        return own * (self.encoder.at(step, epoch) if side == "encoder" else 1.0)
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ class LensRecipe:
     """The negated reward of GRPO: the reconstruction's error or the KL after the swap."""
     temperature: float = 1.0
     """Temperature of sampling in the joint stage."""
-    tau: float = 1.0
+    tau: Schedule = FULL
     """Sharpness of the Gumbel relaxation; apart from the temperature."""
     weights: Weights = field(default_factory=Weights)
     rates: Rates = field(default_factory=Rates)
@@ -108,6 +119,9 @@ class LensRecipe:
     def __post_init__(self) -> None:
         if self.refine == "grpo" and self.group < 2:
             raise LensError(f"group is {self.group}; GRPO compares at least 2 explanations")
-        for name, value in (("temperature", self.temperature), ("tau", self.tau)):
+        for name, value in (("temperature", self.temperature), ("tau", self.tau.lowest)):
             if not value > 0:
                 raise LensError(f"{name} is {value}; expected more than 0")
+        for name, value in {"tau": self.tau, **vars(self.weights), **vars(self.rates)}.items():
+            if isinstance(value, Schedule) and value.gate is not None:
+                raise LensError(f"{name} has a gate, and checks of a lens open none: leave it out")

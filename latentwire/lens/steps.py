@@ -36,6 +36,7 @@ from latentwire.tasks.base import DataError, read_jsonl
 from latentwire.train import parallel
 from latentwire.train.batches import shuffled
 from latentwire.train.loop import Loss
+from latentwire.train.schedules import Schedule
 
 Source = Callable[[Sequence[Place]], Activations]
 """The source of a step's activations."""
@@ -115,17 +116,23 @@ def warm_losses(lens: Lens, batch: Activations, written: Sequence[Tensor]) -> di
     return {"nll": warm_start(log_probs, mask).mean(), "mse": mse.mean()}
 
 
-def joint_loss(lens: Lens, source: Source, texts: Sequence[Text], recipe: LensRecipe) -> Loss:
+def joint_loss(
+    lens: Lens, source: Source, texts: Sequence[Text], recipe: LensRecipe, epoch: int
+) -> Loss:
     """Stage 2: the decoder's own explanations, and what the encoder makes of them. The decoder as
     it is now is the reference."""
-    compared = recipe.refine == "grpo" and recipe.weights.reference
+    compared = recipe.refine == "grpo" and recipe.weights.reference.on
     reference = frozen_copy(lens) if compared else None
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         # Other activations than the warm start's: the order goes on where it ended.
         batch, weight = batch_of(source, texts, recipe, recipe.warm.steps + step)
-        parts = joint_losses(lens, reference, batch, recipe, step)
-        weights = vars(recipe.weights)
+        weights = {
+            name: schedule.at(step, epoch)
+            for name, schedule in vars(recipe.weights).items()
+            if isinstance(schedule, Schedule)
+        }
+        parts = joint_losses(lens, reference, batch, recipe, step, recipe.tau.at(step, epoch))
         total = torch.stack([weights.get(n, 1.0) * p for n, p in parts.items()]).sum()
         return weight * total, parts
 
@@ -138,8 +145,9 @@ def joint_losses(
     batch: Activations,
     recipe: LensRecipe,
     step: int,
+    tau: float,
 ) -> dict[str, Tensor]:
-    """The objectives of one step, each a mean over rows; those of weight 0 are left out.
+    """The objectives of one step, each a mean over rows; those of weight 0 throughout are left out.
 
     With GRPO the decoder learns from `policy` and `reference`, and the encoder from `mse` and `kl`;
     with Gumbel both learn from these two.
@@ -147,16 +155,16 @@ def joint_losses(
     decoder, weights, grpo = lens.decoder, recipe.weights, recipe.refine == "grpo"
     samples = recipe.group if grpo else 1
     noise = seeded_noise(_seeds(batch, recipe, step, samples))
-    said, pieces = _explained(lens, batch, recipe, noise)
+    said, pieces = _explained(lens, batch, recipe, noise, tau)
     made = lens.encoder(pieces)
     errors = scaled_mse(made, batch.vectors.repeat_interleave(samples, 0), lens.spread)
     parts = {"mse": errors.mean()}
     kls = None
-    if weights.kl or (grpo and recipe.reward == "kl"):
+    if weights.kl.on or (grpo and recipe.reward == "kl"):
         swap = swapping(lens.lm, lens.config.layer, batch.texts, batch.positions, samples)
         with torch.no_grad():
             original = swap(None)
-        with torch.set_grad_enabled(weights.kl != 0):
+        with torch.set_grad_enabled(weights.kl.on):
             kls = next_token_kl(original, swap(made))
         parts["kl"] = kls.mean()
     if grpo:
@@ -172,7 +180,7 @@ def joint_losses(
 
 
 def _explained(
-    lens: Lens, batch: Activations, recipe: LensRecipe, noise: Noise
+    lens: Lens, batch: Activations, recipe: LensRecipe, noise: Noise, tau: float
 ) -> tuple[Generation, list[Tensor]]:
     """The decoder's explanations of activations, and what the encoder reads of each: with GRPO ids
     of the text, with Gumbel embeddings that gradients flow through."""
@@ -182,7 +190,7 @@ def _explained(
             said = lens.decoder.generate(batch.vectors, sampler, recipe.group)
         # Only the text counts that somebody reads, so it is tokenized anew, as in an evaluation.
         return said, [lens.lm.tokenize(text) for text in said.texts]
-    sampler = StraightThroughGumbel(noise, recipe.tau, recipe.temperature)
+    sampler = StraightThroughGumbel(noise, tau, recipe.temperature)
     said = lens.decoder.generate(batch.vectors, sampler)
     own = words(said, lens.lm)
     return said, [row[keep] for row, keep in zip(said.embeds, own, strict=True)]

@@ -54,6 +54,7 @@ from latentwire.runs.folder import (
 from latentwire.train import parallel
 from latentwire.train.batches import shuffled
 from latentwire.train.loop import LoopConfig, Session, train
+from latentwire.train.schedules import Schedule
 
 
 def smollm2() -> LensRecipe:
@@ -65,7 +66,7 @@ def smollm2() -> LensRecipe:
         data=Data(documents=4, positions=8),
         warm=LoopConfig(steps=320, lr=1e-3, save_every=25),
         joint=LoopConfig(steps=36, lr=2e-4, warmup=4, save_every=4),
-        rates=Rates(projections=0.1),
+        rates=Rates(projections=Schedule(0.1)),
     )
 
 
@@ -122,19 +123,20 @@ def _train(recipe: LensRecipe, session: Session, out: Path) -> Path:
     checked = [d for d in held_out if len(lm.tokenize(d)) > recipe.data.skip][: session.check_size]
     held = tokenized(lm, checked, recipe.data.window, recipe.data.skip) if checked else []
     places = draw(held, recipe.data.positions, recipe.seed)
-    source, embedding = _source(lm, texts, recipe), soft_prompt_rate(lm)
+    source, epoch = _source(lm, texts, recipe), max(1, len(texts) // recipe.data.documents)
+    embedding = soft_prompt_rate(lm)
     parallel.sharded(lm)  # not before: what is measured above is not measured by every process
     stage = partial(
         train,
         folder=out,
-        rate=lambda part: recipe.rates.of(part, embedding),
+        rate=lambda part, step: recipe.rates.of(part, step, epoch, embedding),
         probe=lambda: check_lens(lens, places),
         session=session,
     )
     warm = warm_loss(lens, source, texts, pairs, recipe)
     stage("warm", lens.tensors(), warm, recipe.warm)
     if recipe.refine != "none":
-        joint = joint_loss(lens, source, texts, recipe)
+        joint = joint_loss(lens, source, texts, recipe, epoch)
         stage("joint", lens.tensors(), joint, recipe.joint)
     if first:
         lens.save(out / "lens")

@@ -41,19 +41,22 @@ def train(
     loss: Loss,
     config: LoopConfig,
     folder: Path,
-    rate: Callable[[str], float] = lambda part: 1.0,
+    rate: Callable[[str, int], float] = lambda part, step: 1.0,
     probe: Probe = dict,
     session: Session | None = None,
+    measured: list[dict[str, float]] | None = None,
 ) -> None:
     """Minimise `loss` over `parameters`, in place; resumes from folder/STAGE.safetensors. Those
     without requires_grad (running averages, which the loss itself moves) are kept, not trained. At
     the end they are as after the check with the lowest held-out loss, where that is below the
     last's; the last row of the log names its step as "kept".
 
-    rate: the learning rate of a part, in multiples of the config's; parameters are of one part
-    whose names begin with the same two words. probe: what the checks for alarms (alarms.py) measure
-    on held-out examples. Where processes train together (parallel.py), each has its own share of a
-    step's rows, gradients are averaged, and the first one checks and writes.
+    rate: the learning rate of a part at a step, in multiples of the config's; parameters are of one
+    part whose names begin with the same two words. probe: what the checks for alarms (alarms.py)
+    measure on held-out examples. measured: a list that a loss may look at: the loop keeps in it
+    what every check so far found, as it is logged, with its "step". Where processes train together
+    (parallel.py), each has its own share of a step's rows, gradients are averaged, and the first
+    one checks and writes.
 
     Ctrl-C and SIGTERM end the step, write a checkpoint and are passed on (as KeyboardInterrupt and
     SystemExit). Raises CheckpointError where a checkpoint cannot be written, the one found has
@@ -61,14 +64,14 @@ def train(
     or gradient is not finite, with the state before that step in STAGE.failed.safetensors;
     CollapseError as the session says.
     """
-    training = _Stage(stage, parameters, rate, config, folder, session or Session())
+    training = _Stage(stage, parameters, config, folder, session or Session(), measured)
     first, session = training.first, training.session
     progress = _progress(stage, config.steps, training.step, training.console, first)
     tracking = tracked(session.trackers if first else (), folder, stage, training.step)
     with tracking as track, progress as show, _stop_held() as stopping:
         while training.step < config.steps:
             checking = training.is_check()
-            figures = training.update(loss, checking)
+            figures = training.update(loss, rate, checking)
             row = training.check(figures, probe, checking)
             ending = collapsed(training.checks) if session.stop_on == "collapse" else None
             stop, terminated, end = _agreed(stopping, ending)
@@ -91,14 +94,14 @@ class _Stage:
         self,
         name: str,
         parameters: Mapping[str, Tensor],
-        rate: Callable[[str], float],
         config: LoopConfig,
         folder: Path,
         session: Session,
+        measured: list[dict[str, float]] | None,
     ):
         self.name, self.parameters, self.config, self.session = name, parameters, config, session
         self.trained = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
-        self.optimizer = _optimizer(self.trained, rate, config)
+        self.optimizer = _optimizer(self.trained, config)
         self.first, self.console = parallel.rank() == 0, terminal(stderr=True)
         self.checkpoints, self.log = (
             Checkpoints(folder, name, session.keep),
@@ -118,8 +121,8 @@ class _Stage:
         folder.mkdir(parents=True, exist_ok=True)
         rows = logged(self.log, name, self.step) if self.first else []
         self.checks: list[dict[str, str]] = [row["alarms"] for row in rows if "alarms" in row]
-        found = [_numbers(row) for row in rows if "alarms" in row]
-        self.measured: dict[str, float] = parallel.of_first(found[-1] if found else {})
+        self.measured = [] if measured is None else measured
+        self.measured[:] = parallel.of_first([_numbers(row) for row in rows if "alarms" in row])
         self.saved = time.monotonic()
 
     @property
@@ -132,9 +135,13 @@ class _Stage:
         due = (self.step + 1) % self.session.check_every == 0
         return self.step == 0 or due or self.step + 1 == self.config.steps
 
-    def update(self, loss: Loss, checking: bool) -> dict[str, float]:
+    def update(
+        self, loss: Loss, rate: Callable[[str, int], float], checking: bool
+    ) -> dict[str, float]:
         """Take one step; its figures. Raises FloatingPointError as `train` does."""
         began, step, config = time.perf_counter(), self.step, self.config
+        for group in self.optimizer.param_groups:
+            group["rate"] = rate(group["part"], step)
         averages = {n: t.clone() for n, t in self.parameters.items() if not t.requires_grad}
         try:
             figures = update(
@@ -173,19 +180,19 @@ class _Stage:
                 better = least.get("held", math.inf) < figures["held"]
                 row["kept"] = int(least["step"]) if better else self.step
         if checking:
-            self.measured = parallel.of_first(_numbers(row))
+            self.measured.append(parallel.of_first(_numbers(row)))
         return row
 
     def take_best(self) -> None:
         """Fill the parameters from the best checkpoint where the log names one before the last."""
-        kept = self.measured.get("kept", self.step)
+        kept = self.measured[-1].get("kept", self.step) if self.measured else self.step
         if kept == self.step:
             return
         if self.first:
             held = self.checkpoints.take_best(self.parameters, self.optimizer)["held"]
             self.console.print(
                 f"{self.name}: step {kept:.0f} is kept, with the lowest held-out loss, {held:.4f}; "
-                f"the last step has {self.measured['held']:.4f}",
+                f"the last step has {self.measured[-1]['held']:.4f}",
                 soft_wrap=True,
             )
         parallel.as_first(list(self.parameters.values()))
@@ -211,11 +218,8 @@ def _agreed(stopping: Sequence[int], ending: str | None) -> tuple[bool, bool, bo
     return stop, terminated, end
 
 
-def _optimizer(
-    parameters: Mapping[str, Tensor], rate: Callable[[str], float], config: LoopConfig
-) -> Optimizer:
-    parts = by_part(parameters)
-    groups = [{"params": list(p.values()), "rate": rate(part)} for part, p in parts.items()]
+def _optimizer(parameters: Mapping[str, Tensor], config: LoopConfig) -> Optimizer:
+    groups = [{"params": list(p.values()), "part": n} for n, p in by_part(parameters).items()]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0)
 
 

@@ -40,7 +40,7 @@ def _launched_precision() -> Any:
 class Session:
     """Settings that compute, watch and keep a run. But for rounding nothing here changes what is
     trained, so a run may go on under another one; only objectives that compare a step's texts see
-    those of one part and process."""
+    those of one part and process, and weights with a gate wait for the checks."""
 
     mixed_precision: Literal["no", "bf16"] = field(default_factory=_launched_precision)
     """bf16: losses are computed under autocast to bfloat16, while what is trained and its moments

@@ -172,7 +172,7 @@ def train_format(
     parameters, unit = {"format": wire.format}, soft_prompt_rate(wire.lm)
     with _ready(wire.lm, passages, recipe) as coming:
         train(
-            "format", parameters, loss, recipe.format, out, lambda _: unit, probe, session=session
+            "format", parameters, loss, recipe.format, out, lambda *_: unit, probe, session=session
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from latentwire.texts import check_least, check_texts
 from latentwire.train.loop import LoopConfig
 from latentwire.train.schedules import Schedule
-from latentwire.wire.learned.objectives import Objectives
+from latentwire.wire.learned.objectives import FULL, Objectives
 from latentwire.wire.learned.saving import SharedConfig
 
 
@@ -42,6 +42,9 @@ class SharedRecipe:
     objectives: Objectives = field(default_factory=Objectives)
     """Weights of the objectives of stage 2. A SCHEDULE is a number, or a way to another: 1 end=0.3
     over=2000."""
+    adapter_rate: Schedule = FULL
+    """Learning rate of the adapters, as a multiple of `train`'s: 1 end=0 after=2000 freezes them
+    after so many steps, while encoder and code train on."""
     held_out: int = 100
     """Passages at the end of the first file that are never trained on."""
     fitted: int = 64
@@ -52,6 +55,8 @@ class SharedRecipe:
     def __post_init__(self) -> None:
         check_texts(self.data, "data")
         check_least(self, batch_size=1, questions=1, longest=1, held_out=1, fitted=1)
+        if self.adapter_rate.lowest < 0:
+            raise ValueError(f"adapter_rate is {self.adapter_rate}; expected 0 or more")
         if self.objectives.embeds.on and self.wire.injector != "embeddings":
             raise ValueError(
                 f"objectives.embeds aligns input embeddings and injector is {self.wire.injector}; "

@@ -19,6 +19,7 @@ members of a sweep share them and differ in nothing else.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -72,6 +73,7 @@ def train_shared(
     for a wire that it cannot begin with, before any compute.
     """
     session = session or Session()
+    _check_gates(recipe, session)
     with joined_run(recipe, recipe.batch_size, session) as out:
         return _train(recipe, session, lms, out)
 
@@ -155,6 +157,19 @@ def load_models(names: set[str], dtype: Dtype) -> dict[str, FrozenLM]:
     return {name: FrozenLM.from_pretrained(name, dtype) for name in sorted(names)}
 
 
+def _check_gates(recipe: SharedRecipe, session: Session) -> None:
+    """Raises ValueError for weights that wait for checks which a single held-out passage does not
+    give."""
+    schedules = {f"objectives.{n}": s for n, s in recipe.objectives.schedules.items()}
+    schedules["adapter_rate"] = recipe.adapter_rate
+    waiting = [name for name, schedule in schedules.items() if schedule.gate is not None]
+    if waiting and min(recipe.held_out, session.check_size) < 2:
+        raise ValueError(
+            f"{waiting[0]} waits for a check; expected held_out and check_size of "
+            f"at least 2, got {recipe.held_out} and {session.check_size}"
+        )
+
+
 def known_soft_prompts(
     recipe: SharedRecipe, names: Sequence[str], lms: Mapping[str, FrozenLM] | None
 ) -> dict[str, Tensor]:
@@ -215,8 +230,11 @@ def train_soft_prompts(
     formats = {f"format.{r.number}": r.format.requires_grad_(True) for r in readers}
     units = {f"format.{r.number}": soft_prompt_rate(r.lm) for r in readers}
 
+    def rate(part: str, _: int) -> float:
+        return units[part]
+
     with ready(asking, recipe, source, readers) as coming:
-        train("format", formats, loss, recipe.format, out, units.__getitem__, session=session)
+        train("format", formats, loss, recipe.format, out, rate, session=session)
     for tensor in formats.values():
         tensor.requires_grad_(False)
 
@@ -231,10 +249,11 @@ def train_latents(
     session: Session,
 ) -> None:
     """Stage 2: encoder, code, trunk and adapters, or the part of them that is given."""
+    checks: list[dict[str, float]] = []
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         waited = coming(step)
-        total, figures = wire_loss(wire, readers, training_data, recipe, step)
+        total, figures = wire_loss(wire, readers, training_data, recipe, step, checks)
         return total, {**figures, "waited": waited + figures["waited"]}
 
     held = [Passage(p.context, p.questions[: recipe.questions]) for p in training_data.held]
@@ -247,11 +266,16 @@ def train_latents(
         wire.train()
         return found
 
+    def rate(named: str, step: int) -> float:
+        if not named.startswith("adapters."):  # an added one is all there is, and is not frozen
+            return 1.0
+        return recipe.adapter_rate.at(step, _epoch(training_data, recipe), checks)
+
     # All of it: what was measured before the first step is not measured anew.
     kept: dict[str, Tensor] = part.state_dict(keep_vars=True)
     wire.train()
     with ready(training_data, recipe, wire.encoder.lm, readers) as coming:
-        train("wire", kept, loss, recipe.train, out, probe=probe, session=session)
+        train("wire", kept, loss, recipe.train, out, rate, probe, session, measured=checks)
     wire.eval()
 
 
@@ -261,14 +285,16 @@ def wire_loss(
     training_data: TrainingData,
     recipe: SharedRecipe,
     step: int,
+    checks: Sequence[Mapping[str, float]] = (),
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """One part's loss of a step, so that the mean over parts is the step's: the mean over readers,
-    who all read what was encoded once."""
+    who all read what was encoded once. checks: the figures of those so far, for weights that wait
+    for one."""
     began = time.perf_counter()
     whole = batch_of(training_data, recipe, step)
     figures: dict[str, Tensor | float] = {"waited": time.perf_counter() - began}
-    of = recipe.objectives
-    weights = {name: schedule.at(step) for name, schedule in of.schedules.items()}
+    epoch, of = _epoch(training_data, recipe), recipe.objectives
+    weights = {name: schedule.at(step, epoch, checks) for name, schedule in of.schedules.items()}
     this = Step(parallel.share(whole), whole, weights, of.piece, recipe.seed, step)
     texts = [passage.context for passage in this.batch]
     contents = values_of(wire, texts, wire(texts))
@@ -282,3 +308,8 @@ def wire_loss(
         sum(answer_tokens(r.lm, passage) for r in readers for passage in this.batch)
     )
     return total, {**figures, "count": 1.0}
+
+
+def _epoch(training_data: TrainingData, recipe: SharedRecipe) -> int:
+    """Steps of an epoch."""
+    return math.ceil(len(training_data.passages) / recipe.batch_size)
