@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.files import write_whole
-from latentwire.reading import RENAMED, parse_json, read_regular, saved_config, shortened
+from latentwire.reading import parse_json, read_regular, saved_config, shortened
 
 LOADS = {
     "wire": """from latentwire import ask, load_wire
@@ -135,7 +135,6 @@ def _table(name: str, results: dict[str, Any]) -> str:
     lines = [f"{name}: {asked}{data}{ratio}.", "", f"| | {header} (95% interval) |", "|---|---:|"]
     for condition, row in rows.items():
         mean, low, high = (scale * row[key + end] for end in ("", "_low", "_high"))
-        words = RENAMED.get(condition, condition).replace("_", " ")
         interval = f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-        lines.append(f"| {words} | {interval} |")
+        lines.append(f"| {condition.replace('_', ' ')} | {interval} |")
     return "\n".join([*lines, ""])

@@ -20,13 +20,6 @@ CONFIG_BYTES = 1 << 20
 LARGEST = 2**31 - 1
 """Largest whole number that a config may hold."""
 
-RENAMED = {
-    "foreign_latents": "mismatched_latents",
-    "replay_difference": "embeds_vs_ids_difference",
-    "ways in": "injectors",
-}
-"""Names in the results of older releases, and today's."""
-
 
 LINE = 1000
 """Most characters of an error's line."""

@@ -37,7 +37,6 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", nargs="+", required=True, help="JSONL to train on")
-    parser.add_argument("--text", nargs="*", default=[], type=Path, help="plain text, rebuilt")
     parser.add_argument("--eval", required=True, help="JSONL to report on")
     parser.add_argument("--minutes", type=float, default=8.5, help="of everything")
     parser.add_argument("--batch-size", type=int, default=64 if cuda else 4)
@@ -72,7 +71,6 @@ def recipe_of(given: argparse.Namespace) -> SharedRecipe:
         base,
         wire=wire,
         data=tuple(given.data),
-        text=tuple(given.text),
         out=given.out,
         batch_size=given.batch_size,
         fitted=given.fitted,

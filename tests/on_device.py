@@ -22,7 +22,7 @@ from latentwire.lens.explain import explain_text
 from latentwire.lens.lens import Lens
 from latentwire.lens.training import train_lens
 from latentwire.lm import FrozenLM
-from latentwire.lm.doctor import CHECKS
+from latentwire.lm.doctor import CHECKS, decoding_modes_agree, score_equals_decode
 from latentwire.seek.recipe import SeekRecipe
 from latentwire.seek.run import run_seek
 from latentwire.tasks.qa import by_context, load_questions
@@ -63,7 +63,8 @@ def on_both(work: Callable[[str], Made]) -> tuple[Made, Made]:
 def same_losses(runs: Path) -> None:
     """Of every step. Tensors whose gradient should be 0 may move otherwise, by rounding."""
     for one, other in zip(losses(runs / "cpu"), losses(runs / NAME), strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], abs=1e-3)
+        for name in ("loss", "grad_norm"):
+            assert other[name] == pytest.approx(one[name], abs=1e-3, rel=1e-3), name
 
 
 def same_rows(here: dict, there: dict) -> None:
@@ -91,13 +92,16 @@ def test_the_device_refuses_what_a_gpu_refuses():
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2"])
 def test_every_path_agrees_there(folders, family):
-    """In ragged batches, which are made of rows; the second family has no code of its own but for
-    positions, which every kind of input has."""
+    """In ragged batches, which are made of rows. A generation begins with a prompt as other checks
+    run over it, so that it need not begin with each kind. The second family has no code of its own
+    but for positions, which every kind of input has."""
     with present():
         lm = FrozenLM.from_pretrained(folders[family])
         assert lm.device.type == NAME
         for name, (check, kinds, tolerance) in CHECKS.items():
-            for kind in kinds if family == "gemma3" else kinds[-1:]:
+            generated = check in (score_equals_decode, decoding_modes_agree)
+            some = ("ragged", "patch_all") if generated else kinds
+            for kind in some if family == "gemma3" else kinds[-1:]:
                 assert check(lm, kind, True) <= tolerance, (name, kind)
     assert FrozenLM.from_pretrained(folders[family]).device.type == "cpu"
 
@@ -107,12 +111,14 @@ def test_a_wire_is_trained_and_evaluated(folders, data, tmp_path):  # noqa: F811
         small = recipe(data, tmp_path / device)
         few = LoopConfig(steps=2, lr=0.01, warmup=1)
         config = replace(small.wire, reader=folders["llama"])
-        folder = train_wire(replace(small, wire=config, format=few, slots=few))
+        folder = train_wire(replace(small, wire=config, format=replace(few, steps=1), slots=few))
         wire = load_wire(str(folder / "wire"))
         assert wire.lm.device.type == device
         texts = TextWire(wire.lm, [wire])
         assert texts.texts(texts.send(["Ada was born in 1815."])) == ["Ada was born in 1815."]
-        return evaluate_wire(wire.at(4).keeping("numbers"), data, limit=4, bits=8)["rows"]
+        return evaluate_wire(wire.at(4).keeping("numbers"), data, limit=4, bits=8, answer_tokens=6)[
+            "rows"
+        ]
 
     here, there = on_both(work)
     same_losses(tmp_path)
@@ -147,13 +153,16 @@ def test_readers_of_a_shared_wire_may_be_in_different_places(folders):
     ],
 )
 def test_a_shared_wire_is_trained_and_read(folders, data, tmp_path, encoder, injector):  # noqa: F811
-    few = LoopConfig(2, 3e-3, warmup=1)
+    """The first of them with all that is the same for every part: the stage of the soft prompts, a
+    second step, and checks, which two held-out passages are enough for."""
+    steps = 2 if encoder == "lm_states" else 1
     on = {f.name: Schedule(0.1) for f in fields(Objectives) if f.type == "Schedule"}
     on |= {} if injector == "embeddings" else {"embeds": Schedule(0.0)}
     readers = (folders["llama"], folders["gemma3"])
     config = SharedConfig(readers, readers[0], encoder, injector, SIZES)
     objectives = Objectives(**on, piece=8)
-    of = {"batch_size": 2, "held_out": 2, "fitted": 8, "format": few, "train": few}
+    stages = {"format": LoopConfig(steps - 1, 3e-3), "train": LoopConfig(steps, 3e-3, warmup=1)}
+    of = {"batch_size": 2, "held_out": steps, "fitted": 8, **stages}
     whole = SharedRecipe("tiny", config, (data,), objectives=objectives, **of)
 
     def work(device: str) -> list[float]:

@@ -51,7 +51,11 @@ def quick(tmp_path) -> WireRecipe:
                 row = {"question": question, "answers": [answer], "context": context}
                 file.write(json.dumps({"id": f"{i}{n}", **row}) + "\n")
     made = recipe(str(path), tmp_path / "run")
-    return replace(made, held_out=3, slots=replace(made.slots, steps=6, lr=0.02))
+    stages = {
+        "format": replace(made.format, steps=1),
+        "slots": replace(made.slots, steps=6, lr=0.02),
+    }
+    return replace(made, held_out=3, **stages)
 
 
 def doubled_shift(monkeypatch):

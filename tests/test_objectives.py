@@ -77,7 +77,7 @@ def test_what_weighs_nothing_is_not_computed(lms, monkeypatch):  # noqa: F811
     def never(*_, **__):
         raise AssertionError("computed for a weight of 0")
 
-    for name in ("full_texts", "_reconstruction", "aligned_embeds"):
+    for name in ("full_text", "_reconstruction", "aligned_embeds"):
         monkeypatch.setattr(steps, name, never)
     given = recipe(wire.config, objectives=only(ce=1.0))
     figures = wire_loss(wire, wire.readers, TrainingData(passages(), []), given, 0)[1]

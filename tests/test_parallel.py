@@ -65,11 +65,13 @@ def assert_sharded(rank: int, shard, whole: torch.Tensor) -> None:
     assert torch.equal(shard.to_local(), whole.chunk(2)[rank])
 
 
+def rows(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
 def assert_same_losses(alone, together, steps: int, names: Sequence[str] = ()) -> None:
-    expected, found = (
-        [json.loads(line) for line in (folder / "metrics.jsonl").open()]
-        for folder in (alone, together)
-    )
+    """alone: a run folder, or the rows of its log."""
+    expected, found = alone if isinstance(alone, list) else rows(alone), rows(together)
     assert len(found) == len(expected) == steps
     for one, two in zip(expected, found, strict=True):
         assert (one["stage"], one["step"]) == (two["stage"], two["step"])
@@ -85,7 +87,24 @@ def short(quick) -> WireRecipe:  # noqa: F811
     return replace(quick, format=few, slots=replace(few, steps=3))
 
 
-def test_accelerate_launch_gives_the_losses_of_one_process(lm, short, tmp_path, monkeypatch):  # noqa: F811
+@pytest.fixture(scope="module")
+def known() -> list[dict]:
+    """What one process logs, as soon as one test has asked for it."""
+    return []
+
+
+@pytest.fixture
+def alone(lm, short, known):  # noqa: F811
+    """The log of one process. To be asked for after other processes were forked."""
+
+    def log() -> list[dict]:
+        known.extend([] if known else rows(train_wire(short)))
+        return known
+
+    return log
+
+
+def test_accelerate_launch_gives_the_losses_of_one_process(lm, short, alone, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("LATENTWIRE_FEATURES", str(tmp_path / "features"))  # of no other test
     reader = tmp_path / "reader"
     lm.model.save_pretrained(reader)
@@ -94,7 +113,9 @@ def test_accelerate_launch_gives_the_losses_of_one_process(lm, short, tmp_path, 
     options += ["--ratios", str(short.wire.ratio)]
     for part in ("wire", "format", "slots"):
         for name, value in vars(getattr(short, part)).items():
-            if name != "reader":
+            if isinstance(value, bool):
+                options.append(f"--{part}.{'' if value else 'no-'}{name}")
+            elif name != "reader":
                 options += [f"--{part}.{name.replace('_', '-')}", str(value)]
     for name in ("scorer_passages", "questions", "held_out", "batch_size"):
         options += [f"--{name.replace('_', '-')}", str(getattr(short, name))]
@@ -106,10 +127,10 @@ def test_accelerate_launch_gives_the_losses_of_one_process(lm, short, tmp_path, 
     # Status 1 is the launcher's for our 3: alarms stand at the end.
     assert done.returncode in (0, 1) and (tmp_path / "two" / "wire").is_dir(), done
     assert done.stderr.count("scorer ") == 1, done  # one process shows its progress
-    assert_same_losses(train_wire(short), tmp_path / "two", steps=5, names=("ce", "kl"))
+    assert_same_losses(alone(), tmp_path / "two", steps=5, names=("ce", "kl"))
 
 
-def test_two_machines_give_the_losses_of_one_process(lm, short, tmp_path, capfd):  # noqa: F811
+def test_two_machines_give_the_losses_of_one_process(short, alone, tmp_path, capfd):
     """As a launcher on each of them says it: both processes are the first of their machine."""
 
     def on_its_machine(rank: int) -> None:
@@ -122,10 +143,10 @@ def test_two_machines_give_the_losses_of_one_process(lm, short, tmp_path, capfd)
 
     assert in_two_processes(on_its_machine) == [0, 0]
     assert not (tmp_path / "no").exists() and capfd.readouterr().err.count("scorer ") == 1
-    assert_same_losses(train_wire(short), tmp_path / "two", steps=5, names=("ce", "kl"))
+    assert_same_losses(alone(), tmp_path / "two", steps=5, names=("ce", "kl"))
 
 
-def test_fsdp2_shares_out_the_frozen_weights_and_gives_the_same_losses(lm, short, tmp_path):  # noqa: F811
+def test_fsdp2_shares_out_the_frozen_weights_and_gives_the_same_losses(lm, short, alone, tmp_path):  # noqa: F811
     joint = replace(short, out=tmp_path / "joint")
     weights = lm.blocks[0].mlp.up_proj.weight.detach().clone()
 
@@ -136,7 +157,7 @@ def test_fsdp2_shares_out_the_frozen_weights_and_gives_the_same_losses(lm, short
         dist.destroy_process_group()
 
     assert in_two_processes(sharded) == [0, 0]
-    assert_same_losses(train_wire(short), joint.out, steps=5, names=("ce", "kl"))
+    assert_same_losses(alone(), joint.out, steps=5, names=("ce", "kl"))
     assert (joint.out / "tensorboard" / "slots").is_dir()
 
 

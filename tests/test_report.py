@@ -457,15 +457,3 @@ def test_a_run_of_before_ids_were_checked_shows_every_question(tmp_path):
     found = "".join(json.dumps(row) + "\n" for row in asked)
     run = fill(tmp_path, results_json=json.dumps(RESULTS), predictions_jsonl=found)
     assert "20 of 30 questions" in write_report(run).read_text()
-
-
-def test_rows_that_two_processes_wrote_are_told_and_left_out(tmp_path):
-    once = fill(tmp_path, results_json=json.dumps(RESULTS), predictions_jsonl=answers())
-    page = write_report(once).read_text()
-    fill(tmp_path, predictions_jsonl=answers() + answers()[: answers().index("\n") + 1])
-    twice = write_report(once).read_text()
-    assert "duplicate" not in page and "20 of 30 questions" in twice
-    said = "predictions.jsonl holds 1 duplicate rows"
-    assert said in twice and twice.replace(said, "") != page
-    fill(tmp_path, predictions_jsonl=answers(), metrics_jsonl=metrics() * 2)
-    assert "metrics.jsonl holds 88 duplicate rows" in write_report(once).read_text()

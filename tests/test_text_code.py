@@ -39,7 +39,7 @@ def llama() -> FrozenLM:
 @pytest.fixture
 def short_windows(monkeypatch) -> int:
     """Windows of 32 tokens: decoding takes as many passes as a window has tokens."""
-    monkeypatch.setattr(text_code, "WINDOW", 32)
+    monkeypatch.setattr(text_code, "CHUNK", 32)
     return 32
 
 

@@ -9,10 +9,8 @@ span, steps and token counts, and in `compat="original"` they must find the same
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -26,6 +24,8 @@ from latentwire.seek.region import Fraction
 from latentwire.seek.rewards.self_verify import CHECKS, VERDICT_TOKENS, SelfVerify, layout, weigh
 from latentwire.seek.search import Seek, SeekConfig
 from latentwire.tasks.base import Problem
+from latentwire.tasks.qa import load_questions
+from latentwire.wire.evaluation import ALMANAC
 
 
 def bench_seek(
@@ -64,9 +64,8 @@ def bench_seek(
 
 def almanac_problems(n: int) -> list[Problem]:
     """Questions of the shipped almanac, with their paragraphs."""
-    lines = (files("latentwire") / "data" / "almanac.jsonl").read_text("utf-8").splitlines()
-    rows = [json.loads(line) for line in lines[: 5 * n : 5]]
-    return [Problem(r["id"], q, q) for r in rows for q in [f"{r['context']}\n\n{r['question']}"]]
+    rows = load_questions(ALMANAC)[: 5 * n : 5]
+    return [Problem(r.id, q, q) for r in rows for q in [f"{r.context}\n\n{r.question}"]]
 
 
 @torch.no_grad()

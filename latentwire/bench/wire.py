@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +17,8 @@ from torch import Tensor
 
 from latentwire.bench.measure import Cost, measured
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt
-from latentwire.tasks.qa import question_prompt, read_questions
+from latentwire.tasks.qa import load_questions, question_prompt
+from latentwire.wire.evaluation import ALMANAC
 from latentwire.wire.wire import Wire
 
 READ = 1000
@@ -47,7 +46,7 @@ def bench_wire(wire: Wire, lengths: Sequence[int], rows: Sequence[int]) -> dict[
     """{"cases": {"200x16": {"cpu": ratios, "wall": ratios, "memory": ratio, "seconds": {name:
     {"cpu", "wall"}}}}}: so many tokens by so many rows. memory is the peak of compressing beside
     that of Hugging Face's prefill, None where it cannot be measured."""
-    words = " ".join(dict.fromkeys(q.context for q in read_questions(_almanac())))
+    words = " ".join(dict.fromkeys(q.context for q in load_questions(ALMANAC)))
     ids = wire.lm.tokenize(words)
     cases = {}
     for n in lengths:
@@ -56,10 +55,6 @@ def bench_wire(wire: Wire, lengths: Sequence[int], rows: Sequence[int]) -> dict[
             texts = [ids.roll(-97 * i).repeat(1 + n // len(ids))[:n] for i in range(distinct)]
             cases[f"{n}x{b}"] = _case(wire, texts, b)
     return {"reader": wire.reader, "ratio": wire.ratio, "dtype": str(wire.lm.dtype), "cases": cases}
-
-
-def _almanac() -> Path:
-    return Path(str(files("latentwire") / "data" / "almanac.jsonl"))
 
 
 def _case(wire: Wire, texts: Sequence[Tensor], rows: int) -> dict[str, Any]:

@@ -255,7 +255,6 @@ def add_reader(arguments: list[str]) -> int:
         format_steps: int | None = None,
         batch_size: int | None = None,
         dtype: Literal["float32", "bfloat16"] | None = None,
-        joint: str | None = None,
     ) -> int:
         """Train one more reader of a wire; the readers that it has stay as they are. Says what each
         loses by latents in place of the text, on passages held out.
@@ -274,13 +273,11 @@ def add_reader(arguments: list[str]) -> int:
             format_steps: Steps of the soft prompt before it, likewise.
             batch_size: Passages per step, likewise.
             dtype: Number type of the new reader's weights; that of the first reader if not given.
-            joint: A wire that was trained with this reader from the beginning; what was lost by
-                adding it instead is said too.
         """
         from latentwire.wire.adding import Addition
 
         counts = {"steps": steps, "format_steps": format_steps, "batch_size": batch_size}
-        added = Addition(wire, model, data, run, dtype=dtype, joint=joint, **counts)
+        added = Addition(wire, model, data, run, dtype=dtype, **counts)
         return trained(lambda: added.train(session), lambda folder: _print_lines(added, folder))
 
     return run_command(command, arguments, "latentwire add-reader")

@@ -10,7 +10,7 @@ first gold answer's tokens (EOS counted), and whether its first token is among t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from latentwire.evals.baselines import Condition
 from latentwire.evals.metrics import bootstrap, exact_match, f1, paired_difference
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right, token_log_probs
+from latentwire.lm.prompt import LAST
 from latentwire.tasks.qa import (
     ANSWER_TOKENS,
     ROWS,
@@ -173,8 +174,5 @@ def _answers(
 def _last_column(lm: FrozenLM, prompt: Prompt) -> Prompt:
     """The prompt's last token alone, after a prefill of all before it: scoring the gold answer and
     decoding our own then share the work."""
-    before = Prompt(
-        prompt.embeds[:, :-1], prompt.mask[:, :-1], prompt.positions[:, :-1], prompt.prefix
-    )
-    prefix = lm.prefill(before)
-    return Prompt(prompt.embeds[:, -1:], prompt.mask[:, -1:], prompt.positions[:, -1:], prefix)
+    before = replace(prompt.columns(slice(None, -1)), prefix=prompt.prefix)
+    return replace(prompt.columns(LAST), prefix=lm.prefill(before))

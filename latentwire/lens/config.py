@@ -36,9 +36,7 @@ class Data:
     """Documents on which the decoder's projections are fitted before the first step; with 0 they
     begin as the identity."""
     before: int = 8
-    """Tokens up to and including the activation's own in the text of the warm start."""
-    after: int = 4
-    """Tokens that follow it there."""
+    """Tokens up to and including the activation's own, which the warm start teaches to say."""
     pairs: Path | None = None
     """Pairs that the warm start teaches instead of the text: JSON lines {"text", "token",
     "explanation"}, the token counted from 0 as in `lens explain`."""
@@ -48,7 +46,7 @@ class Data:
 
     def __post_init__(self) -> None:
         check_least(self, LensError, window=2, skip=0, documents=1, positions=1, measured=1)
-        check_least(self, LensError, fitted=0, before=1, after=0)
+        check_least(self, LensError, fitted=0, before=1)
 
 
 @dataclass(frozen=True)

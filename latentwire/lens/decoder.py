@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from latentwire.lens.activations import Text
 from latentwire.lens.checks import LensError, check_places, checked
 from latentwire.lens.parts import Projection, trainable
-from latentwire.lm import FrozenLM, Generation, Patch, Prompt, Sampler, Scored
+from latentwire.lm import FrozenLM, Generation, Patch, Prompt, Sampler
 from latentwire.lm.adapters import fresh_lora
 from latentwire.lm.frozen import Caching
+from latentwire.lm.prompt import LAST
 from latentwire.ridge import Ridge
 from latentwire.texts import check_least
 
@@ -128,22 +129,17 @@ class Decoder(nn.Module):
         ids: Int[Tensor, "c n"],
         mask: Bool[Tensor, "c n"],
         temperature: float = 1.0,
-    ) -> Scored:
-        """Log-probabilities and entropies of given explanations, c / b for each activation."""
-        return self.lm.scored(self._shared(vectors, len(ids)), ids, mask, temperature)
+    ) -> Float[Tensor, "c n"]:
+        """Log-probabilities of given explanations, c / b for each activation."""
+        return self.lm.score(self._shared(vectors, len(ids)), ids, mask, temperature)
 
     def _shared(self, vectors: Tensor, rows: int) -> Prompt:
         """The prompt for `rows` explanations, which share one pass over all but its last token."""
         prompt, times = self.prompt(vectors), rows // len(vectors)
         if times == 1 or len(self.after) == 0:
             return prompt.repeat(times)
-        start, end = (
-            Prompt(prompt.embeds[:, part], prompt.mask[:, part], prompt.positions[:, part])
-            for part in (slice(None, -1), slice(-1, None))
-        )
-        return replace(end, prefix=self.lm.prefill(replace(start, patches=prompt.patches))).repeat(
-            times
-        )
+        start = replace(prompt.columns(slice(None, -1)), patches=prompt.patches)
+        return replace(prompt.columns(LAST), prefix=self.lm.prefill(start)).repeat(times)
 
 
 def template_ids(lm: FrozenLM, template: str) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,9 @@ def reconstructions(
     lm, n = lens.lm, len(batch)
     counts = [len(lm.tokenize(text)) for text in said]
     numbers = [t.number for t in batch.texts]
-    others = [[j for j in _after(i, n) if numbers[j] != numbers[i]] for i in range(n)]
+    others = [  # beginning with the next
+        [j % n for j in range(i + 1, i + n) if numbers[j % n] != numbers[i]] for i in range(n)
+    ]
     ranked = lm.logit_lens(batch.vectors).topk(max(1, *counts)).indices
     heard = partial(_encoded, lens)
     made = {
@@ -249,11 +251,6 @@ def _nearest(
     groups = made.split([len(rows[:samples]) for rows in others])
     nearest = [(g - v).square().sum(1).argmin() for g, v in zip(groups, batch.vectors, strict=True)]
     return torch.stack([g[i] for g, i in zip(groups, nearest, strict=True)])
-
-
-def _after(i: int, n: int) -> list[int]:
-    """All other rows, beginning with the next."""
-    return [(i + k) % n for k in range(1, n)]
 
 
 def _shuffled(text: str, kept: int, seed: int) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentwire.lens.activations import SINK, Activations, Place, Text, at, draw
-from latentwire.lens.config import Data, LensRecipe
+from latentwire.lens.config import LensRecipe
 from latentwire.lens.decoder import Decoder, words
 from latentwire.lens.interventions import swapping
 from latentwire.lens.lens import Lens
@@ -82,17 +82,6 @@ def batch_of(
     return source(mine), own * len(places) / (rows * len(mine))
 
 
-def target_texts(lm: FrozenLM, batch: Activations, data: Data) -> list[Tensor]:
-    """The text that the warm start teaches the decoder to write: what follows the token, a line
-    break, and the tokens up to and including it; without the first two where nothing follows."""
-    line = lm.tokenize("\n")
-    up_to = batch.up_to([data.before] * len(batch))
-    return [
-        torch.cat([after, line, before]) if len(after) else before
-        for after, before in zip(batch.after(data.after), up_to, strict=True)
-    ]
-
-
 def warm_loss(
     lens: Lens, source: Source, texts: Sequence[Text], pairs: Sequence[Pair], recipe: LensRecipe
 ) -> Loss:
@@ -109,7 +98,7 @@ def warm_loss(
             written = [p.explanation for p in mine]
         else:
             batch, weight = batch_of(source, texts, recipe, step)
-            written = target_texts(lens.lm, batch, data)
+            written = batch.up_to([data.before] * len(batch))
         parts = warm_losses(lens, batch, written)
         tokens = float(sum(len(own) + 1 for own in written))  # each ends with EOS
         total = weight * torch.stack(list(parts.values())).sum()
@@ -122,9 +111,9 @@ def warm_losses(lens: Lens, batch: Activations, written: Sequence[Tensor]) -> di
     """The objectives of one step on given explanations, each a mean over rows."""
     end = torch.tensor(lens.lm.stop_ids[:1], device=lens.lm.device)
     ids, mask = pad_right([torch.cat([text, end]) for text in written])
-    scored = lens.decoder.score(batch.vectors, ids, mask)
+    log_probs = lens.decoder.score(batch.vectors, ids, mask)
     mse = scaled_mse(lens.encoder(written), batch.vectors, lens.spread)
-    return {"nll": warm_start(scored.log_probs, mask).mean(), "mse": mse.mean()}
+    return {"nll": warm_start(log_probs, mask).mean(), "mse": mse.mean()}
 
 
 def joint_loss(
@@ -179,14 +168,14 @@ def joint_losses(
             kls = next_token_kl(original, swap(made))
         parts["kl"] = kls.mean()
     if grpo:
-        scored = decoder.score(batch.vectors, said.ids, said.mask, recipe.temperature)
+        log_probs = decoder.score(batch.vectors, said.ids, said.mask, recipe.temperature)
         cost = (errors if recipe.reward == "mse" or kls is None else kls).detach()
         advantages = group_advantages(-cost.view(-1, samples)).flatten()
-        parts["policy"] = policy_gradient(scored.log_probs, advantages, said.mask).mean()
+        parts["policy"] = policy_gradient(log_probs, advantages, said.mask).mean()
         if reference is not None:
             with torch.no_grad():
                 before = reference.score(batch.vectors, said.ids, said.mask, recipe.temperature)
-            parts["reference"] = k3(scored.log_probs, before.log_probs, said.mask).mean()
+            parts["reference"] = k3(log_probs, before, said.mask).mean()
     return parts
 
 

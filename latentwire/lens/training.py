@@ -1,9 +1,7 @@
 """Training a lens: decoder and encoder together, in two resumable stages.
 
-1. warm: supervised. The decoder learns to write the text around an activation's token (what follows
-   it, a line break, and the tokens up to and including it), or what a file of pairs says of it; the
-   encoder to rebuild the activation from that text. The token itself comes last, because the
-   encoder reads the last position.
+1. warm: supervised. The decoder learns to write the last tokens up to and including an activation's
+   own, or what a file of pairs says of it; the encoder to rebuild the activation from that text.
 2. joint: refinement on the decoder's own explanations, by GRPO (several samples of each activation,
    rewarded by how well the encoder rebuilds it) or through straight-through Gumbel samples. The
    encoder goes on learning from what the decoder really says.
@@ -50,7 +48,7 @@ from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.folder import (
     begin_training,
     check_training,
-    owned_by_all,
+    joined_run,
     training_config,
 )
 from latentwire.train import parallel
@@ -65,7 +63,7 @@ def smollm2() -> LensRecipe:
     return LensRecipe(
         "lens-smollm2",
         LensConfig("smollm2-135m", 15, decoder, EncoderConfig(lora=8)),
-        data=Data(documents=4, positions=8, after=0),
+        data=Data(documents=4, positions=8),
         warm=LoopConfig(steps=320, lr=1e-3, save_every=25),
         joint=LoopConfig(steps=36, lr=2e-4, warmup=4, save_every=4),
         rates=Rates(projections=Schedule(0.1)),
@@ -83,11 +81,7 @@ def train_lens(recipe: LensRecipe, session: Session | None = None) -> Path:
     process trains in.
     """
     session = session or Session()
-    parallel.join()
-    parallel.check_rows(recipe.data.documents, session.gradient_accumulation)
-    _check_shared_out(recipe)
-    out = recipe.out or Path("runs") / recipe.name
-    with owned_by_all(out):
+    with joined_run(recipe, recipe.data.documents, session) as out:
         return _train(recipe, session, out)
 
 
@@ -98,6 +92,11 @@ def config_of(recipe: LensRecipe, models: Mapping[str, dict[str, Any]] | None = 
 
 
 def _train(recipe: LensRecipe, session: Session, out: Path) -> Path:
+    if parallel.all_check() and recipe.refine == "gumbel":
+        raise LensError(
+            "gumbel takes gradients through a generation, whose passes FSDP2 needs to be the same "
+            "in every process; use --refine grpo, or launch without FSDP"
+        )
     check_training(out, config_of(recipe))
     if not recipe.text:
         raise LensError("no text to train on; expected --text FILE...")
@@ -142,15 +141,6 @@ def _train(recipe: LensRecipe, session: Session, out: Path) -> Path:
     if first:
         lens.save(out / "lens")
     return out
-
-
-def _check_shared_out(recipe: LensRecipe) -> None:
-    """Raises LensError for what FSDP2 cannot train."""
-    if parallel.all_check() and recipe.refine == "gumbel":
-        raise LensError(
-            "gumbel takes gradients through a generation, whose passes FSDP2 needs to be the same "
-            "in every process; use --refine grpo, or launch without FSDP"
-        )
 
 
 def _source(lm: FrozenLM, texts: Sequence[Text], recipe: LensRecipe) -> Source:

@@ -1,7 +1,7 @@
 """The port: a frozen causal LM and the one forward function that everything is built on.
 
 Training loss, reward, evaluation and generation all call `FrozenLM._forward`; the label shift
-exists once, in `predicting`; logits are computed only for the states whose predictions are read.
+exists once, in `shifted_hidden`; logits are computed only for states whose predictions are read.
 
     lm = FrozenLM.from_pretrained("smollm2-135m")
     prompt = Prompt.from_chat(lm, ["Name a river."])
@@ -39,7 +39,7 @@ from latentwire.lm.hooks import (
     tensor_of,
 )
 from latentwire.lm.loading import check_setting, fingerprint_of, load_model
-from latentwire.lm.outputs import Generation, Scored, States, entropy, log_softmax, token_log_probs
+from latentwire.lm.outputs import Generation, States, token_log_probs
 from latentwire.lm.prompt import KVPrefix, Prompt
 from latentwire.lm.samplers import Sampler
 from latentwire.lm.shape import ShapeMixin
@@ -221,21 +221,6 @@ class FrozenLM(TokenizerMixin, ShapeMixin):
         """
         chosen = token_log_probs(self.logits(prompt, targets, mask), targets, temperature)
         return chosen if mask is None else chosen.masked_fill(~mask, 0.0)
-
-    def scored(
-        self,
-        prompt: Prompt,
-        targets: Int[Tensor, "b n"],
-        mask: Bool[Tensor, "b n"] | None = None,
-        temperature: float = 1.0,
-    ) -> Scored:
-        """The log-probabilities of `score`, with the entropy of each distribution beside it."""
-        log_probs = log_softmax(self.logits(prompt, targets, mask), temperature)
-        chosen = log_probs.gather(-1, targets[..., None])[..., 0]
-        entropies = entropy(log_probs)
-        if mask is None:
-            return Scored(chosen, entropies)
-        return Scored(chosen.masked_fill(~mask, 0.0), entropies.masked_fill(~mask, 0.0))
 
     def generate(
         self,

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from latentwire.lm.checkpointing import gradient_checkpointing
 from latentwire.lm.finite import check_finite
 from latentwire.lm.outputs import Generation, token_log_probs
-from latentwire.lm.prompt import KVPrefix, Prompt
+from latentwire.lm.prompt import LAST, KVPrefix, Prompt
 from latentwire.lm.samplers import Sampler
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def generated(
         log_probs.append(chosen_log_probs.masked_fill(~alive, 0.0))
         embeds.append(embed)
         fed = prompt.append(embed[:, None], alive[:, None])
-        prompt = _after(fed, prefix) if prefix is not None else fed
+        prompt = replace(fed.columns(LAST), prefix=prefix) if prefix is not None else fed
         alive = alive & ~torch.isin(chosen, ends) & (step + 1 < most)
         if stop_strings:
             texts = lm._texts(torch.stack(ids, 1), torch.stack(masks, 1), stops)
@@ -94,11 +94,6 @@ def _step(
             return lm.last_hidden(replace(prompt, embeds=embeds))[:, -1]
 
     return checkpoint(last, prompt.embeds, use_reentrant=False), None  # pyright: ignore
-
-
-def _after(fed: Prompt, prefix: KVPrefix) -> Prompt:
-    """The last column of `fed` alone, after the cache of everything before it."""
-    return Prompt(fed.embeds[:, -1:], fed.mask[:, -1:], fed.positions[:, -1:], prefix)
 
 
 def _cut(text: str, stop_strings: Sequence[str]) -> str:

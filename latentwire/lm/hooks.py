@@ -4,7 +4,7 @@ exits."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from sys import modules
 from typing import Any
@@ -76,11 +76,9 @@ def _with(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
-@contextmanager
-def attending_eagerly(model: Any) -> Iterator[None]:
+def attending_eagerly(model: Any) -> AbstractContextManager[None]:
     """Attention as plain matrix products, which give probabilities beside the output."""
-    with _implementation(model, "eager"):
-        yield
+    return _implementation(model, "eager")
 
 
 @contextmanager

@@ -21,15 +21,6 @@ class States:
     prefix: KVPrefix
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Given tokens under the model. log_probs [b, n] of each, and entropies [b, n] of the
-    distribution it was drawn from, in nats; both 0 where masked, both differentiable."""
-
-    log_probs: Float[Tensor, "b n"]
-    entropies: Float[Tensor, "b n"]
-
-
 def log_softmax(logits: Float[Tensor, "*n v"], temperature: float = 1.0) -> Float[Tensor, "*n v"]:
     """Log-probabilities of every token, in float32 or finer."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -41,11 +32,6 @@ def token_log_probs(
 ) -> Float[Tensor, "*n"]:
     """Log-probabilities of these tokens, in nats."""
     return log_softmax(logits, temperature).gather(-1, ids[..., None])[..., 0]
-
-
-def entropy(log_probs: Float[Tensor, "*n v"]) -> Float[Tensor, "*n"]:
-    """Entropy in nats of distributions that are given as log-probabilities."""
-    return -(log_probs.exp() * log_probs).sum(-1)
 
 
 def kl_divergence(p: Float[Tensor, "*n v"], q: Float[Tensor, "*n v"]) -> Float[Tensor, "*n"]:

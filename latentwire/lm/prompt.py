@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from latentwire.lm.frozen import FrozenLM
 
 
+LAST = slice(-1, None)
+"""The last column of a prompt."""
+
+
 @dataclass(frozen=True)
 class Span:
     """Embeddings [n, d] that stand for `width` tokens: their positions are spread over them."""
@@ -212,6 +216,10 @@ class Prompt:
         prefix = None if self.prefix is None else self.prefix.repeat(times)
         patches = tuple(Patch(p.layer, rows(p.positions), rows(p.vectors)) for p in self.patches)
         return Prompt(rows(self.embeds), rows(self.mask), rows(self.positions), prefix, patches)
+
+    def columns(self, part: slice) -> Prompt:
+        """Some of its columns, with neither prefix nor patches."""
+        return Prompt(self.embeds[:, part], self.mask[:, part], self.positions[:, part])
 
     def append(self, embeds: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Prompt:
         """The prompt with n more columns at the next positions; False in mask is padding."""

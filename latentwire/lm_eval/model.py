@@ -21,7 +21,7 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from latentwire.evals.baselines import Condition, closed_book, full_text, truncated
-from latentwire.lm import Dtype, Greedy, Prompt, pad_right
+from latentwire.lm import Dtype, Greedy, Prompt, pad_right, token_log_probs
 from latentwire.tasks.qa import question_prompt, with_soft_prompt
 from latentwire.wire.load import load_with
 
@@ -144,8 +144,7 @@ class WireLM(LM):
             texts = [lm.frame.answer_prefix + request.second.strip() for request in asked]
             ids, mask = pad_right([lm.tokenize(text) for text in texts])
             logits = lm.logits(prompt, ids, mask)
-            chosen = logits.float().log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-            sums = (chosen * mask).sum(1).tolist()
+            sums = (token_log_probs(logits, ids) * mask).sum(1).tolist()
             greedy = ((logits.argmax(-1) == ids) | ~mask).all(1).tolist()
             return list(zip(sums, greedy, strict=True))
 

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latentwire.reading import RENAMED, InputError, parse_json, read_regular, shortened
+from latentwire.reading import InputError, parse_json, read_regular, shortened
 
 WORDS = {
     str: "text",
@@ -112,9 +112,6 @@ def _text(path: Path) -> str:
 
 
 def _parsed(text: str, where: str) -> Any:
-    # A whole string of JSON, so that no text which merely quotes an old name is changed.
-    for old, new in RENAMED.items():
-        text = text.replace(f'"{old}"', f'"{new}"')
     try:
         return parse_json(text)
     except ValueError as error:

@@ -9,13 +9,12 @@ It is made from the files of the run folder alone; what is missing there is name
 from __future__ import annotations
 
 from collections.abc import Callable
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from latentwire.files import first_of, write_whole
+from latentwire.files import write_whole
 from latentwire.reading import shortened
 from latentwire.report import seek, seek_page, sweep, sweep_page, tables, wire_page
 from latentwire.report.folder import ReportError, expect, read_object, read_records
@@ -27,16 +26,14 @@ class Kind(NamedTuple):
 
     results: dict[str, Any]
     records: dict[str, dict[str, Any]]
-    keys: dict[str, tuple[str, ...]]
-    """The fields of a record that no other in its file has."""
     sections: Callable[[str, dict[str, Any]], list[Markup]]
 
 
 KINDS = {
-    "wire": Kind(tables.RESULTS, wire_page.RECORDS, wire_page.KEYS, wire_page.wire_sections),
-    "readers": Kind(tables.READERS, {}, {}, wire_page.readers_sections),
-    "seek": Kind(seek.RESULTS, seek_page.RECORDS, seek_page.KEYS, seek_page.seek_sections),
-    "sweep": Kind(sweep.RESULTS, {}, {}, sweep_page.sweep_sections),
+    "wire": Kind(tables.RESULTS, wire_page.RECORDS, wire_page.wire_sections),
+    "readers": Kind(tables.READERS, {}, wire_page.readers_sections),
+    "seek": Kind(seek.RESULTS, seek_page.RECORDS, seek_page.seek_sections),
+    "sweep": Kind(sweep.RESULTS, {}, sweep_page.sweep_sections),
 }
 """By the "kind" that results.json names; that of a wire of one reader names none."""
 
@@ -53,24 +50,14 @@ def write_report(run: Path) -> Path:
     if results is not None:
         expect(results, kind.results, str(source))
     found: dict[str, Any] = {"results.json": results}
-    repeated = {}
     for file, shape in kind.records.items():
-        records = read_records(run / file, shape)
-        found[file] = list(first_of(records, itemgetter(*kind.keys[file])).values())
-        repeated[file] = len(records) - len(found[file])
+        found[file] = read_records(run / file, shape)
     found["config.json"] = config = read_object(run / "config.json")
     if results is None and not found.get("metrics.jsonl"):
         raise ReportError(f"{run}: expected results.json or metrics.jsonl, found neither")
     body = kind.sections(run.resolve().name, found)
     if config is not None:
         body.append(config_section(config))
-    for file in (file for file, count in repeated.items() if count):
-        note = Markup(
-            '<p class="note">{} holds {} duplicate rows, from two processes that wrote to one '
-            "folder. This page leaves them out; scores in results.json may count them until the "
-            "command of the run is repeated.</p>"
-        )
-        body.append(note.format(file, repeated[file]))
     if absent := [file for file, held in found.items() if not held]:
         note = Markup('<p class="note">Not in this run folder, or empty: {}.</p>')
         body.append(note.format(", ".join(absent)))

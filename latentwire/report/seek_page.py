@@ -41,9 +41,6 @@ RECORDS = {
 }
 """The files with one record a line, and what a record must hold."""
 
-KEYS = {"predictions.jsonl": ("id",)}
-"""The fields of a record that no other in its file has."""
-
 
 def seek_sections(run: str, found: dict[str, Any]) -> list[Markup]:
     """Sections of the page of a run of this name; found: the contents of its files by name."""

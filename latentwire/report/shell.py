@@ -41,7 +41,8 @@ th { font-weight: 600; color: var(--muted) }
 th:first-child, td:first-child { text-align: left; padding-left: 0 }
 td:first-child { white-space: normal; min-width: 8.5rem }
 tr.main td { font-weight: 600; color: var(--accent) } tr.control td { color: var(--muted) }
-svg { display: block; width: 100%; max-width: 580px; height: auto; margin-top: 1rem }
+svg { display: block; width: 100%; max-width: 580px; height: auto; margin-top: 1rem;
+  overflow: visible } /* the reader's font may be wider than the one that plots are laid out in */
 svg text { font-family: system-ui, sans-serif !important }
 article { border-top: 1px solid var(--line); padding: .9rem 0; break-inside: avoid }
 dl { display: grid; grid-template-columns: minmax(6.5rem, 11rem) 1fr; gap: .15rem .75rem; margin: 0;

@@ -13,6 +13,7 @@ from latentwire.files import digest, owned, read_rows, write_whole
 from latentwire.lm.identity import basis
 from latentwire.train import parallel
 from latentwire.train.checkpoints import check_folder
+from latentwire.train.settings import Session
 
 PREDICTIONS = "predictions.jsonl"
 REMEDY = "give another run folder or remove it, or put back what it began with"
@@ -71,6 +72,18 @@ def owned_by_all(out: Path) -> Iterator[None]:
         if refused := parallel.of_first(refused):
             raise ValueError(refused)
         yield
+
+
+@contextmanager
+def joined_run(recipe: Any, rows: int, session: Session) -> Iterator[Path]:
+    """Join the processes that train together; the recipe's run folder, owned for all of them. rows:
+    examples of a step. Raises ValueError where they cannot be shared evenly, and for a folder that
+    another process has."""
+    parallel.join()
+    parallel.check_rows(rows, session.gradient_accumulation)
+    out = recipe.out or Path("runs") / recipe.name
+    with owned_by_all(out):
+        yield out
 
 
 def begin_training(out: Path, config: str) -> None:

@@ -105,10 +105,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] += [
-                    (
-                        b"content-security-policy",
-                        b"default-src 'self'; img-src data:; frame-ancestors 'none'",
-                    ),
+                    (b"content-security-policy", POLICY),
                     (b"x-content-type-options", b"nosniff"),
                 ]
             await send(message)

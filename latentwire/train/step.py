@@ -107,16 +107,11 @@ def _part_norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
     return {f"grad.{part}": _norm(list(own.values())) for part, own in by_part(gradients).items()}
 
 
-def part_of(name: str) -> str:
-    """The part that a tensor belongs to: the first two words of its name."""
-    return ".".join(name.split(".")[:2])
-
-
 def by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Tensors by part."""
+    """Tensors by the part that they belong to: the first two words of their names."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        parts.setdefault(part_of(name), {})[name] = tensor
+        parts.setdefault(".".join(name.split(".")[:2]), {})[name] = tensor
     return parts
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from latentwire.wire.learned.config import SharedRecipe
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.learned.training import add_reader as add_shared_reader
 from latentwire.wire.load import AnyWire, load_wire
-from latentwire.wire.protocol import Reader
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.training import WireRecipe, add_text_reader
 from latentwire.wire.wire import Wire
@@ -28,7 +26,7 @@ from latentwire.wire.wire import Wire
 class Addition:
     """One more reader of a wire. None stands for what a wire of its kind is trained with.
 
-    Raises WireError for a wire that is none, and for a `joint` one that the reader cannot read.
+    Raises WireError for a wire that is none.
     """
 
     wire: str
@@ -40,19 +38,10 @@ class Addition:
     format_steps: int | None = None
     batch_size: int | None = None
     dtype: Dtype | None = None
-    joint: str | None = None
-    """A wire that was trained with this reader from the beginning, to compare with."""
     loaded: AnyWire = field(init=False)
-    beside: Sequence[Reader] = field(init=False)
-    """The readers of `joint`."""
 
     def __post_init__(self) -> None:
         self.loaded = load_wire(self.wire)
-        self.beside = [] if self.joint is None else load_wire(self.joint).readers
-        if self.joint is not None and self.model not in [r.reader for r in self.beside]:
-            raise WireError(
-                f"{self.joint} is not read by {self.model}; expected a wire trained with it"
-            )
 
     def train(self, session: Session) -> Path:
         """Train it; the run folder."""
@@ -91,4 +80,4 @@ class Addition:
     def losses(self, folder: Path) -> list[str]:
         """Sentences on what each reader of the new wire loses by latents."""
         readers = load_wire(self.place(folder)).readers
-        return lost(readers, self.model, held_out(self.data, readers), self.beside)
+        return lost(readers, self.model, held_out(self.data, readers))

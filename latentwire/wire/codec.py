@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from latentwire.wire.packing import pack_bits, unpack_bits
+
 BITS = (16, 8, 6, 4)
 """Bits of one code, which name the codecs."""
 GROUP = 64
@@ -49,8 +51,7 @@ def pack(
     # A group of equal values has a step of 0, and only its lowest value.
     codes = (both - lowest[:, group]) / np.where(step > 0, step, 1)[:, group]
     codes = np.rint(codes).clip(0, top).astype(np.uint8)
-    spread = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
-    return lowest.tobytes() + step.tobytes() + np.packbits(spread, bitorder="little").tobytes()
+    return lowest.tobytes() + step.tobytes() + pack_bits(codes, bits)
 
 
 def unpack(
@@ -66,12 +67,7 @@ def unpack(
         count = 2 * len(first) * width
         scales = np.frombuffer(codes, "<f2", 2 * count).astype(np.float32)
         lowest, step = scales.reshape(2, 2, len(first), width)
-        spread = np.unpackbits(
-            np.frombuffer(codes, np.uint8, offset=4 * count),
-            count=math.prod(shape) * bits,
-            bitorder="little",
-        )
-        numbers = np.packbits(spread.reshape(-1, bits), axis=-1, bitorder="little")
+        numbers = unpack_bits(memoryview(codes)[4 * count :], math.prod(shape), bits)
         with np.errstate(invalid="ignore"):
             both = numbers.reshape(shape) * step[:, group] + lowest[:, group]
     keys, values = torch.from_numpy(both)

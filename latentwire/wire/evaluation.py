@@ -38,7 +38,6 @@ from latentwire.evals.harness import (
 from latentwire.files import digest, first_of, owned, write_whole
 from latentwire.lm import KVPrefix
 from latentwire.lm.identity import basis, digest_of, identity
-from latentwire.reading import RENAMED
 from latentwire.runs.features import Features
 from latentwire.runs.folder import append, open_run, rewrite
 from latentwire.runs.workers import Executor, run_local
@@ -300,7 +299,6 @@ def _resumed(
     questions it has answered under all conditions, each once."""
     rests = basis({name: identity(model) for name, model in wire.models.items()})
     records = open_run(out, {**setting, "trained": digest_of(wire.trained), **rests})
-    records = [{**r, "condition": RENAMED.get(r["condition"], r["condition"])} for r in records]
     known = first_of(records, lambda r: (r["context"], r["id"], r["condition"]))
     done = {
         p.context

@@ -138,16 +138,9 @@ def losses(readers: Sequence[Reader], passages: Sequence[Passage]) -> dict[str, 
     return made
 
 
-def lost(
-    readers: Sequence[Reader],
-    added: str,
-    passages: Sequence[Passage],
-    joint: Sequence[Reader] = (),
-) -> list[str]:
+def lost(readers: Sequence[Reader], added: str, passages: Sequence[Passage]) -> list[str]:
     """In words, what the reader that was added loses by latents beside those that the wire was
-    trained with, and beside itself among the readers of a wire that was trained with it, `joint`;
-    in nats per answer token with 95% intervals over passages.
-    """
+    trained with, in nats per answer token with 95% intervals over passages."""
 
     def mean(answers: Sequence[Answer]) -> str:
         differences, tokens = [a.nll for a in answers], [float(a.tokens) for a in answers]
@@ -157,19 +150,11 @@ def lost(
     if not passages:
         none = f"none of the last {HELD} passages has at most {LONGEST} tokens"
         return [f"readers are not compared: {none}"]
-    found = losses(readers, passages)
-    said = [
+    return [
         f"{name}, {'added' if name == added else 'there before'}: {mean(answers)} nats per answer "
         f"token lost to its full text, on {len(passages)} passages held out"
-        for name, answers in found.items()
+        for name, answers in losses(readers, passages).items()
     ]
-    if joint:
-        theirs = losses([r for r in joint if r.reader == added], passages)[added]
-        apart = [replace(a, nll=a.nll - b.nll) for a, b in zip(found[added], theirs, strict=True)]
-        said.append(
-            f"{added}, trained jointly: {mean(theirs)}; lost by being added instead: {mean(apart)}"
-        )
-    return said
 
 
 def _in_order(answers: Sequence[Answer]) -> list[Answer]:

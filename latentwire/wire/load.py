@@ -6,21 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from latentwire.lm import Dtype, LMSource, as_lms
-from latentwire.wire.codes.reader import CodeReader
 from latentwire.wire.codes.wire import KIND as CODE_KIND
 from latentwire.wire.codes.wire import CodeWire
 from latentwire.wire.config import read_config
 from latentwire.wire.folder import WireError, folder_of, kind_of
-from latentwire.wire.learned.reader import Reader as SharedReader
 from latentwire.wire.learned.saving import KIND as SHARED_KIND
 from latentwire.wire.learned.shared_wire import SharedWire
+from latentwire.wire.protocol import Reader
 from latentwire.wire.text_wire import KIND as TEXT_KIND
-from latentwire.wire.text_wire import TextReader, TextWire
+from latentwire.wire.text_wire import TextWire
 from latentwire.wire.verbatim import finder
 from latentwire.wire.wire import Wire
 
 AnyWire = Wire | SharedWire | TextWire | CodeWire
-Reader = Wire | SharedReader | TextReader | CodeReader
 KINDS = {SHARED_KIND: SharedWire, TEXT_KIND: TextWire, CODE_KIND: CodeWire}
 APART = {TEXT_KIND: TextWire, CODE_KIND: CodeWire}
 """Those of which one reader can be loaded alone."""

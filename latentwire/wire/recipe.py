@@ -65,11 +65,6 @@ def smollm2_4x() -> WireRecipe:
     return WireRecipe("smollm2-4x", wire, ratios=(4, 8, 16))
 
 
-def smollm2_2x() -> WireRecipe:
-    """smollm2-135m reads half of the tokens."""
-    return WireRecipe("smollm2-2x", WireConfig(reader="smollm2-135m", ratio=2))
-
-
 def gemma3_4x() -> WireRecipe:
     """gemma3-270m reads a quarter of the tokens, or fewer."""
     return WireRecipe("gemma3-4x", WireConfig(reader="gemma3-270m", ratio=4), ratios=(4, 8, 16))
@@ -84,4 +79,4 @@ def scorer_alone(reader: str, ratio: int, window: int, dtype: Dtype, **given: An
     return WireRecipe(name, wire, format=nothing, slots=nothing, batch_size=1, **given)
 
 
-RECIPES = {"smollm2-4x": smollm2_4x, "smollm2-2x": smollm2_2x, "gemma3-4x": gemma3_4x}
+RECIPES = {"smollm2-4x": smollm2_4x, "gemma3-4x": gemma3_4x}

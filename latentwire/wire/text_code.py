@@ -24,14 +24,14 @@ from latentwire.lm.samplers import Choice
 from latentwire.wire.folder import WireError
 from latentwire.wire.message import MessageError
 
-WINDOW = 256
-"""Tokens that are predicted from one another; each window of a text begins anew."""
+CHUNK = 256
+"""Tokens that are predicted from one another; each chunk of a text begins anew."""
 MARGIN = 2e-5
 """Share of its position's largest logit by which a token's logit must differ from all others for
 its rank to be certain: about 5e-4 for smollm2-135m, whose cached and uncached float32 passes differ
 by an eighth of that. The sender's business alone: a receiver takes what is written."""
 BATCH = 32
-"""Windows that are decoded together: 0.4 GB of cache for smollm2-135m, however many there are."""
+"""Chunks that are decoded together: 0.4 GB of cache for smollm2-135m, however many there are."""
 LENGTHS = (1, 3, 4, 4, 4, 5, 5, 5, 6, 7, 8, 9, 9, 4)
 """Bits of the prefix code of each class: class c holds the 2**c ranks from 2**c - 1 on, the last
 class is an id. Huffman's code of their shares in 60 passages of SQuAD's training set."""
@@ -67,10 +67,10 @@ class TextCode:
     def __init__(self, lm: FrozenLM):
         if lm.dtype not in (torch.float32, torch.float64):
             raise WireError(f"{lm.name} is loaded in {lm.dtype}; its code needs torch.float32")
-        if not lm.stop_ids or lm.context_length <= WINDOW:
+        if not lm.stop_ids or lm.context_length <= CHUNK:
             raise WireError(
                 f"{lm.name} cannot code text: expected an end-of-text token and a window above "
-                f"{WINDOW} positions, it has {lm.context_length}"
+                f"{CHUNK} positions, it has {lm.context_length}"
             )
         self.lm = lm
         self.vocabulary = lm.model.config.vocab_size
@@ -89,25 +89,25 @@ class TextCode:
                 "another source"
             )
         bits = []
-        for window in ids.split(WINDOW):
+        for chunk in ids.split(CHUNK):
             with _full_precision(self.lm.device.type):
-                logits = self.lm.logits(self._begin(1), window[None])[0]
-            bits += map(self._spelled, window.tolist(), certain_ranks(logits, window))
+                logits = self.lm.logits(self._begin(1), chunk[None])[0]
+            bits += map(self._spelled, chunk.tolist(), certain_ranks(logits, chunk))
         return len(ids), _packed("".join(bits))
 
     @torch.no_grad()
     def decode(self, coded: Sequence[tuple[int, bytes]]) -> list[str]:
         """The texts of codes. Raises MessageError for a code of another length than its tokens
         need, or of tokens that the LM has not."""
-        windows: list[tuple[int, list[Symbol]]] = []
+        chunks: list[tuple[int, list[Symbol]]] = []
         for row, (tokens, data) in enumerate(coded):
             read = self._symbols(tokens, data)
-            windows += [(row, read[i : i + WINDOW]) for i in range(0, tokens, WINDOW)]
+            chunks += [(row, read[i : i + CHUNK]) for i in range(0, tokens, CHUNK)]
         # Those of a batch wait for its longest; the short end of a text stays behind the rest.
-        windows.sort(key=lambda window: -len(window[1]))
+        chunks.sort(key=lambda chunk: -len(chunk[1]))
         ids: list[list[Tensor]] = [[] for _ in coded]
-        for start in range(0, len(windows), BATCH):
-            rows, said = zip(*windows[start : start + BATCH], strict=True)
+        for start in range(0, len(chunks), BATCH):
+            rows, said = zip(*chunks[start : start + BATCH], strict=True)
             with _full_precision(self.lm.device.type):
                 out = self.lm.generate(
                     self._begin(len(said)), _Said(said), [len(s) for s in said], stop_ids=()

@@ -38,7 +38,7 @@ from latentwire.runs.features import Features
 from latentwire.runs.folder import (
     begin_training,
     check_training,
-    owned_by_all,
+    joined_run,
     training_config,
 )
 from latentwire.tasks.qa import (
@@ -74,10 +74,7 @@ def train_wire(recipe: WireRecipe, session: Session | None = None) -> Path:
     process trains in.
     """
     session = session or Session()
-    parallel.join()
-    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
-    out = recipe.out or Path("runs") / recipe.name
-    with owned_by_all(out):
+    with joined_run(recipe, recipe.batch_size, session) as out:
         return _train(recipe, session, out)
 
 

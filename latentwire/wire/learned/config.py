@@ -22,8 +22,6 @@ class SharedRecipe:
     """The wire that is trained."""
     data: tuple[str, ...] = ("hub:rajpurkar/squad",)
     """JSONL files with rows {"id", "context", "question", "answers"}, or hub:NAME."""
-    text: tuple[Path, ...] = ()
-    """Files of plain text, blank lines between paragraphs: passages without questions."""
     out: Path | None = None
     """Run folder; a folder that holds this run already resumes it."""
     format: LoopConfig = field(
@@ -36,7 +34,7 @@ class SharedRecipe:
     train: LoopConfig = field(default_factory=lambda: LoopConfig(steps=4000, lr=1e-3))
     """Stage 2."""
     batch_size: int = 16
-    """Passages per step, texts among them as often as they are in the data."""
+    """Passages per step."""
     questions: int = 4
     """Most questions per passage and step."""
     longest: int = 320

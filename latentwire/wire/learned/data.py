@@ -1,15 +1,14 @@
-"""The training data of a shared wire: passages with their questions, and plain texts."""
+"""The training data of a shared wire: passages with their questions."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from latentwire.lm import FrozenLM
 from latentwire.lm.samplers import seed_of
-from latentwire.tasks.base import DataError, read_text
+from latentwire.tasks.base import DataError
 from latentwire.tasks.qa import Passage, by_context, load_questions, tokenise
 from latentwire.terminal import terminal
 from latentwire.train import parallel
@@ -20,8 +19,6 @@ from latentwire.wire.learned.reader import Reader
 
 LONGEST_ANSWER = 12
 """Tokens; questions with longer answers are not trained on, since a batch is padded to them."""
-SHORTEST_TEXT = 100
-"""Characters; paragraphs of plain text with no more are not trained on."""
 
 
 @dataclass(frozen=True)
@@ -29,34 +26,30 @@ class TrainingData:
     """Passages to train on, and passages held out."""
 
     passages: list[Passage]
-    """Texts without questions among them."""
+    """Some have no question left, and are rebuilt alone."""
     held: list[Passage]
 
 
 def load_data(recipe: SharedRecipe, source: FrozenLM) -> TrainingData:
-    """Passages of all files, those at the end of the first held out, and texts. Questions with long
-    answers are left out, and so are passages that are too long or too short, with one line on
-    stderr; with FSDP2 passages that then have no question are too, since all processes have to run
-    the same passes.
+    """Passages of all files, those at the end of the first held out. Questions with long answers
+    are left out, and so are passages that are too long or too short, with one line on stderr; with
+    FSDP2 passages that then have no question are too, since all processes have to run the same
+    passes.
 
     Raises DataError for files that cannot be used, or that leave nothing to train on.
     """
     files = [by_context(load_questions(name)) for name in recipe.data]
     held, files[0] = files[0][-recipe.held_out :], files[0][: -recipe.held_out]
     passages = [p for file in files for p in file]
-    paragraphs = [text for path in recipe.text for text in _paragraphs(path)]
-    passages += [Passage(text, ()) for text in paragraphs if len(text) > SHORTEST_TEXT]
     seen = {p.context for p in held}
     unseen = [p for p in passages if p.context not in seen]
     fitting = [p for p in unseen if CUE < len(source.tokenize(p.context)) <= recipe.longest]
     kept = [_briefly_answered(p, source) for p in fitting]
     asked, left = (sum(len(p.questions) for p in row) for row in (fitting, kept))
-    short = sum(len(text) <= SHORTEST_TEXT for text in paragraphs)
     _tell(
         {
             f"passages of not {CUE + 1} to {recipe.longest} tokens": len(unseen) - len(fitting),
             f"questions with answers of more than {LONGEST_ANSWER} tokens": asked - left,
-            f"paragraphs of at most {SHORTEST_TEXT} characters": short,
         }
     )
     kept = [p for p in kept if p.questions or not parallel.all_check()]
@@ -100,20 +93,6 @@ def ready(
             tokenise(lm, batch)
 
     return ahead(prepare)
-
-
-def _paragraphs(path: Path) -> list[str]:
-    """Blocks of a text file, each cut to about 1,000 characters at a space."""
-    pieces = []
-    for block in read_text(path).split("\n\n"):
-        text, start = " ".join(block.split()), 0
-        while len(text) - start > 1000:
-            end = text.rfind(" ", start + 500, start + 1000)
-            end = start + 1000 if end < 0 else end
-            pieces.append(text[start:end])
-            start = end + (text[end] == " ")
-        pieces.append(text[start:])
-    return [piece for piece in pieces if piece]
 
 
 def _tell(counts: Mapping[str, int]) -> None:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from latentwire.evals.baselines import full_text
 from latentwire.lm import FrozenLM, KVPrefix, Prompt, pad_right
 from latentwire.lm.samplers import seed_of
 from latentwire.tasks.qa import Passage, answer_ids, answer_targets, passages_prompt
@@ -121,12 +122,6 @@ def reader_parts(
     return parts
 
 
-def full_texts(lm: FrozenLM, batch: Sequence[Passage]) -> KVPrefix:
-    """The full texts as one cache."""
-    rows = [torch.cat([lm.frame.prefix, lm.tokenize(p.context)]) for p in batch]
-    return lm.prefill(Prompt.from_ids(lm, rows))
-
-
 def asked_prompt(
     lm: FrozenLM, soft_prompt: Tensor, batch: Sequence[Passage], context: KVPrefix
 ) -> Prompt:
@@ -159,7 +154,7 @@ def _answer_parts(reader: Reader, step: Step, prefix: KVPrefix) -> dict[str, Ten
 def _teacher(reader: Reader, batch: Sequence[Passage], targets: Tensor, mask: Tensor) -> Tensor:
     """Logits [k, v] that predict the answers after the full text, every adapter off."""
     lm = reader.lm.with_adapter(None)
-    prompt = asked_prompt(lm, reader.format, batch, full_texts(lm, batch))
+    prompt = asked_prompt(lm, reader.format, batch, full_text(lm)([p.context for p in batch]))
     return lm.packed_logits(prompt, targets, mask)
 
 

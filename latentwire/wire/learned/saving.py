@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from safetensors.torch import save
@@ -127,33 +127,15 @@ def read_folder(folder: Path) -> tuple[Saved, dict[str, Tensor]]:
     than the config says. Raises WireError for a folder that holds no such wire."""
     record = read_record(folder, KIND, FORMAT_VERSION)
     with one_error(WireError, f"{folder}/config.json"):
-        saved = typed(Saved, {**record, "config": _renamed(record.get("config"))})
+        saved = typed(Saved, record)
     with one_error(WireError, folder):
         state: dict[str, Tensor] = {}
         for file, expected in saved.sha256.items():
             kind, place, *_ = f"{file}-".split("-")
             begin = f"adapters.{place}." if kind == "reader" else ""
-            tensors = read_tensors(folder / file, expected)
-            state |= {begin + n.replace("ways.0.", "injector."): t for n, t in tensors.items()}
+            state |= {begin + n: t for n, t in read_tensors(folder / file, expected).items()}
         _check_state(saved.config, state)
     return saved, state
-
-
-def _renamed(config: Any) -> Any:
-    """A config of an earlier release, where several injectors could stand one after another and a
-    message could hold latents for one reader alone, as one of today's. Raises WireError for a wire
-    that made use of either."""
-    if not isinstance(config, dict) or "ways_in" not in config:
-        return config
-    config = {**config}
-    ways, private = config.pop("ways_in"), config.pop("private", 0)
-    config.pop("added", 0)
-    if not isinstance(ways, list) or len(ways) != 1 or private != 0:
-        raise WireError(
-            f"ways_in is {shortened(ways)} and private {shortened(private)}; expected one way in, "
-            "and 0: releases up to 0.1.0 read such a wire"
-        )
-    return {**config, "injector": ways[0]}
 
 
 def write_folder(

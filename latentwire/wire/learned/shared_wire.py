@@ -26,13 +26,13 @@ from latentwire.artifact import fill, one_error
 from latentwire.lm import Dtype, FrozenLM, LMSource, as_lms
 from latentwire.lm.finite import check_finite
 from latentwire.lm.sentences import SentenceEncoder
-from latentwire.positions import sinusoids
 from latentwire.texts import check_texts
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.learned import fsq
 from latentwire.wire.learned.adapter import Adapter
 from latentwire.wire.learned.encoders import ENCODERS
 from latentwire.wire.learned.encoders.base import in_blocks, transformer
+from latentwire.wire.learned.pooling import sinusoids
 from latentwire.wire.learned.reader import Reader
 from latentwire.wire.learned.saving import Saved, SharedConfig, read_folder, stored, write_folder
 from latentwire.wire.learned.shared_message import SharedMessage, message_size

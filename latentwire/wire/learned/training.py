@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentwire.evals.baselines import full_text
 from latentwire.files import digest
 from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.identity import identity
@@ -37,7 +38,7 @@ from latentwire.lm.soft_prompt import soft_prompt_rate
 from latentwire.runs.folder import (
     begin_training,
     check_training,
-    owned_by_all,
+    joined_run,
     training_config,
 )
 from latentwire.tasks.qa import Passage, answer_targets
@@ -51,7 +52,6 @@ from latentwire.wire.learned.objectives import (
     Step,
     answer_tokens,
     asked_prompt,
-    full_texts,
     reader_parts,
     values_of,
 )
@@ -73,22 +73,9 @@ def train_shared(
     for a wire that it cannot begin with, before any compute.
     """
     session = session or Session()
-    out = _joined(recipe, session)
-    if recipe.text and parallel.all_check():
-        raise ValueError(
-            "text has no questions, so that with FSDP2 processes would not run the same passes; "
-            "leave out --text, or launch without FSDP"
-        )
     _check_gates(recipe, session)
-    with owned_by_all(out):
+    with joined_run(recipe, recipe.batch_size, session) as out:
         return _train(recipe, session, lms, out)
-
-
-def _joined(recipe: SharedRecipe, session: Session) -> Path:
-    """Join the processes that train together; the run folder."""
-    parallel.join()
-    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
-    return recipe.out or Path("runs") / recipe.name
 
 
 def config_of(
@@ -99,14 +86,13 @@ def config_of(
     begun = recipe.init_from and sorted(
         digest(config.read_bytes()) for config in folder_of(recipe.init_from).rglob("config.json")
     )
-    data = [*recipe.data, *recipe.text]
-    return training_config(recipe, data, models, init_from=begun, **beside)
+    return training_config(recipe, recipe.data, models, init_from=begun, **beside)
 
 
 def _train(
     recipe: SharedRecipe, session: Session, lms: Mapping[str, FrozenLM] | None, out: Path
 ) -> Path:
-    known = known_formats(recipe, recipe.wire.readers, lms)
+    known = known_soft_prompts(recipe, recipe.wire.readers, lms)
     check_training(out, config_of(recipe))
     names = {*recipe.wire.readers, recipe.wire.source}
     lms = lms or load_models(names, recipe.wire.dtype)
@@ -136,13 +122,12 @@ def add_reader(
     """A new adapter for one more reader; what the others share, and their adapters, stay as they
     are, so that messages already sent can be read. The run folder, whose wire/ has the reader."""
     session, recipe = session or Session(), replace(recipe, wire=wire.config)
-    out = _joined(recipe, session)
-    with owned_by_all(out):
+    with joined_run(recipe, recipe.batch_size, session) as out:
         return _add(wire, name, recipe, session, out)
 
 
 def _add(wire: SharedWire, name: str, recipe: SharedRecipe, session: Session, out: Path) -> Path:
-    known = known_formats(recipe, (name,), None)
+    known = known_soft_prompts(recipe, (name,), None)
     torch.manual_seed(recipe.seed)
     to = wire.id.hex()
     check_training(out, config_of(recipe, added=name, to=to))
@@ -185,7 +170,7 @@ def _check_gates(recipe: SharedRecipe, session: Session) -> None:
         )
 
 
-def known_formats(
+def known_soft_prompts(
     recipe: SharedRecipe, names: Sequence[str], lms: Mapping[str, FrozenLM] | None
 ) -> dict[str, Tensor]:
     """The soft prompts that the recipe begins with, by reader; none where it trains its own.
@@ -233,8 +218,7 @@ def train_soft_prompts(
         parts: dict[str, Tensor | float] = {}
         for reader in readers:
             targets, mask = answer_targets(reader.lm, batch)
-            with torch.no_grad():
-                text = full_texts(reader.lm, batch)
+            text = full_text(reader.lm)([p.context for p in batch])
             prompt = asked_prompt(reader.lm, reader.format, batch, text)
             logits = reader.lm.packed_logits(prompt, targets, mask)
             weight = parallel.weight(batch, whole, partial(answer_tokens, reader.lm))

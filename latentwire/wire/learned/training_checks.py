@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from latentwire.evals.baselines import full_text
 from latentwire.evals.harness import Answer, evaluate, summarise
 from latentwire.evals.metrics import bootstrap, mean_ratio
 from latentwire.lm import FrozenLM, KVPrefix
@@ -16,7 +17,7 @@ from latentwire.train.alarms import pairwise_cosine, within_cosine
 from latentwire.train.losses import cosine_distance
 from latentwire.wire.evaluation import conditions
 from latentwire.wire.learned.injectors.embeddings import Embeddings
-from latentwire.wire.learned.objectives import aligned_embeds, full_texts, taught, values_of
+from latentwire.wire.learned.objectives import aligned_embeds, taught, values_of
 from latentwire.wire.learned.reader import Reader, Values
 from latentwire.wire.training_checks import compared, forced_rows
 
@@ -50,7 +51,7 @@ def check_readers(
         prefix, forced = taught(reader, passages, contents)
         answered.append((reader.lm, of["wire"], forced_rows(*forced)))
         if not prefix.memories:  # what acts beside the cache has no size of the reader's own
-            whole = full_texts(reader.lm, passages)
+            whole = full_text(reader.lm)(texts)
             for kind in ("keys", "values"):
                 scales[f"scale.{reader.reader} {kind}"] = _size(prefix, kind) / _size(whole, kind)
     owners = [p.context for p in passages for _ in p.questions]

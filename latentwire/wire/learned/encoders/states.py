@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
-from latentwire.positions import sinusoids
 from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.learned.encoders.base import EncoderConfig, WritingEncoder, transformer, writer
+from latentwire.wire.learned.pooling import sinusoids
 from latentwire.wire.selectors.scorer import normed
 
 MIXTURES = 4

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM
-from latentwire.positions import sinusoids
 from latentwire.wire.learned.encoders.base import (
     EncoderConfig,
     WritingEncoder,
@@ -16,7 +15,7 @@ from latentwire.wire.learned.encoders.base import (
     transformer,
     writer,
 )
-from latentwire.wire.learned.pooling import Queries
+from latentwire.wire.learned.pooling import Queries, sinusoids
 
 BYTES_PER_TOKEN = 4
 """About what a tokenizer makes of English; it sets how many latents a text gets."""
