@@ -40,8 +40,8 @@ from latentwire.tasks.base import Problem, Task, read_jsonl
 
 CHOICE = 40
 """Problems of a greedy rate."""
-PART, PARTS = 20, 4
-"""Problems of a cell that are searched before the next cell's turn, and such turns: 80."""
+PART, PARTS = 20, 2
+"""Problems of a cell that are searched before the next cell's turn, and such turns: 40."""
 DTYPE = "bfloat16"
 MODELS = ("smollm2-135m", "gemma3-270m")
 READERS = (("smollm2-135m", "repair 3"), ("gemma3-270m", "extract"))
