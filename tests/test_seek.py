@@ -415,6 +415,12 @@ def test_confidence_is_bounded_by_certainty_and_indifference():
     assert confidence(even, 3).item() == pytest.approx(-1.0, abs=1e-6)
 
 
+def test_a_search_does_not_end_because_its_first_answer_is_confident(llama):
+    config = SeekConfig(Fraction(1.0), steps=2, max_new_tokens=4)
+    (found,) = Seek(llama, Confidence(llama, 2), config)([Problem("1", "Who?", "Who?")])
+    assert found.first_reward > -0.2 and len(found.trace) == 3
+
+
 def test_confidence_reads_the_probabilities_that_hugging_face_gives(llama):
     texts = ["abc", "", *("d" * n for n in range(1, 12))]  # more than one pass
     attempts = [_attempt(t, llama.tokenize(t)) for t in texts]

@@ -61,11 +61,13 @@ class Found:
 
 
 def threshold_of(reward: Reward, given: float | None = None) -> float:
-    """The reward above which a search stops: the one given, or four fifths up its range."""
+    """The reward above which a search stops: the one given, the reward's own `threshold`, or four
+    fifths up its range."""
     low, high = reward.low, reward.high
     if given is not None and not low <= given <= high:
         raise ValueError(f"threshold is {given}; expected {low} to {high}, the reward's range")
-    return high - 0.2 * (high - low) if given is None else given
+    own = getattr(reward, "threshold", high - 0.2 * (high - low))
+    return own if given is None else given
 
 
 def best_of(trace: Sequence[Step]) -> Step | None:

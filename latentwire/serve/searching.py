@@ -102,9 +102,7 @@ def searched(lm: FrozenLM, asked: SearchAsked, watch: Any) -> Found:
     """The outcome of the search that is asked for."""
     problem = Problem("asked", asked.question, asked.question.strip(), asked.answer)
     reward: Reward = Confidence(lm) if asked.answer is None else Exact(has_answer)
-    # One who watches wants the steps: only an answer that is right ends them before their number.
-    threshold = reward.high if asked.answer is None else None
-    options = {"lr": asked.lr, "threshold": threshold, "max_new_tokens": asked.max_tokens}
+    options = {"lr": asked.lr, "max_new_tokens": asked.max_tokens}
     # Answers here are short: the published tenth of one is often less than a token.
     config = SeekConfig(Fraction(0.2), steps=asked.steps, **options)
     return Seek(lm, reward, config, watch)([problem])[0]

@@ -33,7 +33,6 @@ from latentwire.files import write_whole
 from latentwire.lm import ChatFrame, FrozenLM, Greedy, Prompt
 from latentwire.seek.recipe import SeekRecipe
 from latentwire.seek.rewards.base import Attempt, Rating, attempt_of
-from latentwire.seek.rewards.confidence import Confidence
 from latentwire.seek.run import run_seek
 from latentwire.seek.summary import rights_of, summary_of
 from latentwire.tasks.base import Problem, Task, read_jsonl
@@ -267,11 +266,9 @@ def search_part(lm: FrozenLM, task: Task, kind: Kind, reward: str, part: int, fo
         return
     problems = task.problems[part * PART :][:PART]
     recipe = replace(RECIPES[reward], data=task.name, max_new_tokens=kind.new, batch=PART)
-    # Nearly all answers have a confidence at which a search would stop, four fifths up the range:
-    # with a higher end of the range it never does.
-    own = {"program": Checker(kind), "confidence": Confidence(lm, high=0.25)}
+    own = Checker(kind) if reward == "program" else None
     began = time.process_time()
-    run_seek(lm, recipe, kept, Task(task.name, problems, task.grade), reward=own.get(reward))
+    run_seek(lm, recipe, kept, Task(task.name, problems, task.grade), reward=own)
     print(f"{time.process_time() - began:5.0f} s  {kept}", flush=True)
 
 

@@ -49,7 +49,8 @@ class Rating:
 @runtime_checkable
 class Reward(Protocol):
     """Rates a batch of attempts, one Rating for each, in order. `low` and `high` bound the value:
-    at `high` an answer cannot be better."""
+    at `high` an answer cannot be better. One may have a `threshold`, above which a search stops
+    where its config names none."""
 
     @property
     def low(self) -> float: ...

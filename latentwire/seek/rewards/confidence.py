@@ -37,6 +37,8 @@ class Confidence:
     """Top tokens that are looked at."""
     low: float = -1.0
     high: float = 0.0
+    threshold: float = 0.0
+    """No confidence ends a search: first answers are near the top of the range, right or wrong."""
 
     def __post_init__(self):
         if self.k < 2:
