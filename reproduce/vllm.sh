@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # vLLM behind stored contexts beside our own path, in vLLM and through its OpenAI server.
-#   reproduce/vllm.sh squad_dev.jsonl | tee reproduce/vllm.txt
+#   reproduce/vllm.sh latentwire/data/almanac.jsonl | tee reproduce/vllm.txt
 # In an environment of its own, .venv-vllm, since vLLM pins what it stands on (docs/serve.md). A few
 # minutes of a CPU core; on a machine that does other things too, VLLM_CPU_OMP_THREADS_BIND=nobind
 # and OMP_NUM_THREADS=1 keep vLLM from waiting for a core of its own.
