@@ -1,5 +1,6 @@
 """What a user types, mistakes first: each is one line on stderr and exit status 2."""
 
+import io
 import json
 import re
 import sys
@@ -80,6 +81,20 @@ def test_ask_answers_from_a_file(wire, tmp_path, monkeypatch, capsys):
     more = ("--wire", wire, "--ratio", "8")
     status, out, _ = run(monkeypatch, capsys, "ask", "--context", context, "Where?", *more)
     assert status == 0 and "read 195 tokens as 25 latents" in out
+
+
+def test_ask_takes_several_questions_and_standard_input(wire, tmp_path, monkeypatch, capsys):
+    context = write(tmp_path / "note.txt", "The Elbe rises in the Giant Mountains. " * 5)
+    asked, alone = ("ask", "--wire", wire, "--full-text", "--context", context), []
+    for question in ("Where?", "Which river?", "How high?"):
+        status, out, err = run(monkeypatch, capsys, *asked, question)
+        assert status == 0, err
+        alone.append(out.splitlines())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Which river?\n\nHow high?\n"))
+    status, out, err = run(monkeypatch, capsys, *asked, "Where?", "-")
+    assert status == 0, err
+    answers, told, read = zip(*alone, strict=True)
+    assert out.splitlines() == [*answers, told[0], *read]
 
 
 def test_eval_writes_every_row_and_a_report(wire, tmp_path, monkeypatch, capsys):
@@ -209,7 +224,7 @@ def test_bad_context_and_question(wire, tmp_path, monkeypatch, capsys):
         ((str(tmp_path / "none.txt"), "q"), "no such file"),
         ((write(tmp_path / "empty.txt", " \n"), "q"), "is empty; expected text"),
         ((str(tmp_path / "latin.txt"), "q"), "is not UTF-8 (byte 3)"),
-        ((good, " "), "the question is empty"),
+        ((good, " "), "a question is empty"),
         ((good, "why " * 200), "tiny-llama has a context length of 512"),
         ((write(tmp_path / "long.txt", "word " * 500), "q"), "context has 2500 tokens; at most"),
     ]
@@ -322,7 +337,7 @@ def test_a_recipe_that_cannot_be_trained(arguments, message, wire, tmp_path, mon
         ("", "Expected one of {ask, eval, "),
         ("nope", "Unrecognized options: nope"),
         ("eval --nope", "Unrecognized options: --nope"),
-        ("ask", "Missing from latentwire ask: QUESTION"),
+        ("ask", "got no question; expected one"),
         ("add-reader default", "MODEL Zoo name"),
         ("lens eval default", "Missing from latentwire lens eval: --text"),
         ("sweep", "Missing from latentwire sweep: GRID.py"),

@@ -71,7 +71,9 @@ def compress(
     return int(failed > 0)
 
 
-def ask_store(question: str, context: Path | None, store: Path, doc: DOCUMENTS, wire: str) -> int:
+def ask_store(
+    questions: list[str], context: Path | None, store: Path, doc: DOCUMENTS, wire: str
+) -> int:
     """Answer from documents of a store; exit status 1 where one was altered and is left out."""
     from latentwire.serve.context import Contexts
     from latentwire.serve.decoding import complete
@@ -83,8 +85,8 @@ def ask_store(question: str, context: Path | None, store: Path, doc: DOCUMENTS, 
         raise ValueError("got --context and --store; expected one of them")
     whole = _whole(contexts, doc)
     for model in contexts.models:
-        request = contexts.question(whole, question, model)
-        print(printable(complete(contexts.lm(model), [request])[0]))
+        requests = [contexts.question(whole, question, model) for question in questions]
+        print(*map(printable, complete(contexts.lm(model), requests)), sep="\n")
         entries = contexts.stored(whole, model)[1]
         tokens, latents = (sum(getattr(e, n) for e in entries) for n in ("tokens", "latents"))
         out.print(told(contexts.wire, model, tokens, latents), style="dim")

@@ -1,5 +1,6 @@
 """Commands of the wire: ask, eval, fit, train, add-reader, sweep."""
 
+import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from latentwire.cli.serve import ask_store, told
 
 
 def ask(
-    question: Positional[Annotated[str, tyro.conf.arg(metavar="QUESTION")]],
+    questions: Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="QUESTION")]],
     context: Path | None = None,
     store: Path | None = None,
     doc: DOCUMENTS = (),
@@ -36,11 +37,11 @@ def ask(
     selector: str | None = None,
     dtype: DTYPE = None,
 ) -> int:
-    """Answer a question about a document that the reader sees only as latents. Exit status 1 where
-    a document of a store was altered, and is left out.
+    """Answer questions about a document that the reader sees only as latents, a line each. Exit
+    status 1 where a document of a store was altered, and is left out.
 
     Args:
-        question: What to ask.
+        questions: What to ask; - for questions from standard input, a line each.
         context: A document: text, Markdown, PDF or HTML; one longer than the wire's window is
             compressed window by window.
         store: A folder that `latentwire compress` made, in place of a document.
@@ -64,14 +65,20 @@ def ask(
     from latentwire.wire.codes.wire import CodeWire
     from latentwire.wire.load import load_with
 
-    if not question.strip():
-        raise DataError("the question is empty; expected text")
+    asked: list[str] = []
+    for question in questions:
+        asked += [line for line in sys.stdin if line.strip()] if question == "-" else [question]
+    asked = [question.strip() for question in asked]
+    if not asked:
+        raise DataError("got no question; expected one, or - and lines of standard input")
+    if not all(asked):
+        raise DataError("a question is empty; expected text")
     if store is not None:
         if full_text or ratio is not None or keep is not None or selector is not None:
             raise ValueError(
                 "a store has no text; --full-text, --ratio, --keep and --selector go with --context"
             )
-        return ask_store(question, context, store, doc, wire)
+        return ask_store(asked, context, store, doc, wire)
     if context is None or doc:
         raise ValueError("expected --context FILE, or --store FOLDER with --doc NAME")
     text = read_document(context)
@@ -79,14 +86,14 @@ def ask(
     (message,) = loaded.send([text])
     for reader in loaded.readers:
         lm = reader.lm
-        print(printable(qa.ask(reader, message, [question])[0]))
+        print(*map(printable, qa.ask(reader, message, asked)), sep="\n")
         source = loaded.source if isinstance(loaded, CodeWire) else lm
         tokens = len(source.tokenize(text))
         out.print(told(loaded, lm.name, tokens, reader.latents(text)), style="dim")
         if full_text:
-            read = baselines.full_text(lm)([text])
-            (answer,) = qa.answers(lm, [question], read, soft_prompt=reader.format)
-            print(printable(f"full text: {answer}"))
+            read = baselines.full_text(lm)([text]).repeat(len(asked))
+            for answer in qa.answers(lm, asked, read, soft_prompt=reader.format):
+                print(printable(f"full text: {answer}"))
     return 0
 
 
