@@ -60,19 +60,11 @@ def ask(
     from latentwire.evals import baselines
     from latentwire.serve.documents import read_document
     from latentwire.tasks import qa
-    from latentwire.tasks.base import DataError
     from latentwire.terminal import printable
     from latentwire.wire.codes.wire import CodeWire
     from latentwire.wire.load import load_with
 
-    asked: list[str] = []
-    for question in questions:
-        asked += [line for line in sys.stdin if line.strip()] if question == "-" else [question]
-    asked = [question.strip() for question in asked]
-    if not asked:
-        raise DataError("got no question; expected one, or - and lines of standard input")
-    if not all(asked):
-        raise DataError("a question is empty; expected text")
+    asked = _asked(questions)
     if store is not None:
         if full_text or ratio is not None or keep is not None or selector is not None:
             raise ValueError(
@@ -95,6 +87,19 @@ def ask(
             for answer in qa.answers(lm, asked, read, soft_prompt=reader.format):
                 print(printable(f"full text: {answer}"))
     return 0
+
+
+def _asked(questions: tuple[str, ...]) -> list[str]:
+    """The questions, those from standard input in the place of "-". Raises ValueError where there
+    is none, or one is empty."""
+    asked: list[str] = []
+    for question in questions:
+        asked += [line for line in sys.stdin if line.strip()] if question == "-" else [question]
+    if not asked:
+        raise ValueError("got no question; expected one, or - and lines of standard input")
+    if not all(question.strip() for question in asked):
+        raise ValueError("a question is empty; expected text")
+    return [question.strip() for question in asked]
 
 
 def evaluate(
