@@ -16,7 +16,7 @@ from torch import Tensor
 from latentwire.files import digest
 from latentwire.lm import FrozenLM
 from latentwire.lm.identity import identity
-from latentwire.runs.folder import begin_training, check_training, owned_by_all, training_config
+from latentwire.runs.folder import begin_training, check_training, joined_run, training_config
 from latentwire.tasks.qa import by_context, in_parts, load_questions
 from latentwire.train import parallel
 from latentwire.train.settings import Session
@@ -42,10 +42,7 @@ def train_codes(recipe: CodeRecipe, session: Session | None = None) -> Path:
     WireError for soft prompts that do not fit, before any compute.
     """
     session = session or Session()
-    parallel.join()
-    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
-    out = recipe.out or Path("runs") / recipe.name
-    with owned_by_all(out):
+    with joined_run(recipe, recipe.batch_size, session) as out:
         check_training(out, _config(recipe))
         names = sorted({recipe.code.source, *recipe.readers})
         lms = {name: FrozenLM.from_pretrained(name, recipe.dtype) for name in names}
@@ -74,10 +71,7 @@ def add_code_reader(wire: CodeWire, recipe: CodeRecipe, session: Session | None 
     session, (name,) = session or Session(), recipe.readers
     if name in [reader.reader for reader in wire.readers]:
         raise WireError(f"{name} reads this wire already")
-    parallel.join()
-    parallel.check_rows(recipe.batch_size, session.gradient_accumulation)
-    out = recipe.out or Path("runs") / recipe.name
-    with owned_by_all(out):
+    with joined_run(recipe, recipe.batch_size, session) as out:
         lm = FrozenLM.from_pretrained(name, recipe.dtype)
         lms = {wire.source.name: wire.source, name: lm}
         begin_training(out, _checked(out, recipe, lms, added=name, to=wire.id.hex()))
