@@ -2,13 +2,14 @@
 
 import sys
 
+from latentwire.cli.ask import ask
 from latentwire.cli.bench import bench
 from latentwire.cli.command_line import run_command
 from latentwire.cli.lens import lens
 from latentwire.cli.models import doctor, fetch, report
 from latentwire.cli.seek import seek
 from latentwire.cli.serve import chat, compress, serve
-from latentwire.cli.wire import add_reader, ask, evaluate, fit, sweep, train
+from latentwire.cli.wire import add_reader, evaluate, fit, sweep, train
 from latentwire.terminal import exit_with
 
 COMMANDS = {"ask": ask, "eval": evaluate, "compress": compress, "chat": chat, "serve": serve}

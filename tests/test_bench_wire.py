@@ -16,7 +16,8 @@ from latentwire.wire.wire import Wire, WireConfig
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_every_case_is_measured(family, tmp_path, monkeypatch, capsys):
     lm, path = tiny_lm(family), tmp_path / "bench.json"
-    Wire(lm, WireConfig(lm.name, window=64, rank=2, format_tokens=2)).save(tmp_path / "wire")
+    config = WireConfig(lm.name, window=64, rank=2, format_tokens=2)
+    Wire(lm, config).save_pretrained(tmp_path / "wire")
     monkeypatch.setattr(FrozenLM, "from_pretrained", lambda *_, **__: lm)
     monkeypatch.setattr(bench, "TIMES", 1)
     options = ["--lengths", "12", "40", "--rows", "1", "3", "--json", str(path)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_lm
 
-from latentwire.cli.serve import told
+from latentwire.cli.ask import _told
 from latentwire.lm import KVPrefix, Prompt
 from latentwire.lm.families import rotate
 from latentwire.tasks.qa import Passage, Question, ask
@@ -105,8 +105,12 @@ def test_attention_to_the_readers_own_cache_costs_nothing():
 def test_who_read_is_told_apart_from_who_answers():
     source, reader = tiny_lm("llama"), tiny_lm("gemma3")
     wire = fitted(source, reader, channels=8)
-    words = f"{source.name} read 8 tokens; {reader.name} answered from 2 latents"
-    assert told(wire, reader.name, 8, 2) == words
+    tokens, at_half = len(source.tokenize(TEXT)), wire.at(2)
+    prefix = at_half.readers[0].receive(at_half.send([TEXT]))
+    words = (
+        f"{source.name} read {tokens} tokens; {reader.name} answered from {-(-tokens // 2)} latents"
+    )
+    assert _told(wire, reader, prefix) == words
 
 
 @pytest.mark.parametrize("families", [("llama", "gemma3"), ("gemma3", "qwen2")])

@@ -38,7 +38,7 @@ def place(tmp_path_factory) -> Path:
             name = str(place / family)
             config = WireConfig(name, rank=2)
             wires.append(Wire(FrozenLM.from_pretrained(name), config))
-    TextWire(wires[0].lm, wires).save(place / "prompts")
+    TextWire(wires[0].lm, wires).save_pretrained(place / "prompts")
     rows = [
         {"id": str(i), "context": text, "question": "Who?", "answers": [text.split()[0]]}
         for i, text in enumerate(texts(14))
@@ -186,7 +186,7 @@ def test_damaged_folders_are_refused_in_words(place, trained, tmp_path):
 def test_soft_prompts_and_copies_that_do_not_fit_are_refused(place, trained):
     name = str(place / "llama")
     config = WireConfig(name, rank=2, format_tokens=2)
-    Wire(FrozenLM.from_pretrained(name), config).save(place / "short")
+    Wire(FrozenLM.from_pretrained(name), config).save_pretrained(place / "short")
     wrong = recipe(place, "short-run", ("llama",), soft_prompts=str(place / "short"))
     with pytest.raises(WireError, match="soft prompt of 2 tokens; expected 16"):
         train_codes(wrong)

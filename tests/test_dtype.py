@@ -34,7 +34,7 @@ def test_auto_is_bfloat16_where_the_cpu_has_instructions_for_it(monkeypatch, has
 
 def test_a_wires_reader_is_loaded_in_the_number_type_that_is_asked_for(tmp_path, monkeypatch):
     lm, asked = tiny_lm("llama"), []
-    Wire(lm, WireConfig(lm.name, window=64, rank=2, format_tokens=2)).save(tmp_path)
+    Wire(lm, WireConfig(lm.name, window=64, rank=2, format_tokens=2)).save_pretrained(tmp_path)
 
     def loaded(name, dtype="float32", device=None):
         asked.append(dtype)

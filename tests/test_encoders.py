@@ -113,7 +113,7 @@ def test_a_sentence_encoder_is_not_saved_and_another_copy_is_noticed(lm, tmp_pat
     folder = write_sentences(tmp_path / "sentences", seed=1)
     wire = make_wire(lm, "anchor", sentence_encoder=folder)
     assert not [name for name in wire.state_dict() if "sentences" in name]
-    wire.save(tmp_path / "wire")
+    wire.save_pretrained(tmp_path / "wire")
     assert SharedWire.from_pretrained(tmp_path / "wire", {lm.name: lm}).id == wire.id
     write_sentences(Path(folder), seed=2)
     with pytest.raises(WireError, match=r"was trained for .*sentences bert-2x32-v"):
@@ -125,7 +125,7 @@ def test_a_sentence_encoder_is_not_saved_and_another_copy_is_noticed(lm, tmp_pat
 
 def test_a_config_from_before_these_fields_loads(lm, tmp_path):
     wire = make_wire(lm, "lm_states", sentence_encoder=EncoderConfig().sentence_encoder)
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     del record["config"]["sizes"]["pooling"], record["config"]["sizes"]["sentence_encoder"]
     (tmp_path / "config.json").write_text(json.dumps(record))

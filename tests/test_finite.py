@@ -127,7 +127,7 @@ def test_what_is_trained_is_left_to_the_training_step(lm):
 @pytest.mark.parametrize("name", ["slots.up", "slots.down", "scorer.weight", "format"])
 def test_a_wire_has_finite_weights(lm, tmp_path, name, value):
     wire = wire_of(lm)
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     with pytest.raises(WireError, match=f"{name} has NaN or infinite"):
         Wire.from_pretrained(spoiled(tmp_path, "wire.safetensors", name, value), lm)
     (message,) = wire.send([TEXT])
@@ -143,7 +143,7 @@ def test_a_wire_has_finite_weights(lm, tmp_path, name, value):
 
 def test_a_shared_wire_has_finite_weights(lm, tmp_path):
     wire = shared_of(lm)
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     file = "shared-0.safetensors"
     with pytest.raises(WireError, match=r"widen\.bias has NaN or infinite"):
         SharedWire.from_pretrained(spoiled(tmp_path, file, "widen.bias", nan), {lm.name: lm})
@@ -166,7 +166,7 @@ def test_a_message_holds_finite_latents(lm, name):
 def test_what_is_usual_for_activations_is_more_than_nothing(lm, tmp_path, name, value):
     with pytest.raises(LensError, match=f"{name} of the activations is {value}; expected"):
         lens_of(lm, **{name: value})
-    lens_of(lm).save(tmp_path)
+    lens_of(lm).save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**record, name: value}))
     with pytest.raises(LensError, match=f"{name} (of the activations )?is {value}; expected"):
@@ -175,7 +175,7 @@ def test_what_is_usual_for_activations_is_more_than_nothing(lm, tmp_path, name, 
 
 @pytest.mark.parametrize("name", ["mean", "decoder.gain", "decoder.before", "encoder.before"])
 def test_a_lens_has_finite_weights(lm, tmp_path, name):
-    lens_of(lm).save(tmp_path)
+    lens_of(lm).save_pretrained(tmp_path)
     with pytest.raises(LensError, match=f"{name} has NaN or infinite"):
         Lens.from_pretrained(spoiled(tmp_path, "lens.safetensors", name, nan), lm)
 

@@ -76,7 +76,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         artifacts = (wire, shared, TextWire(LM, [wire]), codes, lens)
         saved = dict(zip(KINDS, artifacts, strict=True))
         for kind, artifact in saved.items():
-            artifact.save(root / kind)
+            artifact.save_pretrained(root / kind)
         yield {kind: root / kind for kind in saved}
 
 

@@ -111,7 +111,7 @@ def test_a_card_that_somebody_wrote_is_kept_until_there_are_results(hub, tmp_pat
 
 def test_the_snippet_of_a_card_loads_and_asks(tmp_path, monkeypatch, capsys):
     lm = tiny_lm("llama")
-    Wire(lm, WireConfig("me/tiny-llama", rank=4, window=64)).save(tmp_path / "saved")
+    Wire(lm, WireConfig("me/tiny-llama", rank=4, window=64)).save_pretrained(tmp_path / "saved")
     monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda *_: lm))
     card = save_card(tmp_path / "saved", "me/mine").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

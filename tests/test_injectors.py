@@ -105,7 +105,7 @@ def test_lora_is_float32_in_a_model_of_bfloat16():
 def test_lora_is_saved_and_loaded_with_the_wire(lms, tmp_path):  # noqa: F811
     wire = make_wire(lms, injector="lora")
     noise(wire.adapters)
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     loaded = SharedWire.from_pretrained(tmp_path, lms)
     saved = {n: t.bfloat16().float() for n, t in wire.state_dict().items()}
     for name, tensor in loaded.state_dict().items():
@@ -125,7 +125,7 @@ def test_wires_that_are_gone_leave_no_adapters_on_the_lm(tmp_path):
     noise(wire.adapters)
     given = contents(wire)
     before = [reader.prefix(given) for reader in wire.readers]
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     for _ in range(3):
         loaded = SharedWire.from_pretrained(tmp_path, own)
         del loaded
@@ -241,7 +241,7 @@ def test_what_a_config_may_say(lms, tmp_path):  # noqa: F811
     ]:
         with pytest.raises(WireError, match=said):
             replace(wire.config, **change)
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     del record["config"]["calibration"]  # as saved before there was any
     (tmp_path / "config.json").write_text(json.dumps(record))

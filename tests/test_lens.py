@@ -58,7 +58,7 @@ def vectors(lens):
 @pytest.mark.parametrize("family", list(CONFIGS))
 def test_a_saved_lens_loads_as_it_was(family, tmp_path):
     lens = make(family)
-    lens.save(tmp_path)
+    lens.save_pretrained(tmp_path)
     again = Lens.from_pretrained(str(tmp_path), tiny_lm(family))
     assert again.config == lens.config
     assert (again.norm, again.spread) == (lens.norm, lens.spread)
@@ -67,7 +67,7 @@ def test_a_saved_lens_loads_as_it_was(family, tmp_path):
     assert list(again.tensors()) == list(lens.tensors())
     for name, tensor in lens.tensors().items():
         assert torch.equal(again.tensors()[name], tensor.bfloat16().float()), name
-    again.save(tmp_path / "again")
+    again.save_pretrained(tmp_path / "again")
     for file in ("lens.safetensors", "config.json"):
         assert (tmp_path / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
     vector = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
@@ -79,7 +79,7 @@ def test_a_saved_lens_loads_as_it_was(family, tmp_path):
 
 def test_lenses_that_are_gone_leave_no_adapters_on_the_lm(tmp_path):
     lens = make()
-    lens.save(tmp_path)
+    lens.save_pretrained(tmp_path)
     for _ in range(3):
         second = Lens.from_pretrained(str(tmp_path), lens.lm)
         assert set(lens.lm.model.peft_config) == {"lora0", "lora1", *adapters(second)}
@@ -112,7 +112,7 @@ def test_fitted_projections_are_the_ridge_regression_of_hugging_faces_states(fam
 
 
 def test_a_fine_tuned_copy_is_another_model(lens, tmp_path):
-    lens.save(tmp_path)
+    lens.save_pretrained(tmp_path)
     same = tiny_lm("llama")
     with torch.no_grad():  # the embeddings stay, as where a LoRA was merged
         for parameter in same.blocks[1].parameters():
@@ -133,7 +133,7 @@ def test_a_lens_of_a_model_in_bfloat16_loads_it_so(tmp_path):
     texts = tokenized(lm, DOCUMENTS, window=40, skip=2)
     config = LensConfig(lm.name, 1, DecoderConfig(layers=2, lora=2), dtype="bfloat16")
     made = Lens(lm, config, statistics(stream(lm, 1, texts)))
-    made.save(tmp_path / "lens")
+    made.save_pretrained(tmp_path / "lens")
     again = Lens.from_pretrained(str(tmp_path / "lens"))
     assert again.lm.dtype == torch.bfloat16
     assert {t.dtype for t in again.tensors().values()} == {torch.float32}
@@ -282,7 +282,7 @@ def test_dumped_activations_are_the_streamed_ones(lens, tmp_path):
 
 
 def test_fields_of_an_earlier_release_are_read_at_their_one_value(lens, tmp_path):
-    lens.save(tmp_path)
+    lens.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     record = json.loads(path.read_text())
     record["decoder"] |= {"scale": "match", "train_prompt": True, "own_copy": False}
@@ -339,7 +339,7 @@ def test_a_text_shorter_than_the_position_asked_for(lens):
 
 
 def test_a_lens_of_another_model_or_altered(lens, tmp_path):
-    lens.save(tmp_path / "lens")
+    lens.save_pretrained(tmp_path / "lens")
     with pytest.raises(LensError, match=r"was trained on tiny-llama with architecture llama-3x32"):
         Lens.from_pretrained(str(tmp_path / "lens"), tiny_lm("gpt2"))
     same = tiny_lm("llama")

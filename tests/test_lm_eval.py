@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     torch.manual_seed(0)
     wire = Wire(lm, WireConfig("tiny-llama", rank=4, window=64))
     torch.nn.init.normal_(wire.scorer.weight)
-    wire.save(tmp_path / "wire")
+    wire.save_pretrained(tmp_path / "wire")
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     return tmp_path
 

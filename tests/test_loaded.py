@@ -35,7 +35,7 @@ def pair(lm: FrozenLM):
 def test_a_wire_of_slots(tmp_path):
     wire = make_wire()
     data = wire.send([TEXT])[0].to_bytes()
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     for again in (
         Wire.from_pretrained(tmp_path, pair(wire.lm)),
         load_wire(tmp_path, {"tiny-llama": pair(wire.lm)}),
@@ -59,13 +59,13 @@ def test_what_is_no_model_is_refused_in_one_line():
 
 def test_text_and_codes(tmp_path):
     wire = make_wire()
-    TextWire(wire.lm, [wire]).save(tmp_path / "text")
+    TextWire(wire.lm, [wire]).save_pretrained(tmp_path / "text")
     text = TextWire.from_pretrained(tmp_path / "text", {"tiny-llama": pair(wire.lm)})
     (message,) = text.send([TEXT])
     assert text.texts([message]) == [TEXT] and text.readers[0].id == wire.id
     source, reader = tiny_lm("llama"), tiny_lm("qwen3")
     codes = fitted(source, reader, 8)
-    codes.save(tmp_path / "codes")
+    codes.save_pretrained(tmp_path / "codes")
     lms = {"tiny-llama": pair(source), "tiny-qwen3": pair(reader)}
     again = CodeWire.from_pretrained(tmp_path / "codes", lms)
     (message,) = again.send([TEXT])
@@ -78,7 +78,7 @@ def test_text_and_codes(tmp_path):
 
 def test_a_lens_and_a_search(tmp_path):
     lens = make_lens()
-    lens.save(tmp_path)
+    lens.save_pretrained(tmp_path)
     again = Lens.from_pretrained(tmp_path, pair(tiny_lm("llama")))
     assert torch.equal(again.mean, lens.mean)
     lm = as_lm(pair(tiny_lm("llama")))
@@ -92,7 +92,7 @@ def test_a_lens_and_a_search(tmp_path):
 
 def test_a_copy_under_another_name_is_told_how_to_be_called(tmp_path):
     wire = make_wire()
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     other = tiny_lm("llama")
     with torch.no_grad():
         other.model.get_input_embeddings().weight[5] += 1

@@ -38,7 +38,7 @@ def nothing_told():
 def test_a_longer_text_and_a_higher_ratio_are_told_once_and_saved(tmp_path):
     wire = make_wire()
     wire.measured = Measured(20, 8)
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     wire = Wire.from_pretrained(tmp_path, wire.lm)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -55,7 +55,7 @@ def test_a_longer_text_and_a_higher_ratio_are_told_once_and_saved(tmp_path):
 @pytest.mark.parametrize("measured", [None, -1, "x", {"tokens": -5}, {"ratio": float("nan")}])
 def test_a_damaged_record_is_refused_and_a_folder_without_one_warns_of_nothing(tmp_path, measured):
     wire = make_wire()
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     assert "measured" not in record
     with warnings.catch_warnings():
@@ -72,7 +72,7 @@ def test_a_wire_of_codes_tells_too(tmp_path):
     (message,) = wire.send(["Ada was born in 1815."])
     (reader,) = wire.readers
     reader.measured = Measured(20, 8)
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     lms = {one.name: one for one in (wire.source, reader.lm)}
     (reader,) = CodeWire.from_pretrained(tmp_path, lms).at(9).readers
     with pytest.warns(UserWarning, match=HIGH), pytest.warns(UserWarning, match=LONG):

@@ -326,9 +326,9 @@ def test_a_recipe_goes_on_from_a_wire_at_several_ratios_in_turn(lm, data, tmp_pa
     assert torch.equal(second.format, first.format)
     assert torch.equal(second.scorer.weight, first.scorer.weight)
     assert not torch.equal(second.slots.up, first.slots.up)
-    first.save(begun)  # the same weights, so that the run is gone on with
+    first.save_pretrained(begun)  # the same weights, so that the run is gone on with
     assert train_wire(asked) == asked.out
-    second.save(begun)
+    second.save_pretrained(begun)
     with pytest.raises(ValueError, match=r"holds a run with another config \(init_from is"):
         train_wire(asked)
     assert train_wire(recipe(data, tmp_path / "first")) == tmp_path / "first"

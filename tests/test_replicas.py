@@ -21,6 +21,7 @@ from latentwire.serve.guard import Limits
 from latentwire.serve.replicas import deployed
 from latentwire.serve.store import Store
 from latentwire.tasks.qa import ask
+from latentwire.wire.load import load_wire
 from latentwire.wire.wire import Wire, WireConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")  # Ray's
@@ -32,12 +33,13 @@ def wire(reader, tmp_path):  # noqa: F811
     made = Wire(FrozenLM.from_pretrained(reader), WireConfig(reader, rank=4, window=64))
     torch.manual_seed(0)
     torch.nn.init.normal_(made.scorer.weight)
-    made.save(tmp_path / "wire")
+    made.save_pretrained(tmp_path / "wire")
     return Wire.from_pretrained(tmp_path / "wire", made.lm)
 
 
 def test_replicas_answer_alike_and_one_that_is_killed_takes_no_context(ray, wire, tmp_path):  # noqa: F811
-    build = partial(_app, str(tmp_path / "wire"), None, tmp_path / "store", Limits(), "default")
+    load = partial(load_wire, tmp_path / "wire")
+    build = partial(_app, load, tmp_path / "store", Limits(), "default")
     with connected(ray) as cluster, deployed(ray, 2, "127.0.0.1", 0, Limits(), build) as url:
         client = openai.OpenAI(base_url=f"{url}v1", api_key="none", max_retries=9, timeout=120)
         chat = partial(chat_of, client, model=wire.lm.name, max_tokens=20, stop="\n")

@@ -200,7 +200,7 @@ def test_a_wire_without_any_training_in_one_line(family, tmp_path):
     own = lm.prefill(Prompt.from_ids(lm, [torch.cat([lm.frame.prefix, lm.tokenize(TEXT)])]))
     assert received.nbytes() < own.nbytes() / 2
     assert len(ask(wire, message, ["Who?", "When?"])) == 2
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["selector"] == "key_norm"
     loaded = Wire.from_pretrained(tmp_path, lm)
     assert loaded.send([TEXT])[0].to_bytes() == data and loaded.config == wire.config
@@ -214,7 +214,7 @@ def test_selectors_that_there_are_not(tmp_path):
         Wire.of(lm, "norm")
     with pytest.raises(WireError, match=f"selector is 'norm'; expected one of: scorer, {names}"):
         WireConfig("x", selector="norm")
-    Wire(lm, WireConfig(lm.name, window=64, rank=4, format_tokens=3)).save(tmp_path)
+    Wire(lm, WireConfig(lm.name, window=64, rank=4, format_tokens=3)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert "selector" not in config  # as folders of wires have always been
     for change in ({"selector": "random"}, {"rank": 0}, {"format_tokens": 0}):

@@ -362,9 +362,9 @@ def test_what_no_reader_may_read(lms):
 
 def test_save_and_load_and_one_more_reader(lms, tmp_path):
     wire = make_wire(lms, injector="embeddings")
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     loaded = SharedWire.from_pretrained(tmp_path, lms)
-    loaded.save(tmp_path / "again")
+    loaded.save_pretrained(tmp_path / "again")
     assert loaded.id == wire.id == SharedWire.from_pretrained(tmp_path / "again", lms).id
     message = loaded.send(TEXTS[:1])[0]
     more = loaded.with_reader("tiny-qwen3", lms["tiny-qwen3"]).eval()

@@ -17,8 +17,8 @@ from tiny import tiny_lm
 
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt
 from latentwire.lm.families import rotate
+from latentwire.lm.joining import after_one_another, side_by_side
 from latentwire.serve import decoding
-from latentwire.serve.caches import after_one_another, side_by_side
 from latentwire.serve.context import Chat, Contexts, TooLongError, Turn, turn_ids
 from latentwire.serve.decoding import Batch, Request, Row, complete, stream
 from latentwire.serve.documents import extract, media_type, read_document
@@ -251,7 +251,7 @@ def command(wire, tmp_path, monkeypatch, capsys):
     """Runs a command with the tiny wire; status, standard output and error."""
     monkeypatch.setattr(FrozenLM, "from_pretrained", classmethod(lambda *_: wire.lm))
     monkeypatch.chdir(tmp_path)
-    wire.save(tmp_path / "wire")
+    wire.save_pretrained(tmp_path / "wire")
     for name, text in TEXTS.items():
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)

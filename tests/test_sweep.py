@@ -243,7 +243,7 @@ def test_the_grid_of_the_table_has_every_encoder_and_every_way_in(monkeypatch):
 
 def test_a_wire_that_a_recipe_cannot_be_begun_with(learned, tmp_path):
     first = tmp_path / "first"
-    SharedWire(learned.wire, load_models({learned.wire.source}, "float32")).save(first)
+    SharedWire(learned.wire, load_models({learned.wire.source}, "float32")).save_pretrained(first)
     for begun, change, message in (
         ("nowhere", {}, "nowhere is no wire; expected a folder"),
         (first, {"format_tokens": 3}, "with 16 soft tokens; expected 3, as the recipe says"),
@@ -308,7 +308,7 @@ def test_evaluation_on_ray_equals_that_of_one_process(
     if readers == 2:  # of messages that are text in a code of the first one's
         shutil.copytree(reader, tmp_path / "second")
         wire = TextWire(wire.lm, [wire, made(str(tmp_path / "second"))])
-    wire.save(tmp_path / "wire")
+    wire.save_pretrained(tmp_path / "wire")
     found = []
     for name, more in (("one", ()), ("many", ("--ray", ray))):
         folder = tmp_path / name

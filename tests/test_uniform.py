@@ -70,7 +70,7 @@ def test_every_head_keeps_as_many_and_its_own_best(keep):
 @torch.no_grad()
 def test_uniform_stays_through_other_changes_of_a_wire_and_in_its_folder(tmp_path):
     wire = corrected(tiny_lm("llama"))
-    wire.uniform().save(tmp_path)
+    wire.uniform().save_pretrained(tmp_path)
     (again,) = Wire.from_pretrained(tmp_path, wire.lm).encode([TEXT])
     assert again.lengths.unique().tolist() == [-(-len(TEXT) // 4)]
     for changed in (wire.uniform().evicting(), wire.evicting().uniform(), wire.uniform().at(8)):

@@ -258,9 +258,9 @@ def test_ridge_fit_equals_least_squares_on_all_rows_at_once():
 
 def test_save_and_load_give_the_same_latents(lm, tmp_path):
     wire = make_wire(lm)
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     once = Wire.from_pretrained(str(tmp_path), lm)
-    once.save(tmp_path / "again")
+    once.save_pretrained(tmp_path / "again")
     twice = Wire.from_pretrained(str(tmp_path / "again"), lm)
     assert once.id == twice.id == wire.id
     a, b = once.encode(TEXTS[:1])[0], twice.encode(TEXTS[:1])[0]
@@ -269,7 +269,7 @@ def test_save_and_load_give_the_same_latents(lm, tmp_path):
 
 def test_damaged_wires_are_refused(tmp_path):
     lm = tiny_lm("llama")
-    make_wire(lm).save(tmp_path)
+    make_wire(lm).save_pretrained(tmp_path)
     weights = tmp_path / "wire.safetensors"
     good = weights.read_bytes()
     for bad in (good[:-10], good[:200] + bytes([good[200] ^ 1]) + good[201:]):
@@ -304,7 +304,7 @@ def test_damaged_wires_are_refused(tmp_path):
 
 def test_a_wire_of_the_hub_is_the_one_that_was_saved(lm, tmp_path, monkeypatch):
     wire = make_wire(lm)
-    wire.save(tmp_path)
+    wire.save_pretrained(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
     assert Wire.from_pretrained("owner/wire", lm).id == wire.id
     loaded = load_wire("owner/wire", {lm.name: lm})

@@ -21,7 +21,8 @@ Positional = tyro.conf.Positional
 WIRE = Positional[Annotated[str, tyro.conf.arg(metavar="WIRE")]]
 LENS = Positional[Annotated[str, tyro.conf.arg(metavar="LENS")]]
 MODEL = Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
-DOCUMENTS = tyro.conf.UseAppendAction[tuple[str, ...]]
+SEVERAL = tyro.conf.UseAppendAction[tuple[str, ...]]
+"""An option that may be given several times."""
 TEXT = Positional[Annotated[str, tyro.conf.arg(metavar="TEXT")]]
 DTYPE = Literal["auto", "float32", "bfloat16"] | None
 

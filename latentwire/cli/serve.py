@@ -1,9 +1,10 @@
-"""Commands on stored contexts: compress, ask --store, chat, serve."""
+"""Commands on stored contexts: compress, chat, serve."""
 
 import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from latentwire.cli.command_line import DOCUMENTS, Positional, out
+from latentwire.cli.command_line import SEVERAL, Positional, out
 from latentwire.terminal import printable
 
 
@@ -20,6 +21,7 @@ def compress(
     documents: Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DOC")]],
     store: Path,
     wire: str = "default",
+    reader: SEVERAL = (),
     ratio: int | None = None,
     keep: str | None = None,
     bits: int | None = None,
@@ -34,6 +36,7 @@ def compress(
         store: Folder of the store; it is made where there is none.
         wire: A wire's folder or hub id (owner/name), or one of those shipped: default, shared,
             interlingua.
+        reader: PATH of the wire's reader where it has another here, or NAME=PATH of one of several.
         ratio: Tokens in per latent out, where it is to be another than the wire's own.
         keep: What of the text to keep as text beside the latents: numbers, names, or what a regular
             expression finds.
@@ -49,7 +52,8 @@ def compress(
 
     if not documents:
         raise ValueError("got no document; expected at least one file")
-    kept, loaded, failed = Store(store), load_with(wire, ratio, keep, uniform=uniform), 0
+    kept, failed = Store(store), 0
+    loaded = load_with(wire, ratio, keep, uniform=uniform, readers=reader)
     wire_id(loaded)
     for number, path in enumerate(documents, 1):
         start, place = time.perf_counter(), printable(f"[{number}/{len(documents)}] {path}")
@@ -71,39 +75,7 @@ def compress(
     return int(failed > 0)
 
 
-def ask_store(
-    questions: list[str], context: Path | None, store: Path, doc: DOCUMENTS, wire: str
-) -> int:
-    """Answer from documents of a store; exit status 1 where one was altered and is left out."""
-    from latentwire.serve.context import Contexts
-    from latentwire.serve.decoding import complete
-    from latentwire.serve.store import Store
-    from latentwire.wire.load import load_wire
-
-    contexts = Contexts(load_wire(wire), Store(store))
-    if context is not None:
-        raise ValueError("got --context and --store; expected one of them")
-    whole = _whole(contexts, doc)
-    for model in contexts.models:
-        requests = [contexts.question(whole, question, model) for question in questions]
-        print(*map(printable, complete(contexts.lm(model), requests)), sep="\n")
-        entries = contexts.stored(whole, model)[1]
-        tokens, latents = (sum(getattr(e, n) for e in entries) for n in ("tokens", "latents"))
-        out.print(told(contexts.wire, model, tokens, latents), style="dim")
-    return int(len(whole) < len(doc))
-
-
-def told(wire, model: str, tokens: int, latents: int) -> str:
-    """The line that says who read a text and who answers: of a wire of codes its source reads, and
-    the model that answers sees nothing but latents."""
-    from latentwire.wire.codes.wire import CodeWire
-
-    if not isinstance(wire, CodeWire):
-        return f"{model} read {tokens} tokens as {latents} latents"
-    return f"{wire.source.name} read {tokens} tokens; {model} answered from {latents} latents"
-
-
-def _whole(contexts, names: DOCUMENTS) -> list[str]:
+def whole_of(contexts, names: SEVERAL) -> list[str]:
     """Those documents that were not altered; each of the others is named on stderr. Raises
     StoreError where none is left, or one is unknown."""
     from latentwire.serve.store import StoreError, UnknownContextError
@@ -130,11 +102,13 @@ def _whole(contexts, names: DOCUMENTS) -> list[str]:
 def chat(
     context: Path | None = None,
     store: Path | None = None,
-    doc: DOCUMENTS = (),
+    doc: SEVERAL = (),
     wire: str = "default",
+    reader: SEVERAL = (),
     ratio: int | None = None,
     soft_prompt: bool = True,
     max_new_tokens: int = 256,
+    stop: SEVERAL = (),
     temperature: float = 0.0,
 ) -> int:
     """Chat about documents that the reader sees only as latents. Ctrl-C stops an answer; an empty
@@ -146,10 +120,12 @@ def chat(
         doc: Which document of the store; several are read one after another.
         wire: A wire's folder or hub id (owner/name), or one of those shipped; its first reader
             answers.
+        reader: PATH of the wire's reader where it has another here, or NAME=PATH of one of several.
         ratio: Tokens in per latent out, where it is to be another than the wire's own.
         soft_prompt: Have the wire's soft prompt behind the document, which it was trained with; it
             asks for a short span.
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Longest answer in tokens.
+        stop: A text that ends an answer. May be given several times.
         temperature: Of sampling; 0 takes the most probable token.
     """
     from latentwire.serve.context import Chat, Contexts
@@ -161,12 +137,12 @@ def chat(
         raise ValueError("expected --context FILE, or --store FOLDER with --doc NAME")
     text = None if context is None else read_document(context)
     with TemporaryDirectory() as folder:
-        contexts = Contexts(load_with(wire, ratio), Store(store or folder))
+        contexts = Contexts(load_with(wire, ratio, readers=reader), Store(store or folder))
         if context is not None and text is not None:
             doc = (str(context),)
             list(contexts.store.add(contexts.wire, {doc[0]: text}))
-        whole = _whole(contexts, doc)
-        options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        whole = whole_of(contexts, doc)
+        options: Any = {"max_new_tokens": max_new_tokens, "temperature": temperature, "stop": stop}
         talk = Chat(contexts, whole, soft_prompt=soft_prompt, **options)
         for entry in talk.entries:
             words = f"{entry.name}: {entry.tokens} tokens as {entry.latents} latents"
@@ -195,6 +171,7 @@ def _converse(talk) -> None:
 def serve(
     store: Path = Path("latentwire-store"),
     wire: str = "default",
+    reader: SEVERAL = (),
     ratio: int | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -214,6 +191,7 @@ def serve(
         store: Folder of the store; it is made where there is none.
         wire: A wire's folder or hub id (owner/name), or one of those shipped: default, shared,
             interlingua. Its readers are the models.
+        reader: PATH of the wire's reader where it has another here, or NAME=PATH of one of several.
         ratio: Tokens in per latent out of what is uploaded, where it is to be another than the
             wire's own.
         host: Address to listen on; only this machine reaches 127.0.0.1.
@@ -237,6 +215,7 @@ def serve(
         raise ValueError(f"serve needs {error.name}: pip install 'latentwire[serve]'") from None
     from latentwire.serve.replicas import deployed, family, url_of
     from latentwire.wire.folder import kind_of
+    from latentwire.wire.load import load_with
 
     if replicas is not None and (ray is None or replicas < 1):
         raise ValueError(f"--replicas is {replicas}; expected at least 1, beside --ray ADDRESS")
@@ -246,10 +225,9 @@ def serve(
     key = api_key or os.environ.get("LATENTWIRE_API_KEY")
     hosts = LOOPBACK if host in LOOPBACK else None
     if hosts is None and key is None:
-        print(
-            "latentwire: anybody who reaches this address may ask; see --api-key", file=sys.stderr
-        )
-    build = partial(_app, wire, ratio, store, limits, lens, api_key=key, hosts=hosts)
+        print("latentwire: all who reach this address may ask; see --api-key", file=sys.stderr)
+    load = partial(load_with, wire, ratio, readers=reader)
+    build = partial(_app, load, store, limits, lens, api_key=key, hosts=hosts)
     if ray is not None:
         kind_of(wire)  # what is no wire is told here, and not by a replica at its first request
         with deployed(ray, replicas or 1, host, port, limits, build) as url:
@@ -262,11 +240,10 @@ def serve(
     uvicorn.Server(config).run([listener])
 
 
-def _app(wire: str, ratio: int | None, store: Path, limits: Any, lens: str, **guard: Any) -> Any:
-    """The application, with a model that is loaded for it."""
+def _app(load: Callable[[], Any], store: Path, limits: Any, lens: str, **guard: Any) -> Any:
+    """The application, with the wire that is loaded for it."""
     from latentwire.serve.context import Contexts
     from latentwire.serve.server import create_app
     from latentwire.serve.store import Store
-    from latentwire.wire.load import load_with
 
-    return create_app(Contexts(load_with(wire, ratio), Store(store)), limits, lens, **guard)
+    return create_app(Contexts(load(), Store(store)), limits, lens, **guard)

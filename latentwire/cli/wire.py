@@ -1,6 +1,5 @@
-"""Commands of the wire: ask, eval, fit, train, add-reader, sweep."""
+"""Commands of the wire: eval, fit, train, add-reader, sweep."""
 
-import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from latentwire.cli.command_line import (
-    DOCUMENTS,
     DTYPE,
     MODEL,
+    SEVERAL,
     WIRE,
     Positional,
     check_folder,
@@ -22,89 +21,12 @@ from latentwire.cli.command_line import (
     trained,
     write_json,
 )
-from latentwire.cli.serve import ask_store, told
-
-
-def ask(
-    questions: Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="QUESTION")]],
-    context: Path | None = None,
-    store: Path | None = None,
-    doc: DOCUMENTS = (),
-    wire: str = "default",
-    full_text: bool = False,
-    ratio: int | None = None,
-    keep: str | None = None,
-    selector: str | None = None,
-    dtype: DTYPE = None,
-) -> int:
-    """Answer questions about a document that the reader sees only as latents, a line each. Exit
-    status 1 where a document of a store was altered, and is left out.
-
-    Args:
-        questions: What to ask; - for questions from standard input, a line each.
-        context: A document: text, Markdown, PDF or HTML; one longer than the wire's window is
-            compressed window by window.
-        store: A folder that `latentwire compress` made, in place of a document.
-        doc: Which document of the store; several are read one after another.
-        wire: A wire's folder or hub id (owner/name), or one of those shipped: default, for one
-            reader, or shared, whose two readers answer from the same bytes.
-        full_text: Also show what the same reader answers with the whole text in front of it.
-        ratio: Tokens in per latent out, where it is to be another than the wire's own.
-        keep: What of the text to keep as text beside the latents: numbers, names, or what a regular
-            expression finds.
-        selector: Compress without any training, by this selector; an unknown name lists them all.
-            --wire is then a model by zoo name, Hugging Face id or folder.
-        dtype: Number type of the readers' weights, where it is to be another than the wire was
-            trained with; auto is bfloat16 on devices that are faster with it.
-    """
-    from latentwire.evals import baselines
-    from latentwire.serve.documents import read_document
-    from latentwire.tasks import qa
-    from latentwire.terminal import printable
-    from latentwire.wire.codes.wire import CodeWire
-    from latentwire.wire.load import load_with
-
-    asked = _asked(questions)
-    if store is not None:
-        if full_text or ratio is not None or keep is not None or selector is not None:
-            raise ValueError(
-                "a store has no text; --full-text, --ratio, --keep and --selector go with --context"
-            )
-        return ask_store(asked, context, store, doc, wire)
-    if context is None or doc:
-        raise ValueError("expected --context FILE, or --store FOLDER with --doc NAME")
-    text = read_document(context)
-    loaded: Any = load_with(wire, ratio, keep, selector, dtype=chosen_dtype(dtype))
-    (message,) = loaded.send([text])
-    for reader in loaded.readers:
-        lm = reader.lm
-        print(*map(printable, qa.ask(reader, message, asked)), sep="\n")
-        source = loaded.source if isinstance(loaded, CodeWire) else lm
-        tokens = len(source.tokenize(text))
-        out.print(told(loaded, lm.name, tokens, reader.latents(text)), style="dim")
-        if full_text:
-            read = baselines.full_text(lm)([text]).repeat(len(asked))
-            for answer in qa.answers(lm, asked, read, soft_prompt=reader.format):
-                print(printable(f"full text: {answer}"))
-    return 0
-
-
-def _asked(questions: tuple[str, ...]) -> list[str]:
-    """The questions, those from standard input in the place of "-". Raises ValueError where there
-    is none, or one is empty."""
-    asked: list[str] = []
-    for question in questions:
-        asked += [line for line in sys.stdin if line.strip()] if question == "-" else [question]
-    if not asked:
-        raise ValueError("got no question; expected one, or - and lines of standard input")
-    if not all(question.strip() for question in asked):
-        raise ValueError("a question is empty; expected text")
-    return [question.strip() for question in asked]
 
 
 def evaluate(
     wire: WIRE = "default",
     data: str | None = None,
+    reader: SEVERAL = (),
     limit: int | None = None,
     json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     run: Path | None = None,
@@ -112,7 +34,7 @@ def evaluate(
     ratio: int | None = None,
     keep: str | None = None,
     needles: Literal["number", "uuid"] | None = None,
-    also: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    also: SEVERAL = (),
     selector: str | None = None,
     ray: str | None = None,
     dtype: DTYPE = None,
@@ -124,6 +46,7 @@ def evaluate(
         wire: A wire's folder or hub id, or one of those shipped, default or shared.
         data: JSONL with rows {"id", "context", "question", "answers"}; the shipped almanac if not
             given.
+        reader: PATH of the wire's reader where it has another here, or NAME=PATH of one of several.
         limit: Only the first so many questions.
         json_out: Write the result as JSON to this file.
         run: Run folder for results.json, predictions.jsonl and report.html; one that was
@@ -161,11 +84,11 @@ def evaluate(
     weights = chosen_dtype(dtype)
 
     def executor(number: int) -> Any:
-        one = partial(load_reader, wire, ratio, keep, number, selector, weights)
+        one = partial(load_reader, wire, ratio, keep, number, selector, weights, reader)
         return on_ray(ray, one) if ray else None
 
     with owned(run):  # before any model is loaded
-        loaded = load_with(wire, ratio, keep, selector, dtype=weights)
+        loaded = load_with(wire, ratio, keep, selector, dtype=weights, readers=reader)
         asked = (data or ALMANAC, limit, run, bits, needles)
         with nullcontext() if ray is None else connected(ray):  # once, for all readers
             if isinstance(loaded, Wire):

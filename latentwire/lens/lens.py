@@ -13,7 +13,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -34,9 +34,18 @@ from latentwire.lens.checks import LensError, check_layer, checked
 from latentwire.lens.decoder import Decoder, DecoderConfig, template_ids
 from latentwire.lens.encoder import Encoder, EncoderConfig
 from latentwire.lens.objectives import scaled_mse
-from latentwire.lm import Dtype, FrozenLM, Greedy, LMSource, Sampled, as_lm, seed_of, seeded_noise
+from latentwire.lm import (
+    Dtype,
+    FrozenLM,
+    Greedy,
+    LMSource,
+    Sampled,
+    seed_of,
+    seeded_noise,
+)
 from latentwire.lm.finite import check_finite
-from latentwire.lm.zoo import locate_saved
+from latentwire.lm.loaded import lm_of, saved_folders
+from latentwire.lm.zoo import locate_saved, name_of
 from latentwire.reading import saved_config, shortened
 from latentwire.texts import check_texts
 
@@ -81,6 +90,8 @@ class Saved:
     decoder: DecoderConfig
     encoder: EncoderConfig
     dtype: Dtype = "float32"
+    folders: dict[str, str] = field(default_factory=dict)
+    """Folders of models by name, on the machine that saved it, that had no name elsewhere."""
 
     def __post_init__(self) -> None:
         _check_scales(self.norm, self.spread)
@@ -112,7 +123,7 @@ class Lens(nn.Module):
         check_layer(config.layer, lm)
         check_finite({"mean of the activations": statistics.mean}, LensError)
         _check_scales(statistics.norm, statistics.spread)
-        self.lm, self.config = lm, config
+        self.lm, self.config = lm, replace(config, model=name_of(config.model))
         self.norm, self.spread = statistics.norm, statistics.spread
         self.register_buffer("mean", statistics.mean.float())
         self.decoder = Decoder(lm, config.decoder, statistics.norm)
@@ -148,8 +159,9 @@ class Lens(nn.Module):
         check_texts(texts, "texts")
         return self.encoder([self.lm.tokenize(text) for text in texts])
 
-    def save(self, folder: Path) -> None:
-        """config.json and bf16 weights, with all that a load must find equal."""
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and bf16 weights, with all that a load must find equal."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: t.detach().to("cpu", torch.bfloat16) for n, t in self.tensors().items()}
         gain = self.decoder.project.gain
@@ -162,18 +174,26 @@ class Lens(nn.Module):
             "norm": self.norm,
             "spread": self.spread,
             **asdict(self.config),
+            **saved_folders({self.config.model: self.lm.folder}),
         }
         write_whole(folder / WEIGHTS, weights)
         write_whole(folder / "config.json", json.dumps(record, indent=1))
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, lm: LMSource | None = None) -> Lens:
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        lm: LMSource | None = None,
+        dtype: Dtype | None = None,
+        device: str | None = None,
+    ) -> Lens:
         """Load a lens from a folder or the Hugging Face hub (owner/name), or the shipped one by the
         name "default".
 
-        lm: its LM, loaded (with its tokenizer) or by another name or path than its own. Raises
-        LensError for a folder that is no lens, altered weights, or another LM than its own, and
-        ZooError where the hub has no such lens.
+        lm: its LM, loaded (with its tokenizer) or by another name or path than its own. dtype,
+        device: of the LM where it is loaded here; as trained, and torch's accelerator where there
+        is one, if None. Raises LensError for a folder that is no lens, altered weights, or another
+        LM than its own, and ZooError where the hub has no such lens.
         """
         shipped = Path(str(files("latentwire") / "data" / "lens"))
         folder = shipped if name == "default" else locate_saved(str(name), "a lens")
@@ -182,7 +202,7 @@ class Lens(nn.Module):
         with one_error(LensError, folder):
             state = read_tensors(folder / WEIGHTS, saved.sha256)
             _check_state(config, state)
-        lm = as_lm(lm or config.model, config.dtype)
+        lm = lm_of(config.model, lm, dtype or config.dtype, saved.folders, device)
         check_layer(config.layer, lm)
         if config.decoder.max_new_tokens > lm.context_length:
             raise LensError(

@@ -139,7 +139,7 @@ def _train(recipe: LensRecipe, session: Session, out: Path) -> Path:
         joint = joint_loss(lens, source, texts, recipe, epoch)
         stage("joint", lens.tensors(), joint, recipe.joint)
     if first:
-        lens.save(out / "lens")
+        lens.save_pretrained(out / "lens")
     return out
 
 

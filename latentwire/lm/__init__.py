@@ -10,7 +10,7 @@ zoo.py (where models come from), adapters.py, doctor.py.
 from latentwire.lm.checkpointing import gradient_checkpointing
 from latentwire.lm.devices import Dtype
 from latentwire.lm.frozen import FrozenLM
-from latentwire.lm.loaded import LMSource, as_lm, as_lms
+from latentwire.lm.loaded import LMSource, Models, as_lm, saved_folders
 from latentwire.lm.outputs import (
     Generation,
     States,
@@ -49,6 +49,7 @@ __all__ = [
     "KVPrefix",
     "LMSource",
     "Memory",
+    "Models",
     "Patch",
     "Prompt",
     "RaggedKV",
@@ -59,11 +60,11 @@ __all__ = [
     "States",
     "StraightThroughGumbel",
     "as_lm",
-    "as_lms",
     "gradient_checkpointing",
     "kl_divergence",
     "log_softmax",
     "pad_right",
+    "saved_folders",
     "seed_of",
     "seeded_noise",
     "token_log_probs",

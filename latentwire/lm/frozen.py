@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ from latentwire.lm.samplers import Sampler
 from latentwire.lm.shape import ShapeMixin
 from latentwire.lm.tokenizer import TokenizerMixin
 from latentwire.lm.turns import LOADING, turn
-from latentwire.lm.zoo import locate
+from latentwire.lm.zoo import local_folder, locate, name_of
 from latentwire.texts import check_texts
 
 Attention = Callable[[Any], AbstractContextManager[None]]
@@ -67,8 +68,15 @@ class FrozenLM(TokenizerMixin, ShapeMixin):
     adapter: str | None = None
     """The LoRA adapter that is on in this view."""
 
+    folder: Path | None
+    """The folder of this machine that it was loaded from, where its name is that folder's last
+    part."""
+
     def __init__(self, model: Any, tokenizer: Any, name: str):
-        super().__init__(model, tokenizer, name)
+        """name: a zoo name, a Hugging Face id or a local folder, whose last part is then the
+        name."""
+        super().__init__(model, tokenizer, name_of(name))
+        self.folder = local_folder(name)
         self._family = family_of(model.config)
         check_setting(model, name)
         with turn(model):
@@ -77,12 +85,13 @@ class FrozenLM(TokenizerMixin, ShapeMixin):
 
     @classmethod
     def from_pretrained(
-        cls, name: str, dtype: torch.dtype | Dtype = "float32", device: str | None = None
+        cls, name: str | Path, dtype: torch.dtype | Dtype = "float32", device: str | None = None
     ) -> FrozenLM:
         """Load a zoo name, a Hugging Face id or a local folder, fetching it where needed.
 
         device: "cpu", "cuda", ...; torch's accelerator where there is one if None.
         """
+        name = str(name)
         with LOADING:
             model, tokenizer = load_model(locate(name), AutoModelForCausalLM, "a causal LM", dtype)
         return cls(model.to(device or accelerator() or "cpu"), tokenizer, name)

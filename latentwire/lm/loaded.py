@@ -6,7 +6,7 @@ load_wire("interlingua", {"gemma3-270m": (model, tokenizer)})
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,29 @@ from transformers import PreTrainedTokenizerBase
 
 from latentwire.lm.devices import Dtype
 from latentwire.lm.frozen import FrozenLM
-from latentwire.lm.zoo import ZooError
+from latentwire.lm.zoo import ZooError, local_folder, name_of
 
 LMSource = FrozenLM | str | Path | tuple[Any, Any]
 """A name or folder as FrozenLM.from_pretrained takes it, a loaded model of transformers with its
 tokenizer, or an LM of the port."""
 
 
-def as_lm(source: LMSource, dtype: Dtype = "float32", name: str | None = None) -> FrozenLM:
+def as_lm(
+    source: LMSource, dtype: Dtype = "float32", name: str | None = None, device: str | None = None
+) -> FrozenLM:
     """The LM of a source. A loaded model stays on its device and in its number type; it is put in
-    evaluation mode and its weights no longer take gradients. dtype: of one that is loaded here.
-    name: of one that is no FrozenLM yet, its own if None. Raises ZooError for what is no source."""
+    evaluation mode and its weights no longer take gradients. dtype, device: of one that is loaded
+    here. name: of one that is no FrozenLM yet, its own if None. Raises ZooError for what is no
+    source."""
     match source:
         case FrozenLM():
             return source
         case str() | Path():
-            lm = FrozenLM.from_pretrained(str(source), dtype)
+            lm = FrozenLM.from_pretrained(source, dtype, device)
             lm.name = name or lm.name
             return lm
         case (nn.Module() as model, PreTrainedTokenizerBase() as tokenizer):
-            return FrozenLM(model, tokenizer, name or named(model))
+            return FrozenLM(model, tokenizer, name or loaded_by(model))
     parts = source if isinstance(source, tuple | list) else [source]
     raise ZooError(
         f"got {', '.join(type(part).__name__ for part in parts)} for a model; expected a name or "
@@ -42,11 +45,75 @@ def as_lm(source: LMSource, dtype: Dtype = "float32", name: str | None = None) -
     )
 
 
-def as_lms(sources: Mapping[str, LMSource] | None) -> dict[str, FrozenLM]:
-    """The LMs of sources, each by its name and called by it."""
-    return {name: as_lm(source, name=name) for name, source in (sources or {}).items()}
+class Models:
+    """The models of something saved, by name: those that a caller has, and the others loaded when
+    they are first asked for, from the folders that they were in when it was saved."""
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        given: Mapping[str, LMSource] | None = None,
+        folders: Mapping[str, str] | None = None,
+        device: str | None = None,
+    ):
+        """names: of the models that there are. given: by name or folder. folders: by name, of
+        those that had no name elsewhere. device: of those that are loaded here. Raises ZooError for
+        a given one that is none of them."""
+        known = list(dict.fromkeys(map(name_of, names)))
+        if not isinstance(given or {}, Mapping):
+            raise ZooError(f"got a model alone; expected which it is by name: {', '.join(known)}")
+        self._sources = {name_of(name): source for name, source in (given or {}).items()}
+        if unknown := set(self._sources) - set(known):
+            raise ZooError(f"got a model for {min(unknown)!r}; expected one for {', '.join(known)}")
+        self._folders, self._device = folders or {}, device
+
+    def __contains__(self, name: str) -> bool:
+        """True for one that the caller has, or that was asked for already."""
+        return name_of(name) in self._sources
+
+    def folder(self, name: str) -> Path | None:
+        """The folder of this machine that a model is or was in, where it has no name elsewhere."""
+        if isinstance(lm := self._sources.get(name_of(name)), FrozenLM):
+            return lm.folder
+        return Path(self._folders[name]) if name in self._folders else local_folder(name)
+
+    def get(self, place: str, dtype: Dtype = "float32") -> FrozenLM:
+        """The LM of a name or folder. dtype: of one that is loaded here. Raises ZooError where
+        there is no such model, and says which folder it was in."""
+        name, folder = name_of(place), self._folders.get(place, "")
+        source = self._sources.get(name) or (folder if local_folder(folder) else place)
+        try:
+            lm = self._sources[name] = as_lm(source, dtype, name, self._device)
+        except ZooError as error:
+            if source != name or not folder:
+                raise
+            raise ZooError(
+                f"{name} was in {folder}, which is not here; give it by another name or path: "
+                f"--reader PATH, or {{{name!r}: PATH}}"
+            ) from error
+        return lm
 
 
-def named(model: Any) -> str:
+def lm_of(
+    name: str,
+    given: LMSource | None,
+    dtype: Dtype,
+    folders: Mapping[str, str],
+    device: str | None = None,
+) -> FrozenLM:
+    """The one LM of something saved: the given one, or that of its name as `Models` finds it."""
+    if given is None:
+        return Models([name], None, folders, device).get(name, dtype)
+    return as_lm(given, dtype, device=device)
+
+
+def saved_folders(folders: Mapping[str, Path | None]) -> dict[str, dict[str, str]]:
+    """The field of a config.json that says in which folders of this machine models were, by their
+    names, that have no name elsewhere; none where there is no such model."""
+    here = {name: str(folder) for name, folder in folders.items() if folder is not None}
+    return {"folders": here} if here else {}
+
+
+def loaded_by(model: Any) -> str:
     """The name or folder that a model of transformers was loaded by, or its class's name."""
     return getattr(model.config, "_name_or_path", "") or type(model).__name__

@@ -105,18 +105,31 @@ def locate_saved(name: str, said: str) -> Path:
         ) from err
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder of this machine that a model's name stands for; None for any other name."""
+    folder = os.path.expanduser(name)
+    return Path(os.path.abspath(folder)) if name not in ZOO and os.path.isdir(folder) else None
+
+
+def name_of(name: str) -> str:
+    """A model's name as saved files and messages have it: a local folder's last part, since another
+    machine has that folder elsewhere; any other name as it is."""
+    folder = local_folder(name)
+    return name if folder is None else folder.name or name
+
+
 def cached(name: str) -> Path | None:
     """The model's folder if it is on this machine and complete, else None. Never the network."""
     if name in ZOO:
         own = cache_folder() / name
         return own if _is_ours(own, ZOO[name]) else None
-    if os.path.isdir(folder := os.path.expanduser(name)):
-        if not os.path.isfile(os.path.join(folder, "config.json")):
+    if (folder := local_folder(name)) is not None:
+        if not (folder / "config.json").is_file():
             raise ZooError(
                 f"folder {name!r} has no config.json: expected a Hugging Face model folder "
                 "(config.json, *.safetensors, tokenizer files); give the folder that holds them"
             )
-        return Path(folder).resolve()
+        return folder.resolve()
     try:
         return _snapshot(name, local=True)
     except (OSError, ValueError):  # not there, not complete, or not an id

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from latentwire.evals.baselines import truncated
 from latentwire.lm import FrozenLM, KVPrefix
-from latentwire.serve.caches import after_one_another, side_by_side
+from latentwire.lm.joining import after_one_another, side_by_side
+from latentwire.lm.samplers import seed_of
 from latentwire.serve.decoding import Request, Row, complete, stream
 from latentwire.serve.store import Entry, Store, StoreError, wire_id
-from latentwire.tasks.qa import ANSWER_TOKENS, question_ids, with_soft_prompt
+from latentwire.tasks.qa import Answering, question_ids, with_soft_prompt
 from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.load import AnyWire
 from latentwire.wire.wire import RESERVE
@@ -128,16 +129,36 @@ class Contexts:
         return Request(prefix, ids, most, **options)
 
     def ask(
-        self, asked: Sequence[tuple[Sequence[str], str]], model: str | None = None
+        self,
+        asked: Sequence[tuple[Sequence[str], str]],
+        model: str | None = None,
+        **options: Any,
     ) -> list[str]:
-        """Short answers to questions, each of contexts of its own, decoded together."""
-        return complete(self.lm(model), [self.question(*one, model) for one in asked])
+        """Answers to questions, each of contexts of its own, decoded together. options: of
+        Answering, as `latentwire.ask` has them."""
+        seed = options.pop("seed", 0)
+        requests = [
+            self.question(*one, model, seed=seed_of(seed, row), **options)
+            for row, one in enumerate(asked)
+        ]
+        return complete(self.lm(model), requests)
 
-    def question(self, names: Sequence[str], question: str, model: str | None = None) -> Request:
-        """A request that has a question about contexts answered as `latentwire.ask` answers it."""
-        prefix, _ = self.stored(names, model)
-        turns = [Turn("user", question)]
-        return self.request(prefix, turns, model, max_new_tokens=ANSWER_TOKENS, stop=("\n",))
+    def question(
+        self, names: Sequence[str], question: str, model: str | None = None, **options: Any
+    ) -> Request:
+        """A request that has a question about contexts answered as `latentwire.ask` answers it.
+        options: of Answering."""
+        answering = Answering(**options)
+        prefix, _ = self.stored(names, model, answering.soft_prompt)
+        return self.request(
+            prefix,
+            [Turn("user", question)],
+            model,
+            max_new_tokens=answering.longest,
+            stop=answering.ends,
+            temperature=answering.temperature,
+            seed=answering.seed,
+        )
 
     def _reader(self, model: str | None, ratio: int | None = None) -> Any:
         wire = self.wire if ratio is None else self.wire.at(ratio)

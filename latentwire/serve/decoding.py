@@ -21,8 +21,8 @@ from torch import Tensor
 
 from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, Sampled, Sampler
 from latentwire.lm.generation import advance
+from latentwire.lm.joining import side_by_side, staying
 from latentwire.lm.samplers import seeded_noise
-from latentwire.serve.caches import side_by_side, staying
 
 
 class BusyError(RuntimeError):

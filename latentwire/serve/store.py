@@ -97,13 +97,6 @@ def wire_id(wire: AnyWire) -> str:
     raise WireError("a wire of learned codes has no store; expected one such as default, shared")
 
 
-def message_kind(wire: AnyWire) -> type[Message | TextMessage | CodeMessage]:
-    """The class of a wire's messages."""
-    if isinstance(wire, Wire):
-        return Message
-    return TextMessage if isinstance(wire, TextWire) else CodeMessage
-
-
 class Store:
     """A folder of contexts. Any number of processes may read and write it at the same time."""
 
@@ -185,7 +178,7 @@ class Store:
         entry, data = self._read(entry.id)
         self._check(entry, data)
         with one_error(StoreError, f"{entry.name} in {self.folder}"):
-            return message_kind(wire).from_bytes(data)
+            return _first(wire).message_type.from_bytes(data)
 
     def remove(self, entry: Entry) -> None:
         """Remove a context; one that is gone already is no mistake."""

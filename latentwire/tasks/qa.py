@@ -12,17 +12,19 @@ is a KVPrefix; `with_soft_prompt`, `question_prompt` and `answer_ids` make the r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, pad_right
+from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, Sampled, Sampler, pad_right
+from latentwire.lm.joining import after_one_another, side_by_side
+from latentwire.lm.samplers import seed_of, seeded_noise
 from latentwire.reading import shortened
 from latentwire.tasks.base import (
     DataError,
@@ -32,7 +34,7 @@ from latentwire.tasks.base import (
     numbered_rows,
     read_array,
 )
-from latentwire.texts import check_texts
+from latentwire.texts import check_least, check_texts
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,9 @@ def with_soft_prompt(lm: FrozenLM, soft_prompt: Tensor | None, prefix: KVPrefix)
 ROWS = 64
 """Most questions that are answered together: each has a copy of its passage's cache."""
 ANSWER_TOKENS = 20
-"""Longest answer, in tokens."""
+"""Longest answer in tokens behind a soft prompt, which asks for a short span."""
+LONG_ANSWER_TOKENS = 256
+"""Longest answer in tokens without one."""
 
 
 def question_ids(lm: FrozenLM, question: str) -> Tensor:
@@ -233,24 +237,76 @@ def passages_prompt(
     return question_prompt(lm, questions, formatted.rows(torch.tensor(owner).to(lm.device)))
 
 
+@dataclass(frozen=True)
+class Answering:
+    """The settings of generated answers. Behind a wire's soft prompt, which asks for a short span,
+    they are those of a short answer by default; without it they leave room for several lines."""
+
+    soft_prompt: bool = True
+    """With the wire's soft prompt behind the context, which it was trained with."""
+    max_new_tokens: int | None = None
+    """Longest answer, in tokens; 20 with the soft prompt and 256 without it if None."""
+    stop: Sequence[str] | None = None
+    """Texts of which the first to come ends an answer, and is no part of it; with the soft prompt a
+    line break and without it nothing if None."""
+    temperature: float = 0.0
+    """0 takes the most probable token."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_texts(self.stop, "stop")
+        check_least(self, max_new_tokens=1, temperature=0)
+
+    @property
+    def longest(self) -> int:
+        """Longest answer, in tokens."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        return ANSWER_TOKENS if self.soft_prompt else LONG_ANSWER_TOKENS
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Texts that end an answer."""
+        if self.stop is not None:
+            return tuple(self.stop)
+        return ("\n",) if self.soft_prompt else ()
+
+    def sampler(self, rows: Iterable[int]) -> Sampler:
+        """Chooses the tokens of these questions, each by a seed of its own."""
+        if self.temperature == 0:
+            return Greedy()
+        seeds = [seed_of(self.seed, row) for row in rows]
+        return Sampled(seeded_noise(seeds), self.temperature)
+
+
+@torch.no_grad()
 def answers(
     lm: FrozenLM,
     questions: Sequence[str],
     prefix: KVPrefix,
-    max_new_tokens: int = ANSWER_TOKENS,
     soft_prompt: Tensor | None = None,
+    answering: Answering = Answering(),
 ) -> list[str]:
-    """Greedy answers to questions, one per row of `prefix`; a line break ends an answer.
-    soft_prompt: where the prefix does not hold it."""
-    prompt = question_prompt(lm, questions, prefix, soft_prompt)
-    with torch.no_grad():
-        out = lm.generate(prompt, Greedy(), max_new_tokens, stop_strings=("\n",))
-    return [text.strip() for text in out.texts]
+    """Answers to questions about one context, a prefix of one row. soft_prompt [n, d]: goes behind
+    it, unless `answering` leaves it out. Raises TypeError for questions that are one text."""
+    check_texts(questions, "questions")
+    soft_prompt, said = soft_prompt if answering.soft_prompt else None, []
+    if len(questions) > 1:
+        prefix, soft_prompt = with_soft_prompt(lm, soft_prompt, prefix), None
+    for start in range(0, len(questions), ROWS):
+        some = questions[start : start + ROWS]
+        prompt = question_prompt(lm, some, prefix.repeat(len(some)), soft_prompt)
+        sampler = answering.sampler(range(start, start + len(some)))
+        out = lm.generate(prompt, sampler, answering.longest, stop_strings=answering.ends)
+        said += out.texts
+    return [text.strip() for text in said]
 
 
 @runtime_checkable
 class Receiver(Protocol):
     """A frozen LM with what it needs in order to read messages: any reader of a wire."""
+
+    message_type: ClassVar[type[Any]]
 
     @property
     def lm(self) -> FrozenLM: ...
@@ -259,17 +315,27 @@ class Receiver(Protocol):
     def receive(self, messages: Sequence[Any], /) -> KVPrefix: ...
 
 
-@torch.no_grad()
-def ask(reader: Receiver, message: Any, questions: Sequence[str]) -> list[str]:
-    """A reader's greedy answers to questions about the text of a message, of which it sees the
-    latents alone; reader: a wire of one reader, or one of any wire's `.readers`. Raises what
-    `reader.receive` raises, and TypeError for questions that are one text."""
+def ask(reader: Receiver, message: Any, questions: Sequence[str], **options: Any) -> list[str]:
+    """A reader's answers to questions about the text of a message, of which it sees the latents
+    alone; of several messages, about their texts one after another.
+
+    reader: a wire of one reader, or one of any wire's `.readers`. message: one, or a list of them,
+    as they came from `send`, or their bytes. options: of Answering. Raises what `reader.receive`
+    raises, MessageError for bytes that are no message, and TypeError for questions that are one
+    text.
+    """
     check_texts(questions, "questions")
-    prefix, said = reader.receive([message]), []
-    if len(questions) == 1:
-        return answers(reader.lm, questions, prefix, soft_prompt=reader.format)
-    prefix = with_soft_prompt(reader.lm, reader.format, prefix)
-    for start in range(0, len(questions), ROWS):
-        some = questions[start : start + ROWS]
-        said += answers(reader.lm, some, prefix.repeat(len(some)))
-    return said
+    answering = Answering(**options)
+    prefix = received(reader, message if isinstance(message, list | tuple) else [message])
+    return answers(reader.lm, questions, prefix, reader.format, answering)
+
+
+@torch.no_grad()
+def received(reader: Receiver, messages: Sequence[Any]) -> KVPrefix:
+    """Messages, or their bytes, as a prefix of one row: each begins at the position where the one
+    before it ends. Raises ValueError for none."""
+    if not messages:
+        raise ValueError("got no message; expected at least one")
+    parse = reader.message_type.from_bytes
+    rows = [reader.receive([parse(m) if isinstance(m, bytes) else m]) for m in messages]
+    return rows[0] if len(rows) == 1 else after_one_another(reader.lm, side_by_side(rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -61,6 +61,8 @@ class Origin:
     """Architecture of the reader."""
     reader_weights: str
     """The reader's fingerprint."""
+    folders: dict[str, str] = field(default_factory=dict)
+    """Folders of models by name, on the machine that saved it, that had no name elsewhere."""
 
     def check(self, lm: FrozenLM, reader: str, folder: Path) -> None:
         """Raises WireError where an LM is not the reader that the wire in a folder was trained for;
@@ -76,7 +78,8 @@ class Origin:
             if lm.name != reader:
                 raise WireError(
                     f"{folder} was trained for {reader}; {lm.name} is another model. If it is a "
-                    f"copy of that one, call it so: FrozenLM(model, tokenizer, {reader!r})"
+                    f"copy of that one, call it so: --reader {reader}=PATH, or "
+                    f"FrozenLM(model, tokenizer, {reader!r})"
                 )
             warnings.warn(
                 f"wire {folder} was trained on another copy of {lm.name} (its weights differ); "

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
-from latentwire.lm import Dtype, LMSource, as_lms
+from torch import Tensor
+
+from latentwire.artifact import one_error, typed
+from latentwire.card import base_models
+from latentwire.lm import Dtype, FrozenLM, LMSource, Models
+from latentwire.lm.zoo import local_folder, name_of
+from latentwire.reading import shortened
+from latentwire.wire.codes.message import MAGIC as CODE_MAGIC
 from latentwire.wire.codes.wire import KIND as CODE_KIND
 from latentwire.wire.codes.wire import CodeWire
-from latentwire.wire.config import read_config
+from latentwire.wire.config import WireConfig, read_config
 from latentwire.wire.folder import WireError, folder_of, kind_of
 from latentwire.wire.learned.saving import KIND as SHARED_KIND
+from latentwire.wire.learned.shared_message import MAGIC as SHARED_MAGIC
 from latentwire.wire.learned.shared_wire import SharedWire
+from latentwire.wire.message import MAGIC as KV_MAGIC
 from latentwire.wire.protocol import Reader
+from latentwire.wire.text_message import MAGIC as TEXT_MAGIC
 from latentwire.wire.text_wire import KIND as TEXT_KIND
 from latentwire.wire.text_wire import TextWire
 from latentwire.wire.verbatim import finder
@@ -20,25 +31,44 @@ from latentwire.wire.wire import Wire
 
 AnyWire = Wire | SharedWire | TextWire | CodeWire
 KINDS = {SHARED_KIND: SharedWire, TEXT_KIND: TextWire, CODE_KIND: CodeWire}
+MAGICS = (KV_MAGIC, TEXT_MAGIC, CODE_MAGIC, SHARED_MAGIC)
+"""What messages begin with."""
 APART = {TEXT_KIND: TextWire, CODE_KIND: CodeWire}
 """Those of which one reader can be loaded alone."""
 
 
 def load_wire(
-    name: str | Path, lms: Mapping[str, LMSource] | None = None, dtype: Dtype | None = None
+    name: str | Path,
+    lms: LMSource | Mapping[str, LMSource] | None = None,
+    dtype: Dtype | None = None,
+    device: str | None = None,
+    ratio: int | None = None,
 ) -> AnyWire:
     """The wire in a folder, whatever its kind, or a shipped one: "default", "shared" or
     "interlingua".
 
-    lms: those of its models that are loaded already, with their tokenizers, by name. dtype: of the
-    readers' weights where they are not, as each was trained if None. Raises WireError as the kinds'
-    from_pretrained do.
+    lms: those of its models that are loaded already, with their tokenizers, or have another path
+    here, by name; of a wire of one reader that alone will do. dtype: of the readers' weights where
+    they are loaded here, as each was trained if None. device: of the models that are loaded here,
+    torch's accelerator where there is one if None. ratio: tokens in per latent out, its own if
+    None. Raises WireError as the kinds' from_pretrained do and for a ratio of learned codes, which
+    have one alone, and ZooError for a model that the wire has not.
     """
-    kind = kind_of(name)
-    if kind in KINDS:
-        return KINDS[kind].from_pretrained(name, lms, dtype=dtype)
-    reader = read_config(folder_of(name))["reader"]
-    return Wire.from_pretrained(name, as_lms(lms).get(reader), dtype)
+    folder, kind, given = folder_of(name), kind_of(name), cast(Any, lms)
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    if kind == SHARED_KIND:
+        if ratio is not None:
+            raise WireError(f"{name} has learned codes, which have one ratio alone")
+        return SharedWire.from_pretrained(name, given, **options)
+    if kind in APART:
+        return APART[kind].from_pretrained(name, given, **options, ratio=ratio)
+    if isinstance(lms, Mapping):
+        with one_error(WireError, folder):
+            config = typed(WireConfig, read_config(folder))
+        models = Models([config.reader], lms, device=device)
+        known = config.reader in models
+        lms = models.get(config.reader, dtype or config.dtype) if known else None
+    return Wire.from_pretrained(name, lms, **options, ratio=ratio)
 
 
 def load_with(
@@ -49,36 +79,57 @@ def load_with(
     only: int | None = None,
     dtype: Dtype | None = None,
     uniform: bool = False,
+    readers: Sequence[str] = (),
 ) -> AnyWire:
     """A wire, at another ratio than its own unless that is None, with what a rule finds kept as
     text unless that is None. selector: `name` is a model's, whose wire this selector makes without
     any training. only: of a wire of text or of codes this reader alone, by its place. uniform: with
-    as many slots in every head. Raises WireError for a rule where nothing travels that it could
-    look into, for a ratio of learned codes that have one alone, and for uniform slots of a wire
-    that sends no slots."""
+    as many slots in every head. readers: PATH or NAME=PATH of models that have another path here.
+    Raises WireError for a rule where nothing travels that it could look into, for a ratio of
+    learned codes that have one alone, and for uniform slots of a wire that sends no slots."""
     if keep is not None:  # a mistake in it is told before models are loaded
         finder(keep)
-    if uniform and selector is None and kind_of(name) in KINDS:
-        raise WireError(f"{name} sends no slots; expected a wire of one reader for uniform ones")
     if selector is not None:
+        if readers:
+            raise WireError("got --reader and --selector; with --selector, --wire is the model")
         wire = Wire.of(str(name), selector, dtype=dtype)
+        wire = wire if ratio is None else wire.at(ratio)
+    elif uniform and kind_of(name) in KINDS:
+        raise WireError(f"{name} sends no slots; expected a wire of one reader for uniform ones")
     elif only is not None and (kind := kind_of(name)) in APART:
-        wire = APART[kind].from_pretrained(name, only=only, dtype=dtype)
+        lms = _by_name(readers)
+        wire = APART[kind].from_pretrained(name, lms, only=only, dtype=dtype, ratio=ratio)
     else:
-        wire = load_wire(name, dtype=dtype)
-    if isinstance(wire, CodeWire):
-        if keep is not None:
-            raise WireError(f"{name} has codes alone; its readers have no text to keep spans of")
-        return wire if ratio is None else wire.at(ratio)
+        wire = load_wire(name, _by_name(readers), dtype, ratio=ratio)
     if isinstance(wire, Wire) and uniform:
         wire = wire.uniform()
-    if not isinstance(wire, SharedWire):
-        return (wire if ratio is None else wire.at(ratio)).keeping(keep)
-    if ratio is not None:
-        raise WireError(f"{name} has learned codes for a ratio of {wire.config.sizes.ratio} alone")
-    if keep is not None:
+    if keep is None:
+        return wire
+    if isinstance(wire, CodeWire):
+        raise WireError(f"{name} has codes alone; its readers have no text to keep spans of")
+    if isinstance(wire, SharedWire):
         raise WireError(f"{name} has learned codes; only a wire of slots can keep spans as text")
-    return wire
+    return wire.keeping(keep)
+
+
+def _by_name(readers: Sequence[str]) -> Any:
+    """Models as `load_wire` takes them, of NAME=PATH each, or one PATH."""
+    if len(readers) == 1 and ("=" not in readers[0] or local_folder(readers[0])):
+        return readers[0]
+    pairs = [reader.partition("=") for reader in readers]
+    if bare := [name for name, sign, _ in pairs if not sign]:
+        raise WireError(f"--reader is {shortened(bare[0])}; expected NAME=PATH where several are")
+    return {name: path for name, _, path in pairs} or None
+
+
+def soft_prompts_of(
+    name: str | Path, lms: Mapping[str, FrozenLM] | None = None
+) -> dict[str, Tensor]:
+    """The soft prompts of a wire's readers, by name. lms: models that are loaded, of which the wire
+    may have some."""
+    own = {name_of(model) for model in base_models(folder_of(name))}
+    given = {model: lm for model, lm in (lms or {}).items() if name_of(model) in own}
+    return {reader.reader: reader.format.detach() for reader in load_wire(name, given).readers}
 
 
 def load_reader(
@@ -88,7 +139,8 @@ def load_reader(
     number: int,
     selector: str | None = None,
     dtype: Dtype | None = None,
+    readers: Sequence[str] = (),
 ) -> Reader:
     """One of the readers of `load_with`, for a worker, which may have no room for them all."""
-    wire = load_with(name, ratio, keep, selector, number, dtype)
+    wire = load_with(name, ratio, keep, selector, number, dtype, readers=readers)
     return wire.readers[0 if isinstance(wire, TextWire | CodeWire) else number]

@@ -11,6 +11,7 @@ for readers in other languages.
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 
@@ -61,6 +62,21 @@ class Message:
     def __len__(self) -> int:
         """Latents."""
         return len(self.latents)
+
+    def check_origin(self, wire_id: bytes, reader: str, fingerprint: str) -> None:
+        """Raises MessageError for a message of another wire or reader; warns of one that was made
+        with another copy of the reader."""
+        if (self.wire_id, self.reader) != (wire_id, reader):
+            raise MessageError(
+                f"message of wire {self.wire_id.hex()} for {self.reader}; this is wire "
+                f"{wire_id.hex()} for {reader}"
+            )
+        if self.fingerprint != fingerprint:
+            warnings.warn(
+                f"message was made with another copy of {reader} (its weights differ); expect "
+                "somewhat lower scores",
+                stacklevel=3,
+            )
 
     def to_bytes(self) -> bytes:
         """The message as it travels."""

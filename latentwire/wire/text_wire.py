@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -25,15 +25,23 @@ from torch import Tensor
 
 from latentwire.artifact import one_error, typed
 from latentwire.files import write_whole
-from latentwire.lm import Dtype, FrozenLM, KVPrefix, LMSource, as_lms
+from latentwire.lm import (
+    Dtype,
+    FrozenLM,
+    KVPrefix,
+    LMSource,
+    Models,
+    saved_folders,
+)
 from latentwire.reading import check_name, shortened
 from latentwire.texts import check_texts
 from latentwire.wire.compressed_kv import CompressedKV
+from latentwire.wire.config import Origin, WireConfig, read_config
 from latentwire.wire.folder import WireError, folder_of, read_record
 from latentwire.wire.message import MessageError
 from latentwire.wire.text_code import TextCode
 from latentwire.wire.text_message import HEADER_BYTES, TextMessage
-from latentwire.wire.wire import Wire, WireConfig, read_config
+from latentwire.wire.wire import Wire
 
 KIND, FORMAT_VERSION = "text wire", 1
 REMEMBERED = 4096
@@ -51,6 +59,8 @@ class Saved:
     """Zoo name, Hugging Face id or folder of the LM in whose code the text travels."""
     wires: tuple[str, ...]
     """Folders in this one with each reader's wire."""
+    folders: dict[str, str] = field(default_factory=dict)
+    """Folders of models by name, on the machine that saved it, that had no name elsewhere."""
 
     def __post_init__(self) -> None:
         if not self.wires or len(set(self.wires)) < len(self.wires):
@@ -126,17 +136,19 @@ class TextWire:
         tokens, code = self.code.encode(text)
         return TextMessage(self.code.lm.fingerprint, zlib.crc32(text.encode()), tokens, code)
 
-    def save(self, folder: Path) -> None:
-        """config.json, and each reader's wire in a folder of its own."""
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, and each reader's wire in a folder of its own."""
+        folder = Path(folder)
         places = {f"reader-{i}": reader.wire for i, reader in enumerate(self.readers)}
         for place, wire in places.items():
-            wire.save(folder / place)
+            wire.save_pretrained(folder / place)
         source = self.code.lm
         record = {
             "kind": KIND,
             "format_version": FORMAT_VERSION,
             "source": source.name,
             "wires": list(places),
+            **saved_folders({source.name: source.folder}),
         }
         write_whole(folder / "config.json", json.dumps(record, indent=1))
 
@@ -147,28 +159,37 @@ class TextWire:
         lms: Mapping[str, LMSource] | None = None,
         only: int | None = None,
         dtype: Dtype | None = None,
+        device: str | None = None,
+        ratio: int | None = None,
     ) -> TextWire:
         """Load a text wire as Wire.from_pretrained does, or the shipped one by the name "shared".
 
         lms: those of its models that are loaded already, by name. only: of its readers this one
         alone, by its place. dtype: of the readers that are loaded; the source is always in float32,
         or its code could not be read elsewhere. Any copy of the source will do, if both sides have
-        the same. Raises
-        WireError for a folder that holds none, and whatever Wire.from_pretrained raises.
+        the same. device, ratio: as Wire.from_pretrained has them. Raises WireError for a folder
+        that holds none, and whatever Wire.from_pretrained raises.
         """
         folder = folder_of(name)
         record = read_record(folder, KIND, FORMAT_VERSION)
         with one_error(WireError, f"{folder}/config.json"):
             saved = typed(Saved, record)
-        found, wires, source, places = as_lms(lms), [], saved.source, saved.wires
-        for place in places if only is None else places[only : only + 1]:
-            reader = read_config(folder / place)["reader"]
-            wires.append(Wire.from_pretrained(folder / place, found.get(reader), dtype))
-            found[reader] = wires[-1].lm
-        coder = found.get(source)
-        if coder is None or coder.dtype not in (torch.float32, torch.float64):
-            coder = FrozenLM.from_pretrained(source, device=coder and str(coder.device))
-        return cls(coder, wires)
+        records = [read_config(folder / place) for place in saved.wires]
+        with one_error(WireError, folder):
+            configs = [typed(WireConfig, one) for one in records]
+            folders = {k: v for one in records for k, v in typed(Origin, one).folders.items()}
+        places = range(len(configs)) if only is None else [only]
+        names = [saved.source, *(config.reader for config in configs)]
+        models, wires = Models(names, lms, {**folders, **saved.folders}, device), []
+        for i in places:
+            lm = models.get(configs[i].reader, dtype or configs[i].dtype)
+            wires.append(Wire.from_pretrained(folder / saved.wires[i], lm))
+        coder = models.get(saved.source)
+        if coder.dtype not in (torch.float32, torch.float64):
+            again = coder.folder or coder.name
+            coder = FrozenLM.from_pretrained(again, device=str(coder.device))
+        wire = cls(coder, wires)
+        return wire if ratio is None else wire.at(ratio)
 
 
 @dataclass(frozen=True)
@@ -176,6 +197,7 @@ class TextReader:
     """One reader of a text wire, with what an evaluation asks of any wire."""
 
     blanks: ClassVar[Mapping[str, str]] = Wire.blanks
+    message_type: ClassVar[type[TextMessage]] = TextMessage
 
     shared: TextWire
     wire: Wire

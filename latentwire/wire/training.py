@@ -34,6 +34,7 @@ from latentwire.files import owned, write_whole
 from latentwire.lm import FrozenLM, KVPrefix
 from latentwire.lm.identity import identity
 from latentwire.lm.soft_prompt import soft_prompt_rate
+from latentwire.lm.zoo import name_of
 from latentwire.runs.features import Features
 from latentwire.runs.folder import (
     begin_training,
@@ -114,7 +115,7 @@ def _train(recipe: WireRecipe, session: Session, out: Path) -> Path:
     tokens = min(len(lm.tokenize(longest)), recipe.wire.window)
     wire.measured = Measured(tokens, max(recipe.ratios or (recipe.wire.ratio,)))
     if first:
-        wire.save(out / "wire")
+        wire.save_pretrained(out / "wire")
     if first and features is not None:
         terminal(stderr=True).print(str(features), style="dim", soft_wrap=True)
     return out
@@ -138,13 +139,13 @@ def add_text_reader(
     readers."""
     before = TextWire(wire.lm, [wire]) if isinstance(wire, Wire) else wire
     wires = [reader.wire for reader in before.readers]
-    if recipe.wire.reader in [w.reader for w in wires]:
+    if name_of(recipe.wire.reader) in [w.reader for w in wires]:
         raise WireError(f"{recipe.wire.reader} reads this wire already")
     out = train_wire(recipe, session)
     if parallel.rank() == 0:
         wires.append(Wire.from_pretrained(out / "wire"))
         with owned(out):
-            TextWire(before.code.lm, wires).save(out / "text-wire")
+            TextWire(before.code.lm, wires).save_pretrained(out / "text-wire")
     return out
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
@@ -26,10 +25,12 @@ from torch import Tensor, nn
 
 from latentwire.artifact import check_sizes, fill, one_error, read_tensors, typed
 from latentwire.files import write_whole
-from latentwire.lm import Dtype, FrozenLM, KVPrefix, LMSource, Prompt, as_lm
+from latentwire.lm import Dtype, FrozenLM, KVPrefix, LMSource, Prompt
 from latentwire.lm.cache import DynamicCache, transformers_cache
 from latentwire.lm.finite import check_finite
+from latentwire.lm.loaded import as_lm, lm_of, saved_folders
 from latentwire.lm.soft_prompt import initial_soft_prompt
+from latentwire.lm.zoo import name_of
 from latentwire.texts import check_texts
 from latentwire.wire.compressed_kv import CompressedKV, as_prefix, head_of
 from latentwire.wire.compressor import KVCompressor
@@ -56,10 +57,11 @@ class Wire(nn.Module):
     blanks: ClassVar[Mapping[str, str]] = {"zero_latents": "zeros"}
     """Controls that hold nothing: rows of an evaluation, each with the method of a message's
     contents that makes it."""
+    message_type: ClassVar[type[Message]] = Message
 
     def __init__(self, lm: FrozenLM, config: WireConfig):
         super().__init__()
-        self.lm, self.config = lm, config
+        self.lm, self.config = lm, replace(config, reader=name_of(config.reader))
         layers, (heads, head_dim) = len(lm.blocks), lm.kv_shape
         trained = config.selector == TRAINED
         self.scorer = Scorer(layers if trained else 0, lm.width, heads)
@@ -256,17 +258,7 @@ class Wire(nn.Module):
             raise MessageError("got no messages; expected at least one")
         wire_id = self.id
         for message in messages:
-            if (message.wire_id, message.reader) != (wire_id, self.config.reader):
-                raise MessageError(
-                    f"message of wire {message.wire_id.hex()} for {message.reader}; "
-                    f"this is wire {wire_id.hex()} for {self.config.reader}"
-                )
-            if message.fingerprint != self.lm.fingerprint:
-                warnings.warn(
-                    f"message was made with another copy of {message.reader} (its weights differ); "
-                    "expect somewhat lower scores",
-                    stacklevel=2,
-                )
+            message.check_origin(wire_id, self.reader, self.lm.fingerprint)
             check_readable(message.latents, self.lm, self.ratio)
         return [m.latents for m in messages]
 
@@ -280,8 +272,9 @@ class Wire(nn.Module):
         ValueError where the cache could not be exact."""
         return transformers_cache(self.lm.model, self.receive(messages), room)
 
-    def save(self, folder: Path) -> None:
-        """config.json and bf16 weights, the weights' sha256 in the config."""
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and bf16 weights, the weights' sha256 in the config."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = self._weights()
         record = {
@@ -291,21 +284,28 @@ class Wire(nn.Module):
             "reader_weights": self.lm.fingerprint,
             **{k: v for k, v in asdict(self.config).items() if (k, v) not in LATER},
             **({"measured": asdict(self.measured)} if self.measured != Measured() else {}),
+            **saved_folders({self.reader: self.lm.folder}),
         }
         write_whole(folder / WEIGHTS, weights)
         write_whole(folder / "config.json", json.dumps(record, indent=1))
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, lm: LMSource | None = None, dtype: Dtype | None = None
+        cls,
+        name: str | Path,
+        lm: LMSource | None = None,
+        dtype: Dtype | None = None,
+        device: str | None = None,
+        ratio: int | None = None,
     ) -> Wire:
         """Load a wire from a folder or the Hugging Face hub (owner/name), or the shipped one by the
         name "default".
 
-        lm: its reader, loaded (with its tokenizer) or by another name or path than its own. dtype:
-        of the reader's weights where it is loaded here, as trained if None. Raises WireError for a
-        folder that is no wire, altered weights or a reader of another architecture, and ZooError
-        for no such wire.
+        lm: its reader, loaded (with its tokenizer) or by another name or path than its own. dtype,
+        device: of the reader where it is loaded here; as trained, and torch's accelerator where
+        there is one, if None. ratio: tokens in per latent out; its own if None. Raises WireError
+        for a folder that is no wire, altered weights or a reader of another architecture, and
+        ZooError for no such wire.
         """
         folder = folder_of(name)
         record = read_config(folder)
@@ -315,13 +315,13 @@ class Wire(nn.Module):
             state = read_tensors(folder / WEIGHTS, origin.sha256)
             sizes = {"rank": (config.rank, "slots.down", 2)}
             check_sizes(state, {**sizes, "format_tokens": (config.format_tokens, "format", 0)})
-        lm = as_lm(lm or config.reader, dtype or config.dtype)
-        origin.check(lm, config.reader, folder)
+        lm = lm_of(config.reader, lm, dtype or config.dtype, origin.folders, device)
+        origin.check(lm, name_of(config.reader), folder)
         wire = cls(lm, config)
         wire.measured = measured
         with one_error(WireError, folder):
             fill(wire, state)
-        return wire.eval()
+        return wire.eval() if ratio is None else wire.eval().at(ratio)
 
     def _weights(self) -> bytes:
         state = {k: v.detach().to("cpu", torch.bfloat16) for k, v in self.state_dict().items()}

@@ -52,6 +52,7 @@ class CodeReader(nn.Module):
     keep = None
     """No span is kept as text: a message has codes alone."""
     blanks: ClassVar[Mapping[str, str]] = {"zero_latents": "zeros", "mean_slots": "means"}
+    message_type: ClassVar[type[CodeMessage]] = CodeMessage
 
     def __init__(self, lm: FrozenLM, channels: int, hidden: int, format_tokens: int):
         super().__init__()

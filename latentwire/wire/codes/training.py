@@ -7,6 +7,7 @@ latentwire add-reader runs/interlingua/wire Qwen/Qwen3-8B --data squad_train.jso
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from latentwire.files import digest
 from latentwire.lm import FrozenLM
 from latentwire.lm.identity import identity
+from latentwire.lm.zoo import name_of
 from latentwire.runs.folder import begin_training, check_training, joined_run, training_config
 from latentwire.tasks.qa import by_context, in_parts, load_questions
 from latentwire.train import parallel
@@ -27,7 +29,7 @@ from latentwire.wire.codes.stages import Bench, fit, train_answers, train_attent
 from latentwire.wire.codes.wire import CodeWire, Source
 from latentwire.wire.config import Measured
 from latentwire.wire.folder import WireError, folder_of
-from latentwire.wire.load import load_wire
+from latentwire.wire.load import load_wire, soft_prompts_of
 from latentwire.wire.training import WireRecipe, train_format
 from latentwire.wire.wire import Wire, WireConfig
 
@@ -60,7 +62,7 @@ def train_codes(recipe: CodeRecipe, session: Session | None = None) -> Path:
         for reader in readers:
             train_answers(bench, reader)
         if parallel.rank() == 0:
-            wire.save(out / "wire")
+            wire.save_pretrained(out / "wire")
     return out
 
 
@@ -69,7 +71,7 @@ def add_code_reader(wire: CodeWire, recipe: CodeRecipe, session: Session | None 
     sent stay as they are. The run folder, whose wire/ has the reader too. With `attention` and
     `answers` of 0 steps the decoder is the closed form alone."""
     session, (name,) = session or Session(), recipe.readers
-    if name in [reader.reader for reader in wire.readers]:
+    if name_of(name) in [reader.reader for reader in wire.readers]:
         raise WireError(f"{name} reads this wire already")
     with joined_run(recipe, recipe.batch_size, session) as out:
         lm = FrozenLM.from_pretrained(name, recipe.dtype)
@@ -83,7 +85,9 @@ def add_code_reader(wire: CodeWire, recipe: CodeRecipe, session: Session | None 
         train_attention(bench, [reader], with_code=False)
         train_answers(bench, reader)
         if parallel.rank() == 0:
-            CodeWire(wire.code, Source.of(wire.source), [*wire.readers, reader]).save(out / "wire")
+            CodeWire(wire.code, Source.of(wire.source), [*wire.readers, reader]).save_pretrained(
+                out / "wire"
+            )
     return out
 
 
@@ -102,7 +106,8 @@ def _started(recipe: CodeRecipe, lms: Mapping[str, FrozenLM]) -> CodeWire:
     if not isinstance(wire, CodeWire):
         raise WireError(f"{recipe.start} is no wire of codes; expected one to go on from")
     sizes = tuple(wire.reader(name).decoder.hidden for name in recipe.readers)
-    if (wire.code.config, sizes) != (recipe.code, recipe.hidden):
+    named = replace(recipe.code, source=name_of(recipe.code.source))
+    if (wire.code.config, sizes) != (named, recipe.hidden):
         raise WireError(
             f"{recipe.start} has a code of {wire.code.config} and decoders of {sizes}; the recipe "
             f"says {recipe.code} and {recipe.hidden}"
@@ -144,7 +149,7 @@ def _soft_prompts(recipe: CodeRecipe, lms: Mapping[str, FrozenLM]) -> dict[str, 
     another length."""
     if recipe.soft_prompts is None:
         return {}
-    known = {r.reader: r.format.detach() for r in load_wire(recipe.soft_prompts, lms).readers}
+    known = soft_prompts_of(recipe.soft_prompts, lms)
     if wrong := [name for name, prompt in known.items() if len(prompt) != PROMPT]:
         raise WireError(
             f"{recipe.soft_prompts} has a soft prompt of {len(known[wrong[0]])} tokens; expected "

@@ -32,7 +32,8 @@ from latentwire.artifact import (
     typed,
 )
 from latentwire.files import write_whole
-from latentwire.lm import Dtype, FrozenLM, LMSource, as_lms
+from latentwire.lm import Dtype, FrozenLM, LMSource, Models, saved_folders
+from latentwire.lm.zoo import name_of
 from latentwire.texts import check_texts
 from latentwire.wire.codes.code import Code, CodeConfig, read
 from latentwire.wire.codes.message import TEXT_BYTES, CodeMessage
@@ -70,6 +71,8 @@ class Saved:
     """Fingerprint of the source's weights, 16 hex digits."""
     sha256: str
     readers: tuple[SavedReader, ...]
+    folders: dict[str, str] = field(default_factory=dict)
+    """Folders of models by name, on the machine that saved it, that had no name elsewhere."""
 
     def __post_init__(self) -> None:
         if len(self.source_weights) != 16 or set(self.source_weights) - set("0123456789abcdef"):
@@ -79,22 +82,25 @@ class Saved:
 class Source:
     """The LM that writes a code, loaded when it is first asked for."""
 
-    def __init__(self, name: str, fingerprint: str, lm: FrozenLM | None = None):
-        self.name, self.fingerprint, self._lm = name, fingerprint, lm
+    def __init__(self, name: str, fingerprint: str, models: Models):
+        self.name, self.fingerprint, self._models = name, fingerprint, models
 
     @classmethod
     def of(cls, lm: FrozenLM) -> Source:
         """One that is loaded."""
-        return cls(lm.name, lm.fingerprint, lm)
+        return cls(lm.name, lm.fingerprint, Models([lm.name], {lm.name: lm}))
 
     @property
     def lm(self) -> FrozenLM:
         """The LM. Raises WireError where its weights are not those of the fingerprint."""
-        if self._lm is None:
-            lm = FrozenLM.from_pretrained(self.name)
-            check_copy(self.fingerprint, lm)
-            self._lm = lm
-        return self._lm
+        lm = self._models.get(self.name)
+        check_copy(self.fingerprint, lm)
+        return lm
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of this machine that it is in, where it has no name elsewhere."""
+        return self._models.folder(self.name)
 
 
 class CodeWire:
@@ -125,9 +131,9 @@ class CodeWire:
         return hashlib.sha256(bytes.fromhex(self.fingerprint) + weights(self.code)).digest()[:8]
 
     def reader(self, name: str) -> CodeReader:
-        """The reader of a name. Raises WireError where no decoder was trained for it."""
+        """The reader of a name or folder. Raises WireError where no decoder was trained for it."""
         for reader in self.readers:
-            if reader.reader == name:
+            if reader.reader == name_of(name):
                 return reader
         have = ", ".join(reader.reader for reader in self.readers)
         raise WireError(
@@ -139,8 +145,10 @@ class CodeWire:
         """The same wire with readers that keep another share of the slots."""
         return CodeWire(self.code, self._source, [reader.at(ratio) for reader in self.readers])
 
-    def save(self, folder: Path) -> None:
-        """config.json, the code's weights, and each reader's; the readers' digests are in it."""
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, the code's weights, and each reader's; the readers' digests are in
+        it."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
 
         def put(name: str, module: nn.Module) -> str:
@@ -161,7 +169,10 @@ class CodeWire:
             )
             for i, reader in enumerate(self.readers)
         )
-        saved = Saved(self.code.config, self.fingerprint, put("code", self.code), readers)
+        folders = {reader.reader: reader.lm.folder for reader in self.readers}
+        folders = saved_folders({self._source.name: self._source.folder, **folders})
+        code = self.code.config, self.fingerprint, put("code", self.code)
+        saved = Saved(*code, readers, **folders)
         record = {"kind": KIND, "format_version": FORMAT_VERSION, **asdict(saved)}
         write_whole(folder / "config.json", json.dumps(record, indent=1))
 
@@ -172,21 +183,26 @@ class CodeWire:
         lms: Mapping[str, LMSource] | None = None,
         only: int | None = None,
         dtype: Dtype | None = None,
+        device: str | None = None,
+        ratio: int | None = None,
     ) -> CodeWire:
         """Load a code wire as Wire.from_pretrained does, or the shipped one by the name
         "interlingua".
 
         lms: those of its models that are loaded already, by name. only: of its readers this one
         alone, by its place. dtype: of the readers that are loaded; as each was trained if None.
-        Raises WireError for a folder that holds none, for weights that were
-        truncated or altered, and for a reader of another architecture than it was trained for.
+        device, ratio: as Wire.from_pretrained has them. Raises WireError for a folder that holds
+        none, for weights that were truncated or altered, and for a reader of another architecture
+        than it was trained for.
         """
-        folder, found = folder_of(name), as_lms(lms)
+        folder = folder_of(name)
         record = read_record(folder, KIND, FORMAT_VERSION)
         with one_error(WireError, f"{folder}/config.json"):
             saved = typed(Saved, record)
         places = range(len(saved.readers)) if only is None else [only]
-        readers = [_reader(folder, saved, i, found, dtype) for i in places]
+        names = [saved.code.source, *(reader.name for reader in saved.readers)]
+        models = Models(names, lms, saved.folders, device)
+        readers = [_reader(folder, saved, i, models, dtype) for i in places]
         with one_error(WireError, folder):
             state = read_tensors(folder / "code.safetensors", saved.sha256)
             check_sizes(state, {"channels": (saved.code.channels, "weight", 1)})
@@ -195,10 +211,11 @@ class CodeWire:
                 raise ArtifactError(f"layers are {saved.code.layers}, which the weights do not fit")
             code = Code(saved.code, width)
             fill(code, state)
-        lm = found.get(saved.code.source)
-        if lm is not None:
-            check_copy(saved.source_weights, lm)
-        return cls(code.eval(), Source(saved.code.source, saved.source_weights, lm), readers)
+        source = Source(saved.code.source, saved.source_weights, models)
+        if source.name in models:
+            check_copy(saved.source_weights, source.lm)
+        wire = cls(code.eval(), source, readers)
+        return wire if ratio is None else wire.at(ratio)
 
     def tokenize(self, text: str) -> Tensor:
         """Token ids of a text as the source reads it."""
@@ -242,7 +259,7 @@ def check_copy(fingerprint: str, lm: FrozenLM) -> None:
 
 
 def _reader(
-    folder: Path, saved: Saved, place: int, lms: dict[str, FrozenLM], dtype: Dtype | None
+    folder: Path, saved: Saved, place: int, models: Models, dtype: Dtype | None
 ) -> CodeReader:
     """One reader of a saved wire; its LM is loaded where it is not in `lms`, and then is."""
     of = saved.readers[place]
@@ -254,8 +271,7 @@ def _reader(
             "soft_prompt": (of.soft_prompt, "format", 0),
         }
         check_sizes(state, sizes)
-    lm = lms.get(of.name) or FrozenLM.from_pretrained(of.name, dtype or of.dtype)
-    lms[of.name] = lm
+    lm = models.get(of.name, dtype or of.dtype)
     if lm.architecture != of.architecture:
         raise WireError(
             f"{folder} has a decoder for {of.name} {of.architecture}; got {lm.name} "

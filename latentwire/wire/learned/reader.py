@@ -40,6 +40,7 @@ class Reader:
     """One reader of a shared wire, with what an evaluation asks of any wire."""
 
     blanks: ClassVar[Mapping[str, str]] = {"zero_latents": "zeros"}
+    message_type: ClassVar[type[SharedMessage]] = SharedMessage
 
     wire: SharedWire
     reader: str

@@ -115,6 +115,8 @@ class Saved:
     models: dict[str, tuple[str, ...]]
     """Architecture and fingerprint of each frozen model, by its name."""
     config: SharedConfig
+    folders: dict[str, str] = field(default_factory=dict)
+    """Folders of models by name, on the machine that saved it, that had no name elsewhere."""
 
     def __post_init__(self) -> None:
         for name in self.sha256:
@@ -143,9 +145,11 @@ def write_folder(
     config: SharedConfig,
     parts: Mapping[str, Mapping[str, Tensor]],
     models: Mapping[str, tuple[str, str]],
+    **fields: dict[str, str],
 ) -> None:
     """config.json, and bf16 weights in files of at most PIECE bytes with their sha256. parts: what
-    is shared and each reader's; models: architecture and fingerprint by name."""
+    is shared and each reader's; models: architecture and fingerprint by name; fields: others of
+    the config."""
     folder.mkdir(parents=True, exist_ok=True)
     sums: dict[str, str] = {}
     for part, state in parts.items():
@@ -159,6 +163,7 @@ def write_folder(
         "sha256": sums,
         "models": models,
         "config": asdict(config),
+        **fields,
     }
     write_whole(folder / "config.json", json.dumps(record, indent=1))
 

@@ -23,9 +23,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from latentwire.artifact import fill, one_error
-from latentwire.lm import Dtype, FrozenLM, LMSource, as_lms
+from latentwire.lm import Dtype, FrozenLM, LMSource, Models, saved_folders
 from latentwire.lm.finite import check_finite
 from latentwire.lm.sentences import SentenceEncoder
+from latentwire.lm.zoo import name_of
 from latentwire.texts import check_texts
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.learned import fsq
@@ -45,7 +46,9 @@ class SharedWire(nn.Module):
     def __init__(self, config: SharedConfig, lms: Mapping[str, FrozenLM]):
         """lms: the readers and the source, by name."""
         super().__init__()
-        self.config, width = config, config.sizes.width
+        named = {"readers": tuple(map(name_of, config.readers)), "source": name_of(config.source)}
+        self.config = config = replace(config, **named)
+        lms, width = {name_of(name): lm for name, lm in lms.items()}, config.sizes.width
         self.encoder = ENCODERS[config.encoder](lms[config.source], config.sizes)
         self.widen = nn.Linear(config.sizes.channels, width)
         self.trunk = transformer(width, config.trunk_layers)
@@ -68,7 +71,7 @@ class SharedWire(nn.Module):
     def reader(self, name: str) -> Reader:
         """One of them. Raises WireError for a name that the wire has no adapter for."""
         for reader in self.readers:
-            if reader.reader == name:
+            if reader.reader == name_of(name):
                 return reader
         raise WireError(
             f"{name} cannot read this wire, which has adapters for "
@@ -149,14 +152,16 @@ class SharedWire(nn.Module):
             rows.append(self.widen(row.to(device)) + sinusoids(places, width))
         return in_blocks(self.trunk, rows, self.block)
 
-    def save(self, folder: Path) -> None:
-        """config.json, and bf16 weights in files with their sha256."""
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, and bf16 weights in files with their sha256."""
         parts = {"shared": self._shared()}
         parts |= {f"reader-{i}": a.state_dict() for i, a in enumerate(self.adapters)}
         models: dict[str, FrozenLM | SentenceEncoder] = {self.config.source: self.encoder.lm}
         models |= {**{r.reader: r.lm for r in self.readers}, **self.encoder.others}
         copies = {name: (model.architecture, model.fingerprint) for name, model in models.items()}
-        write_folder(folder, self.config, parts, copies)
+        lms = [self.encoder.lm, *(reader.lm for reader in self.readers)]
+        folders = {lm.name: lm.folder for lm in lms}
+        write_folder(Path(folder), self.config, parts, copies, **saved_folders(folders))
 
     @classmethod
     def from_pretrained(
@@ -164,20 +169,23 @@ class SharedWire(nn.Module):
         name: Path | str,
         lms: Mapping[str, LMSource] | None = None,
         dtype: Dtype | None = None,
+        device: str | None = None,
     ) -> SharedWire:
         """Load a shared wire from a folder or the Hugging Face hub (owner/name); lms: those of its
-        models that are loaded already, by name. dtype: of the others; as it was trained if None.
+        models that are loaded already, by name. dtype, device: of the others, as
+        Wire.from_pretrained has them.
 
         Raises WireError for a folder that holds none, weights that were truncated or altered, or a
         model of another architecture or with other weights.
         """
         folder = folder_of(name)
         saved, state = read_folder(folder)
-        config, found = saved.config, as_lms(lms)
-        for model in dict.fromkeys((config.source, *config.readers)):
-            lm = found.get(model) or FrozenLM.from_pretrained(model, dtype or config.dtype)
-            found[model] = lm
-            _check_copy(folder, model, found[model], saved)
+        config = saved.config
+        names = dict.fromkeys((config.source, *config.readers))
+        models = Models(names, lms, saved.folders, device)
+        found = {name: models.get(name, dtype or config.dtype) for name in names}
+        for model, lm in found.items():
+            _check_copy(folder, model, lm, saved)
         wire = cls(config, found)
         for model, other in wire.encoder.others.items():
             _check_copy(folder, model, other, saved)
@@ -187,7 +195,7 @@ class SharedWire(nn.Module):
 
     def with_reader(self, name: str, lm: FrozenLM) -> SharedWire:
         """The same wire with a new adapter, untrained, for one more reader."""
-        if name in self.config.readers:
+        if name_of(name) in self.config.readers:
             raise WireError(f"{name} reads this wire already")
         lms = {reader.reader: reader.lm for reader in self.readers}
         lms |= {self.config.source: self.encoder.lm, name: lm}

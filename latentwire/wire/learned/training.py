@@ -35,6 +35,7 @@ from latentwire.files import digest
 from latentwire.lm import Dtype, FrozenLM
 from latentwire.lm.identity import identity
 from latentwire.lm.soft_prompt import soft_prompt_rate
+from latentwire.lm.zoo import name_of
 from latentwire.runs.folder import (
     begin_training,
     check_training,
@@ -58,7 +59,7 @@ from latentwire.wire.learned.objectives import (
 from latentwire.wire.learned.reader import Reader
 from latentwire.wire.learned.shared_wire import SharedWire
 from latentwire.wire.learned.training_checks import check_readers
-from latentwire.wire.load import load_wire
+from latentwire.wire.load import soft_prompts_of
 
 
 def train_shared(
@@ -109,7 +110,7 @@ def _train(
     train_soft_prompts(wire.readers, known, training_data, recipe, out, session)
     train_latents(wire, wire.readers, wire, training_data, recipe, out, session)
     if parallel.rank() == 0:
-        wire.save(out / "wire")
+        wire.save_pretrained(out / "wire")
     return out
 
 
@@ -148,7 +149,7 @@ def _add(wire: SharedWire, name: str, recipe: SharedRecipe, session: Session, ou
     train_soft_prompts([new], known, training_data, recipe, out, session)
     train_latents(wire, [new], new.adapter, training_data, recipe, out, session)
     if parallel.rank() == 0:
-        wire.save(out / "wire")
+        wire.save_pretrained(out / "wire")
     return out
 
 
@@ -179,8 +180,8 @@ def known_soft_prompts(
     """
     if recipe.init_from is None:
         return {}
-    known = {r.reader: r.format.detach() for r in load_wire(recipe.init_from, lms).readers}
-    for name in names:
+    known = soft_prompts_of(recipe.init_from, lms)
+    for name in map(name_of, names):
         if name not in known:
             raise WireError(
                 f"init_from is {recipe.init_from}, a wire of {', '.join(known)}; expected one "

@@ -10,8 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from latentwire.lm import FrozenLM, KVPrefix, RaggedKV
 from latentwire.lm.families import family_of, moved
+from latentwire.lm.frozen import FrozenLM
+from latentwire.lm.prompt import KVPrefix, RaggedKV
 
 
 def side_by_side(parts: Sequence[KVPrefix]) -> KVPrefix:
@@ -67,10 +68,13 @@ def after_one_another(lm: FrozenLM, contexts: KVPrefix) -> KVPrefix:
     """Contexts, one row each behind the same head, as one row: each begins at the position where
     the one before it ends, its keys rotated to where they stand now.
 
-    Raises ValueError for a model that adds positions to its embeddings: its keys cannot be moved.
+    Raises ValueError for a model that adds positions to its embeddings, whose keys cannot be moved,
+    and for contexts that are not slots of single heads.
     """
     if len(contexts.mask) == 1:
         return contexts
+    if not contexts.ragged:
+        raise ValueError("this wire has no slots of single heads; it reads one context at a time")
     if not family_of(lm.model.config).rotary:
         raise ValueError(f"{lm.name} has no rotary positions; it reads one context at a time")
     span = contexts.next_position - len(contexts)
