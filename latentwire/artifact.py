@@ -1,5 +1,5 @@
-"""Loads what `save` wrote, when a stranger may have written it instead, and publishes it on the
-Hugging Face hub. Configs become dataclasses of checked types, weights become finite floating
+"""Loads what `save_pretrained` wrote, when a stranger may have written it instead, and publishes it
+on the Hugging Face hub. Configs become dataclasses of checked types, weights become finite floating
 tensors, and sizes are compared with the weights before anything of those sizes is allocated.
 
     with one_error(WireError, f"{folder}/config.json"):
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class ArtifactError(InputError):
-    """A saved file is not what `save` wrote. One line that names the field or the tensor."""
+    """A saved file is not what `save_pretrained` wrote. One line that names the field or tensor."""
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def one_error(kind: type[ValueError], where: str | Path) -> Iterator[None]:
     except kind:
         raise
     except ValueError as error:
-        raise kind(f"{where}: {error}; expected what save wrote") from None
+        raise kind(f"{where}: {error}; expected what save_pretrained wrote") from None
 
 
 def typed(kind: type[T], record: Any, at: str = "") -> T:

@@ -12,7 +12,7 @@ from test_store import make_wire
 from tiny import tiny_lm
 
 from latentwire import CodeWire, Lens, TextWire, Wire, ask, load_wire
-from latentwire.lm import FrozenLM, Prompt
+from latentwire.lm import Prompt
 from latentwire.lm.zoo import ZooError
 from latentwire.serve.context import Contexts
 from latentwire.serve.store import Store

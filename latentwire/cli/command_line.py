@@ -3,10 +3,12 @@
 import difflib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
 from dataclasses import make_dataclass
 from functools import partial, wraps
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,6 +65,8 @@ def parse_command(
         def call(*given: Any, **named: Any) -> Callable[[], int | None]:
             return partial(command, *given, **named)
 
+        # tyro breaks the text of an option wherever the docstring does.
+        command.__doc__ = re.sub(r"\n {8}(?=\S)", " ", cleandoc(command.__doc__ or ""))
         return call
 
     if isinstance(commands, Mapping):

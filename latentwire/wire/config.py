@@ -122,5 +122,5 @@ def read_config(folder: Path) -> dict:
     """config.json of a wire of one reader. Raises WireError for a folder that holds none."""
     record = read_record(folder, None, FORMAT_VERSION)
     if not isinstance(record.get("reader"), str):
-        raise WireError(f"{folder}/config.json is not a wire's; expected the one that save wrote")
+        raise WireError(f"{folder}/config.json is not a wire's; expected what it was saved with")
     return record
