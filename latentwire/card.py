@@ -99,7 +99,7 @@ def _config(folder: Path) -> dict[str, Any]:
         record = saved_config(folder)
     except ValueError as error:
         raise ValueError(
-            f"{folder} holds no wire and no lens ({error}); expected a folder that save wrote"
+            f"{folder} holds no wire and no lens ({error}); expected one that was saved"
         ) from None
     if not isinstance(record, dict):
         raise ValueError(f"{folder}/config.json is {shortened(record)}; expected an object")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_shared import BOTH, TEXTS, data_of, lms, make_wire, passages, recipe  # noqa: F401
+from test_shared import BOTH, TEXTS, both, data_of, lms, make_wire, passages, recipe  # noqa: F401
 from tiny import CONFIGS, tiny_lm, tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -106,7 +106,7 @@ def test_lora_is_saved_and_loaded_with_the_wire(lms, tmp_path):  # noqa: F811
     wire = make_wire(lms, injector="lora")
     noise(wire.adapters)
     wire.save_pretrained(tmp_path)
-    loaded = SharedWire.from_pretrained(tmp_path, lms)
+    loaded = SharedWire.from_pretrained(tmp_path, both(lms))
     saved = {n: t.bfloat16().float() for n, t in wire.state_dict().items()}
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, saved[name]), name
@@ -223,7 +223,7 @@ def test_a_finished_run_is_saved_again_as_it_is(lms, tmp_path):  # noqa: F811
     given = recipe(wire.config, data=(str(data),), batch_size=4, held_out=1, out=tmp_path / "run")
     folder = train_shared(given, Session(), lms) / "wire"
     weights = {path.name: path.read_bytes() for path in folder.iterdir()}
-    trained = SharedWire.from_pretrained(folder, lms).state_dict()
+    trained = SharedWire.from_pretrained(folder, both(lms)).state_dict()
     for i in range(2):
         way = f"adapters.{i}.injector"
         assert trained[f"{way}.norm.running_mean"].abs().max() > 1e-3
@@ -245,7 +245,7 @@ def test_what_a_config_may_say(lms, tmp_path):  # noqa: F811
     record = json.loads((tmp_path / "config.json").read_text())
     del record["config"]["calibration"]  # as saved before there was any
     (tmp_path / "config.json").write_text(json.dumps(record))
-    assert SharedWire.from_pretrained(tmp_path, lms).config == wire.config
+    assert SharedWire.from_pretrained(tmp_path, both(lms)).config == wire.config
 
 
 def test_keys_are_turned_back_to_what_they_were_where_rope_is_scaled():

@@ -7,9 +7,9 @@ import torch
 
 from latentwire.evals.harness import evaluate, f1_differences, summarise
 from latentwire.lm import FrozenLM, Prompt
-from latentwire.lm.doctor import CHECKS
+from latentwire.lm.doctor import CHECKS, LOGIT_TOLERANCE, ROUNDING, rounding
 from latentwire.tasks.needles import with_needles
-from latentwire.tasks.qa import answers, ask, by_context, load_questions, with_soft_prompt
+from latentwire.tasks.qa import ask, by_context, load_questions
 from latentwire.wire.evaluation import ALMANAC, conditions
 from latentwire.wire.text_message import TextMessage
 from latentwire.wire.text_wire import TextWire
@@ -22,8 +22,10 @@ def wire() -> Wire:
 
 
 def test_the_reader_passes_the_doctor(wire):
+    logits = max(LOGIT_TOLERANCE, ROUNDING * rounding(wire.lm))  # as `examine` has it
     for name, (check, kinds, tolerance) in CHECKS.items():
-        assert check(wire.lm, kinds[-1], True) <= tolerance, name
+        allowed = logits if tolerance == LOGIT_TOLERANCE else tolerance
+        assert check(wire.lm, kinds[-1], True) <= allowed, name
 
 
 def test_chat_prompts_are_the_tokenizers_own(wire):
@@ -69,9 +71,8 @@ def test_numbers_are_copied_from_latents_and_where_there_are_few_from_what_is_ke
         "16x, numbers": wire.at(16).keeping("numbers"),
     }.items():
         messages = one.send([p.context for p in made])
-        prefix = with_soft_prompt(one.lm, one.format, one.receive(messages))
-        said = answers(one.lm, [p.questions[0].question for p in made], prefix)
-        right = [a == p.questions[0].answers[0] for a, p in zip(said, made, strict=True)]
+        said = [ask(one, m, [p.questions[0].question]) for m, p in zip(messages, made, strict=True)]
+        right = [[*p.questions[0].answers[:1]] == a for a, p in zip(said, made, strict=True)]
         copied[name] = sum(right)
     assert len(made) == 4 and copied["4x"] == copied["16x, numbers"] == 4 > copied["16x"]
 

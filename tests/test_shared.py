@@ -69,6 +69,11 @@ def lms() -> dict[str, FrozenLM]:
     return lms
 
 
+def both(lms: dict[str, FrozenLM]) -> dict[str, FrozenLM]:
+    """The models of a wire of make_wire."""
+    return {name: lms[name] for name in BOTH}
+
+
 def make_wire(lms, encoder="lm_states", injector="deep_prefix", **changes) -> SharedWire:
     torch.manual_seed(0)
     fields = {"sizes": SIZES, "trunk_layers": 1, "format_tokens": 2} | changes
@@ -217,13 +222,13 @@ def test_four_examples_are_learnt_by_heart(reading, encoder, injector):
     wire.fit([p.context for p in training_data.passages])
     trained = [p for p in wire.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=3e-3)
-    for step in range(120):
+    for step in range(300):
         optimizer.zero_grad()
         loss, _ = wire_loss(wire, readers, training_data, given, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        if loss < 0.21:  # soft-capped logits cannot get below 0.34, which is 0.17 of the mean
+        if loss < 0.19:  # soft-capped logits cannot get below 0.34, which is 0.17 of the mean
             break
     wire.eval()
     for reader in readers:
@@ -363,9 +368,9 @@ def test_what_no_reader_may_read(lms):
 def test_save_and_load_and_one_more_reader(lms, tmp_path):
     wire = make_wire(lms, injector="embeddings")
     wire.save_pretrained(tmp_path)
-    loaded = SharedWire.from_pretrained(tmp_path, lms)
+    loaded = SharedWire.from_pretrained(tmp_path, both(lms))
     loaded.save_pretrained(tmp_path / "again")
-    assert loaded.id == wire.id == SharedWire.from_pretrained(tmp_path / "again", lms).id
+    assert loaded.id == wire.id == SharedWire.from_pretrained(tmp_path / "again", both(lms)).id
     message = loaded.send(TEXTS[:1])[0]
     more = loaded.with_reader("tiny-qwen3", lms["tiny-qwen3"]).eval()
     assert more.id == loaded.id and more.send(TEXTS[:1])[0].to_bytes() == message.to_bytes()
@@ -382,15 +387,15 @@ def test_save_and_load_and_one_more_reader(lms, tmp_path):
     part = tmp_path / "reader-1-0.safetensors"
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(WireError, match=r"reader-1-0\.safetensors is truncated or altered"):
-        SharedWire.from_pretrained(tmp_path, lms)
+        SharedWire.from_pretrained(tmp_path, both(lms))
     part.unlink()
     with pytest.raises(WireError, match=r"no reader-1-0\.safetensors"):
-        SharedWire.from_pretrained(tmp_path, lms)
+        SharedWire.from_pretrained(tmp_path, both(lms))
     changed = tiny_lm("gemma3")
     changed.model.get_input_embeddings().weight.data += 1
     other = FrozenLM(changed.model, changed.tokenizer, changed.name)
     with pytest.raises(WireError, match="was trained for tiny-gemma3 gemma3_text-3x32"):
-        SharedWire.from_pretrained(tmp_path / "again", {**lms, "tiny-gemma3": other})
+        SharedWire.from_pretrained(tmp_path / "again", {**both(lms), "tiny-gemma3": other})
     record = json.loads((tmp_path / "again" / "config.json").read_text())
     for change, said in [
         ({"format_version": 2}, "shared wire format 2; expected 1"),
@@ -402,9 +407,9 @@ def test_save_and_load_and_one_more_reader(lms, tmp_path):
     ]:
         (tmp_path / "again" / "config.json").write_text(json.dumps(record | change))
         with pytest.raises(WireError, match=said):
-            SharedWire.from_pretrained(tmp_path / "again", lms)
+            SharedWire.from_pretrained(tmp_path / "again", both(lms))
     with pytest.raises(WireError, match="is no wire"):
-        SharedWire.from_pretrained(tmp_path / "nowhere", lms)
+        SharedWire.from_pretrained(tmp_path / "nowhere", both(lms))
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ def test_shared_members_beside_one_of_another_kind(small, learned, at_once, tmp_
         "b": ["4"],
         "c": ["16"],
     }
-    name = learned.wire.readers[0]
+    name = Path(learned.wire.readers[0]).name
     one, two = (evaluations[n]["4"]["readers"][name]["rows"] for n in "ab")
     assert one["wire"] != two["wire"]
     # Both have the first wire's soft prompt, and what says nothing of latents was asked once.

@@ -32,7 +32,7 @@ from latentwire.wire.wire import Wire
 AnyWire = Wire | SharedWire | TextWire | CodeWire
 KINDS = {SHARED_KIND: SharedWire, TEXT_KIND: TextWire, CODE_KIND: CodeWire}
 MAGICS = (KV_MAGIC, TEXT_MAGIC, CODE_MAGIC, SHARED_MAGIC)
-"""What messages begin with."""
+"""The four bytes that each kind of message begins with."""
 APART = {TEXT_KIND: TextWire, CODE_KIND: CodeWire}
 """Those of which one reader can be loaded alone."""
 
@@ -127,6 +127,7 @@ def soft_prompts_of(
 ) -> dict[str, Tensor]:
     """The soft prompts of a wire's readers, by name. lms: models that are loaded, of which the wire
     may have some."""
+    kind_of(name)  # what is no wire is refused as one
     own = {name_of(model) for model in base_models(folder_of(name))}
     given = {model: lm for model, lm in (lms or {}).items() if name_of(model) in own}
     return {reader.reader: reader.format.detach() for reader in load_wire(name, given).readers}
