@@ -3,9 +3,9 @@
     python table.py OUT     # OUT/inputs, OUT/kvpress.jsonl, OUT/latentwire.jsonl
 
 Writes table.json, table.md, peers-light.svg and peers-dark.svg beside this file. F1 is SQuAD's, in
-percent. Intervals are of 95%, by bootstrap over passages. A difference is the wire's F1 minus a
-row's on the same questions. A row is held against the wire on the questions that both have
-answered.
+percent; a cell that OUT has not stays in table.json as it is. Intervals are of 95%, by bootstrap
+over passages. A difference is the wire's F1 minus a row's on the same questions. A row is held
+against the wire on the questions that both have answered.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
+FIELDS = ("data", "reader", "soft", "ratio")
 PACKAGES = ("kvpress", "latentwire")
 NAMES = {
     "kvpress/none": "no compression",
@@ -127,8 +128,16 @@ def table(rows: dict[tuple, Answered]) -> list[dict[str, Any]]:
         of = {"kvpress/none": {q: a for q, a in none.items() if q in wire}, **of}
         ours = {name.split("/")[1]: of[name] for name in (WIRE, SCORER) if name in of}
         made = {name: summary(row, ours) for name, row in of.items() if row}
-        block = dict(zip(("data", "reader", "soft", "ratio"), (*begun, ratio), strict=True))
+        block = dict(zip(FIELDS, (*begun, ratio), strict=True))
         blocks.append({**block, "agreement": agreement(text, none), "rows": made})
+    return blocks
+
+
+def beside_kept(blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The blocks in order, with those of table.json whose answers are not in OUT."""
+    path = HERE / "table.json"
+    kept = json.loads(path.read_text()) if path.exists() else []
+    blocks = list({tuple(b[f] for f in FIELDS): b for b in (*kept, *blocks)}.values())
     order = list(dict.fromkeys((cell.data, cell.soft) for cell in CELLS.values()))
     return sorted(blocks, key=lambda b: (order.index((b["data"], b["soft"])), b["ratio"]))
 
@@ -239,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
-    blocks = table(answered(out))
+    blocks = beside_kept(table(answered(out)))
     (HERE / "table.json").write_text(json.dumps(blocks, indent=1) + "\n")
     (HERE / "table.md").write_text(markdown(blocks))
     plot(blocks)
