@@ -15,11 +15,14 @@ Everything here raises ArtifactError, which `one_error` turns into the error of 
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -28,7 +31,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from latentwire.card import base_models, save_card
-from latentwire.reading import LARGEST, InputError, read_regular, shortened
+from latentwire.reading import LARGEST, InputError, read_regular, saved_config, shortened
 
 WORDS = {
     str: "text",
@@ -175,7 +178,8 @@ def push_to_hub(
     """Upload a saved wire, wire of codes or lens to the Hugging Face hub, with a model card; the
     address of the commit. `from_pretrained(repo)` loads it there.
 
-    repo: owner/name; made if there is none. results: what an evaluation wrote with --json or as
+    The folders of this machine that its models were in stay here. repo: owner/name; made if there
+    is none. results: what an evaluation wrote with --json or as
     results.json, for the card. A README.md that the folder has already is kept unless results are
     given. Raises ValueError, of one line, for a folder that holds none, for results that cannot be
     read, and for whatever the hub answers.
@@ -186,10 +190,11 @@ def push_to_hub(
     base_models(folder)
     if results is not None or not (folder / "README.md").is_file():
         save_card(folder, repo, results)
-    files = ["README.md", "config.json", "*.safetensors", "*/config.json"]
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=files)
+        with TemporaryDirectory() as copy:
+            _publishable(folder, Path(copy))
+            commit = api.upload_folder(repo_id=repo, folder_path=copy)
     except Exception as error:  # no network, no token, a bad name: all mean that nothing is there
         reason = " ".join(str(error).split())[:200]
         raise ArtifactError(
@@ -197,3 +202,15 @@ def push_to_hub(
             "the Hugging Face hub, and a token that may write there (hf auth login, or HF_TOKEN)"
         ) from error
     return str(commit.commit_url)
+
+
+def _publishable(folder: Path, copy: Path) -> None:
+    """Copy what was saved, and its card, without the folders of this machine that models are in."""
+    for pattern in ("config.json", "*.safetensors", "README.md"):
+        for path in folder.rglob(pattern):
+            there = copy / path.relative_to(folder)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, there)
+            if pattern == "config.json" and saved_config(path.parent).pop("folders", None):
+                record = {k: v for k, v in saved_config(path.parent).items() if k != "folders"}
+                there.write_text(json.dumps(record, indent=1))

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
-from huggingface_hub.utils import filter_repo_objects
 from tiny import tiny_lm
 
 import latentwire
@@ -50,12 +49,8 @@ def hub(tmp_path, monkeypatch) -> Path:
             assert exist_ok
             (there / repo_id).mkdir(parents=True, exist_ok=True)
 
-        def upload_folder(self, *, repo_id, folder_path, allow_patterns):
-            files = [p for p in folder_path.rglob("*") if p.is_file()]
-            names = [str(p.relative_to(folder_path)) for p in files]
-            for name in filter_repo_objects(names, allow_patterns=allow_patterns):
-                (there / repo_id / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(folder_path / name, there / repo_id / name)
+        def upload_folder(self, *, repo_id, folder_path):
+            shutil.copytree(folder_path, there / repo_id, dirs_exist_ok=True)
             return SimpleNamespace(commit_url=f"hub/{repo_id}/commit/1")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)

@@ -12,12 +12,15 @@ from test_store import make_wire
 from tiny import tiny_lm
 
 from latentwire import CodeWire, Lens, TextWire, Wire, ask, load_wire
-from latentwire.lm import Prompt
+from latentwire.lm import FrozenLM, Prompt
+from latentwire.lm.loaded import models_given
 from latentwire.lm.zoo import ZooError
-from latentwire.serve.context import Contexts
-from latentwire.serve.store import Store
+from latentwire.serve.context import Chat, Contexts
+from latentwire.serve.store import Store, wire_id
 from latentwire.tasks.qa import Answering, question_prompt
 from latentwire.terminal import printable
+from latentwire.wire.codes.wire import Source
+from latentwire.wire.folder import WireError
 from latentwire.wire.load import load_with
 
 TEXTS = ["The lighthouse was finished in 1759 by John Smeaton.", "Ada was born in 1815. " * 3]
@@ -63,7 +66,9 @@ def test_what_is_saved_names_a_model_and_not_where_it_is(kind, model, tmp_path):
     (message,) = wire.send(TEXTS[:1])
     assert wire.readers[0].reader == "my-llama"
     there = moved(model, tmp_path / "there" / "another-name")
-    with pytest.raises(ZooError, match=r"my-llama was in .*here/my-llama.*--reader PATH") as error:
+    with pytest.raises(
+        ZooError, match=r"my-llama was in .*here/my-llama.*--reader my-llama=PATH"
+    ) as error:
         load_wire(tmp_path / "wire")
     assert "\n" not in str(error.value)
     lms = there if kind == "slots" else {"my-llama": there}
@@ -149,7 +154,7 @@ def test_answers_obey_their_options():
     assert (Answering().longest, Answering().ends) == (20, ("\n",))
     assert (Answering(False).longest, Answering(False).ends) == (256, ())
     for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}):
-        with pytest.raises(ValueError, match="expected at least"):
+        with pytest.raises(ValueError, match="expected"):
             ask(wire, message, ASKED, **wrong)
     with pytest.raises(TypeError, match="stop is one text"):
         ask(wire, message, ASKED, stop="\n")
@@ -167,7 +172,7 @@ def test_the_command_reads_documents_and_messages_by_another_path(
     Path("b.message").write_bytes(messages[1].to_bytes())
     both = ("--context", "a.txt", "--context", "b.message", "--wire", "wire")
     status, _, err = run(monkeypatch, capsys, "ask", *ASKED, *both)
-    assert status == 2 and "--reader PATH" in err
+    assert status == 2 and "--reader my-llama=PATH" in err
     options = ("--no-soft-prompt", "--max-new-tokens", "5", "--stop", "q")
     more = ("--reader", str(there), *options)
     status, out, err = run(monkeypatch, capsys, "ask", *ASKED, *both, *more)
@@ -175,8 +180,8 @@ def test_the_command_reads_documents_and_messages_by_another_path(
     assert (status, err) == (0, "")
     tokens = sum(len(wire.lm.tokenize(text)) for text in TEXTS)
     latents = sum(wire.latents(text) for text in TEXTS)
-    assert f"m read {tokens} tokens as {latents} latents" in out
-    assert out.split("m read")[0].split() == "\n".join(map(printable, said)).split()
+    assert f"my-llama read {tokens} tokens as {latents} latents" in out
+    assert out.split("my-llama read")[0].split() == "\n".join(map(printable, said)).split()
     status, _, err = run(monkeypatch, capsys, "ask", *ASKED, *both, *more, "--full-text")
     assert status == 2 and "a message has no text" in err
     for command in (("chat",), ("compress", "a.txt", "--store", "s")):
@@ -188,3 +193,84 @@ def test_the_command_reads_documents_and_messages_by_another_path(
     stored = ("--store", "s", "--doc", "a.txt", "--wire", "wire", "--reader", str(there))
     status, out, err = run(monkeypatch, capsys, "ask", *ASKED, *stored)
     assert status == 0 and f"as {wire.latents(TEXTS[0])} latents" in out, err
+
+
+def test_a_hub_models_name_stays_where_a_folder_has_it_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of("llama", tmp_path / "acme" / "tiny")
+    lm = tiny_lm("llama")
+    wire = Wire.of(FrozenLM(lm.model, lm.tokenizer, "hub/tiny"), "key_norm")
+    wire.save_pretrained("wire")
+    config = Path("wire/config.json")
+    config.write_text(config.read_text().replace("hub/tiny", "acme/tiny"))
+    again = load_wire("wire")
+    again.save_pretrained("again")
+    record = json.loads(Path("again/config.json").read_text())
+    assert again.reader == record["reader"] == "acme/tiny" and "folders" not in record
+
+
+def test_a_folder_that_is_gone_is_no_other_model_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wire = Wire.of(folder_of("llama", tmp_path / "here" / "m"), "key_norm")
+    wire.save_pretrained("wire")
+    moved(tmp_path / "here" / "m", tmp_path / "there" / "m")
+    folder_of("qwen3", tmp_path / "m")
+    with pytest.raises(ZooError, match=r"m was in .*here/m, which is not here"):
+        load_wire("wire")
+
+
+def test_two_models_of_one_name_are_no_wire(tmp_path):
+    one, other = (FrozenLM.from_pretrained(folder_of("llama", tmp_path / x / "m")) for x in "ab")
+    with torch.no_grad():
+        other.model.get_input_embeddings().weight[0] += 1
+    other = FrozenLM(other.model, other.tokenizer, str(tmp_path / "b" / "m"))
+    wire, code = Wire.of(one, "key_norm"), fitted(one, one, 8)
+    with pytest.raises(WireError, match="two models of one name, m"):
+        TextWire(other, [wire])
+    with pytest.raises(WireError, match="two models of one name, m"):
+        CodeWire(code.code, Source.of(other), code.readers)
+    assert wire_id(wire) != wire_id(Wire.of(other, "key_norm"))
+
+
+def test_readers_that_came_under_one_name_stay_apart(tmp_path):
+    one, other = (make_wire(family) for family in ("llama", "gemma3"))
+    wire = TextWire(one.lm, [one, other])
+    one.lm.name = other.lm.name = "m"
+    contexts = Contexts(wire, Store(tmp_path / "store"))
+    assert contexts.models == ["tiny-llama", "tiny-gemma3"]
+    list(contexts.store.add(wire, {"a": TEXTS[0]}))
+    (message,) = wire.send(TEXTS[:1])
+    for reader in wire.readers:
+        said = contexts.ask([(["a"], question) for question in ASKED], reader.reader)
+        assert said == ask(reader, message, ASKED)
+
+
+def test_an_answer_is_cut_to_the_room_that_is_left():
+    wire = make_wire()
+    (message,) = wire.send(TEXTS[:1])
+    room = wire.lm.context_length
+    (said,) = ask(wire, message, ASKED[:1], soft_prompt=False, max_new_tokens=10 * room, stop=())
+    assert said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": float("nan")}, {"temperature": 1e9}, {"stop": [""]}, {"max_new_tokens": -1}],
+)
+def test_options_out_of_range_are_refused_everywhere(options, tmp_path):
+    wire = make_wire()
+    contexts = Contexts(wire, Store(tmp_path / "store"))
+    list(contexts.store.add(wire, {"a": TEXTS[0]}))
+    for asking in (
+        lambda: ask(wire, wire.send(TEXTS[:1])[0], ASKED, **options),
+        lambda: contexts.ask([(["a"], "Who?")], **options),
+        lambda: Chat(contexts, ["a"], **options),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            asking()
+
+
+@pytest.mark.parametrize("given", [["m=a", "m=b"], [""], ["m="], ["=a"], ["a", "b"]])
+def test_values_of_the_option_that_name_no_model(given):
+    with pytest.raises(ZooError, match="--reader is"):
+        models_given(given)

@@ -78,10 +78,10 @@ def ask(
         if contexts is None:
             prefix = received(one, messages)
         else:
-            prefix, _ = contexts.stored(whole, one.lm.name, soft_prompt=False)
+            prefix, _ = contexts.stored(whole, one.reader, soft_prompt=False)
         for answer in answers(one.lm, asked, prefix, one.format, answering):
             print(printable(answer))
-        out.print(_told(loaded, one.lm, prefix), style="dim")
+        out.print(_told(loaded, one, prefix), style="dim")
         if full_text:
             read = text_itself(one.lm)(["\n\n".join(texts)])
             for answer in answers(one.lm, asked, read, one.format, answering):
@@ -97,8 +97,9 @@ def _context(path: Path) -> str | bytes:
 
     if path.is_file():
         with path.open("rb") as file:
-            if file.read(4) in MAGICS:
-                return read_regular(path, DOCUMENT_BYTES)
+            begin = file.read(5)
+        if begin[:4] in MAGICS and begin[4:] < b"\t":  # a version, where a text has a character
+            return read_regular(path, DOCUMENT_BYTES)
     return read_document(path)
 
 
@@ -130,16 +131,16 @@ def _asked(questions: tuple[str, ...]) -> list[str]:
     return [question.strip() for question in asked]
 
 
-def _told(wire, lm, prefix) -> str:
+def _told(wire, reader, prefix) -> str:
     """The line that says who read a context and who answers, a prefix of one row: of a wire of
     learned codes its source reads, and the model that answers sees nothing but latents."""
     from latentwire.wire.codes.wire import CodeWire
 
-    head = len(lm.frame.prefix)
+    head = len(reader.lm.frame.prefix)
     tokens, slots = int(prefix.next_position) - head, len(prefix) - head
     if prefix.ragged:
         lengths = [slots.lengths for slots in prefix.ragged]
         slots += round(sum(int(n.sum()) for n in lengths) / sum(n.numel() for n in lengths))
     if not isinstance(wire, CodeWire):
-        return f"{lm.name} read {tokens} tokens as {slots} latents"
-    return f"{wire.source.name} read {tokens} tokens; {lm.name} answered from {slots} latents"
+        return f"{reader.reader} read {tokens} tokens as {slots} latents"
+    return f"{wire.source.name} read {tokens} tokens; {reader.reader} answered from {slots} latents"

@@ -7,6 +7,7 @@ import tyro
 
 from latentwire.cli.command_line import (
     LENS,
+    SEVERAL,
     TEXT,
     Positional,
     check_folder,
@@ -27,6 +28,7 @@ def explain(
     k: int = 1,
     words: bool = False,
     html: Path | None = None,
+    reader: SEVERAL = (),
 ) -> None:
     """Say in words what a model's activations hold, token by token; the last token if neither
     --token nor --all is given.
@@ -40,17 +42,19 @@ def explain(
         words: Also show what each word of an explanation counts: how much less is explained
             without it.
         html: Also write a page on which a person points at tokens, with all k explanations.
+        reader: PATH of the lens's model where it has another here.
     """
     from latentwire.lens.checks import LensError
     from latentwire.lens.explain import explain_text
     from latentwire.lens.interventions import salience
     from latentwire.lens.lens import Lens
+    from latentwire.lm.loaded import models_given
     from latentwire.report.lens_page import write_lens_page
 
     if every and token is not None:
         raise LensError(f"--token {token} and --all; expected one of them")
     check_folder(html, "--html")
-    loaded = Lens.from_pretrained(lens)
+    loaded = Lens.from_pretrained(lens, models_given(reader))
     chosen = None if every else [len(loaded.lm.tokenize(text)) - 1 if token is None else token]
     rows = explain_text(loaded, text, chosen, k)
     print(f"{'':>5}{'token':14} {'explained':>9} {'KL':>6}  explanation")
@@ -76,6 +80,7 @@ def edit(
     text: TEXT,
     words: Positional[Annotated[str, tyro.conf.arg(metavar="WORDS")]],
     token: int | None = None,
+    reader: SEVERAL = (),
 ) -> None:
     """Replace what a token's activation says by other words, and see what the model then predicts.
 
@@ -84,12 +89,14 @@ def edit(
         text: What the model reads.
         words: What the activation shall say instead.
         token: Of this token, counted from 0; of the last one if it is not given.
+        reader: PATH of the lens's model where it has another here.
     """
     from latentwire.lens.explain import explain_text, tokens_of
     from latentwire.lens.interventions import edited
     from latentwire.lens.lens import Lens
+    from latentwire.lm.loaded import models_given
 
-    loaded = Lens.from_pretrained(lens)
+    loaded = Lens.from_pretrained(lens, models_given(reader))
     whole = tokens_of(loaded.lm, text)
     place = len(whole.ids) - whole.bos - 1 if token is None else token
     said = explain_text(loaded, text, [place])[0].explanations[0].text
@@ -108,6 +115,7 @@ def evaluate(
     samples: int = 1,
     seed: int = 0,
     json_out: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+    reader: SEVERAL = (),
 ) -> None:
     """Score a lens on the activations of a text, beside controls that say nothing of them.
 
@@ -119,14 +127,16 @@ def evaluate(
         samples: Score the best of so many drawn explanations; 1 for the greedy one.
         seed: Of all choices.
         json_out: Write the result as JSON to this file.
+        reader: PATH of the lens's model where it has another here.
     """
     from latentwire.lens.evaluation import LensEvaluation, evaluate_lens
     from latentwire.lens.lens import Lens
+    from latentwire.lm.loaded import models_given
     from latentwire.report.comparison import lens_verdict
 
     check_folder(json_out)
     config = LensEvaluation(limit, positions, samples, seed=seed)
-    result = evaluate_lens(Lens.from_pretrained(lens), text, config)
+    result = evaluate_lens(Lens.from_pretrained(lens, models_given(reader)), text, config)
     rows = {"lens": result, **result["controls"], **result["references"]}
     print(f"{'':20} {'FVE (95% interval)':>24} {'cosine':>7} {'KL':>6} {'recovered':>9}")
     for name, row in rows.items():

@@ -100,7 +100,7 @@ def whole_of(contexts, names: SEVERAL) -> list[str]:
 
 
 def chat(
-    context: Path | None = None,
+    context: tyro.conf.UseAppendAction[tuple[Path, ...]] = (),
     store: Path | None = None,
     doc: SEVERAL = (),
     wire: str = "default",
@@ -115,7 +115,7 @@ def chat(
     line ends the chat.
 
     Args:
-        context: A document: text, Markdown, PDF or HTML.
+        context: A document: text, Markdown, PDF or HTML; several are read one after another.
         store: A folder that `latentwire compress` made, in place of a document.
         doc: Which document of the store; several are read one after another.
         wire: A wire's folder or hub id (owner/name), or one of those shipped; its first reader
@@ -133,14 +133,13 @@ def chat(
     from latentwire.serve.store import Store
     from latentwire.wire.load import load_with
 
-    if (context is None) == (store is None):
+    if bool(context) == (store is not None):
         raise ValueError("expected --context FILE, or --store FOLDER with --doc NAME")
-    text = None if context is None else read_document(context)
+    texts = {str(path): read_document(path) for path in context}
     with TemporaryDirectory() as folder:
         contexts = Contexts(load_with(wire, ratio, readers=reader), Store(store or folder))
-        if context is not None and text is not None:
-            doc = (str(context),)
-            list(contexts.store.add(contexts.wire, {doc[0]: text}))
+        list(contexts.store.add(contexts.wire, texts))
+        doc = (*texts, *doc)
         whole = whole_of(contexts, doc)
         options: Any = {"max_new_tokens": max_new_tokens, "temperature": temperature, "stop": stop}
         talk = Chat(contexts, whole, soft_prompt=soft_prompt, **options)

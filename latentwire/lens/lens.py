@@ -44,8 +44,8 @@ from latentwire.lm import (
     seeded_noise,
 )
 from latentwire.lm.finite import check_finite
-from latentwire.lm.loaded import lm_of, saved_folders
-from latentwire.lm.zoo import locate_saved, name_of
+from latentwire.lm.loaded import called, lm_of, saved_folders
+from latentwire.lm.zoo import locate_saved
 from latentwire.reading import saved_config, shortened
 from latentwire.texts import check_texts
 
@@ -123,7 +123,7 @@ class Lens(nn.Module):
         check_layer(config.layer, lm)
         check_finite({"mean of the activations": statistics.mean}, LensError)
         _check_scales(statistics.norm, statistics.spread)
-        self.lm, self.config = lm, replace(config, model=name_of(config.model))
+        self.lm, self.config = lm, replace(config, model=called(lm, config.model))
         self.norm, self.spread = statistics.norm, statistics.spread
         self.register_buffer("mean", statistics.mean.float())
         self.decoder = Decoder(lm, config.decoder, statistics.norm)
@@ -183,17 +183,17 @@ class Lens(nn.Module):
     def from_pretrained(
         cls,
         name: str | Path,
-        lm: LMSource | None = None,
+        lm: LMSource | Mapping[str, LMSource] | None = None,
         dtype: Dtype | None = None,
         device: str | None = None,
     ) -> Lens:
         """Load a lens from a folder or the Hugging Face hub (owner/name), or the shipped one by the
         name "default".
 
-        lm: its LM, loaded (with its tokenizer) or by another name or path than its own. dtype,
-        device: of the LM where it is loaded here; as trained, and torch's accelerator where there
-        is one, if None. Raises LensError for a folder that is no lens, altered weights, or another
-        LM than its own, and ZooError where the hub has no such lens.
+        lm: its LM, loaded (with its tokenizer) or by another name or path than its own, alone or by
+        its name. dtype, device: of the LM where it is loaded here; as trained, and torch's
+        accelerator where there is one, if None. Raises LensError for a folder that is no lens,
+        altered weights, or another LM than its own, and ZooError for no such lens or LM.
         """
         shipped = Path(str(files("latentwire") / "data" / "lens"))
         folder = shipped if name == "default" else locate_saved(str(name), "a lens")

@@ -10,7 +10,7 @@ zoo.py (where models come from), adapters.py, doctor.py.
 from latentwire.lm.checkpointing import gradient_checkpointing
 from latentwire.lm.devices import Dtype
 from latentwire.lm.frozen import FrozenLM
-from latentwire.lm.loaded import LMSource, Models, as_lm, saved_folders
+from latentwire.lm.loaded import LMSource, Models, as_lm, called, saved_folders
 from latentwire.lm.outputs import (
     Generation,
     States,
@@ -60,6 +60,7 @@ __all__ = [
     "States",
     "StraightThroughGumbel",
     "as_lm",
+    "called",
     "gradient_checkpointing",
     "kl_divergence",
     "log_softmax",

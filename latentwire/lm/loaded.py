@@ -6,7 +6,7 @@ load_wire("interlingua", {"gemma3-270m": (model, tokenizer)})
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from latentwire.lm.devices import Dtype
 from latentwire.lm.frozen import FrozenLM
 from latentwire.lm.zoo import ZooError, local_folder, name_of
+from latentwire.reading import shortened
 
 LMSource = FrozenLM | str | Path | tuple[Any, Any]
 """A name or folder as FrozenLM.from_pretrained takes it, a loaded model of transformers with its
@@ -56,61 +57,81 @@ class Models:
         folders: Mapping[str, str] | None = None,
         device: str | None = None,
     ):
-        """names: of the models that there are. given: by name or folder. folders: by name, of
-        those that had no name elsewhere. device: of those that are loaded here. Raises ZooError for
-        a given one that is none of them."""
-        known = list(dict.fromkeys(map(name_of, names)))
+        """names: of the models that there are, as they were saved. given: by name or folder.
+        folders: by name, of those that had no name elsewhere. device: of those that are loaded
+        here. Raises ZooError for a given one that is none of them."""
+        known = list(dict.fromkeys(names))
         if not isinstance(given or {}, Mapping):
             raise ZooError(f"got a model alone; expected which it is by name: {', '.join(known)}")
-        self._sources = {name_of(name): source for name, source in (given or {}).items()}
-        if unknown := set(self._sources) - set(known):
-            raise ZooError(f"got a model for {min(unknown)!r}; expected one for {', '.join(known)}")
+        self._sources: dict[str, LMSource] = {}
+        for name, source in (given or {}).items():
+            if name not in known and (name := name_of(name)) not in known:
+                raise ZooError(f"got a model for {name!r}; expected one for {', '.join(known)}")
+            self._sources[name] = source
         self._folders, self._device = folders or {}, device
 
     def __contains__(self, name: str) -> bool:
         """True for one that the caller has, or that was asked for already."""
-        return name_of(name) in self._sources
+        return name in self._sources
 
     def folder(self, name: str) -> Path | None:
         """The folder of this machine that a model is or was in, where it has no name elsewhere."""
-        if isinstance(lm := self._sources.get(name_of(name)), FrozenLM):
+        if isinstance(lm := self._sources.get(name), FrozenLM):
             return lm.folder
-        return Path(self._folders[name]) if name in self._folders else local_folder(name)
+        return Path(self._folders[name]) if name in self._folders else None
 
-    def get(self, place: str, dtype: Dtype = "float32") -> FrozenLM:
-        """The LM of a name or folder. dtype: of one that is loaded here. Raises ZooError where
-        there is no such model, and says which folder it was in."""
-        name, folder = name_of(place), self._folders.get(place, "")
-        source = self._sources.get(name) or (folder if local_folder(folder) else place)
-        try:
-            lm = self._sources[name] = as_lm(source, dtype, name, self._device)
-        except ZooError as error:
-            if source != name or not folder:
-                raise
-            raise ZooError(
-                f"{name} was in {folder}, which is not here; give it by another name or path: "
-                f"--reader PATH, or {{{name!r}: PATH}}"
-            ) from error
+    def get(self, name: str, dtype: Dtype = "float32") -> FrozenLM:
+        """The LM of a name. dtype: of one that is loaded here. Raises ZooError where there is no
+        such model, and says which folder it was in."""
+        if (source := self._sources.get(name)) is None:
+            source = self._folders.get(name, name)
+            if source != name and local_folder(source) is None:
+                raise ZooError(
+                    f"{name} was in {source}, which is not here; say where it is: "
+                    f"--reader {name}=PATH, or {{{name!r}: PATH}} where models are given"
+                )
+        lm = self._sources[name] = as_lm(source, dtype, name, self._device)
         return lm
 
 
 def lm_of(
     name: str,
-    given: LMSource | None,
+    given: LMSource | Mapping[str, LMSource] | None,
     dtype: Dtype,
     folders: Mapping[str, str],
     device: str | None = None,
 ) -> FrozenLM:
     """The one LM of something saved: the given one, or that of its name as `Models` finds it."""
-    if given is None:
-        return Models([name], None, folders, device).get(name, dtype)
+    if given is None or isinstance(given, Mapping):
+        return Models([name], given, folders, device).get(name, dtype)
     return as_lm(given, dtype, device=device)
+
+
+def models_given(options: Sequence[str]) -> Any:
+    """Models as whatever is saved is loaded with them, from the values of --reader: one PATH, or
+    NAME=PATH each. Raises ZooError for other values, and for a name that comes twice."""
+    if len(options) == 1 and options[0] and ("=" not in options[0] or local_folder(options[0])):
+        return options[0]
+    found: dict[str, str] = {}
+    for option in options:
+        name, _, path = option.partition("=")
+        if not name or not path or name in found:
+            raise ZooError(
+                f"--reader is {shortened(option)}; expected PATH, or NAME=PATH with each name once"
+            )
+        found[name] = path
+    return found or None
+
+
+def called(lm: FrozenLM, name: str) -> str:
+    """The name by which files call an LM: its own, where `name` is the folder that it is from."""
+    return lm.name if lm.folder is not None and local_folder(name) == lm.folder else name
 
 
 def saved_folders(folders: Mapping[str, Path | None]) -> dict[str, dict[str, str]]:
     """The field of a config.json that says in which folders of this machine models were, by their
     names, that have no name elsewhere; none where there is no such model."""
-    here = {name: str(folder) for name, folder in folders.items() if folder is not None}
+    here = {name: str(f) for name, f in folders.items() if f is not None and "/" not in name}
     return {"folders": here} if here else {}
 
 

@@ -102,6 +102,12 @@ def seeded_noise(seeds: Sequence[int], starts: Sequence[int] | None = None) -> N
     return noise
 
 
+def sampler_of(temperature: float, seeds: Sequence[int]) -> Sampler:
+    """Samples at a temperature, each row by a seed of its own. Below 0.01, where a sample is hardly
+    ever another, the most probable token."""
+    return Greedy() if temperature < 0.01 else Sampled(seeded_noise(seeds), temperature)
+
+
 def seed_of(*parts: object) -> int:
     """A seed from what it is for, the same in every process: 32 bits, as `seeded_noise` takes."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")

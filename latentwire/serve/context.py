@@ -54,7 +54,7 @@ class Contexts:
         wire_id(wire)
         self.wire: Any = wire
         self.store, self._most = store, cached
-        self.lms = {reader.lm.name: reader.lm for reader in wire.readers}
+        self.lms = {reader.reader: reader.lm for reader in wire.readers}
         self._heads = {name: head_of(lm) for name, lm in self.lms.items()}
         self._ready: OrderedDict[tuple, KVPrefix] = OrderedDict()
         self._lock = Lock()
@@ -91,7 +91,7 @@ class Contexts:
         place of latents; None for no context."""
         lm = self.lm(model)
         if text is None:
-            return self._heads[lm.name]
+            return self._heads[model or self.models[0]]
 
         def read() -> KVPrefix:
             self._check_room(lm, len(lm.tokenize(text)[:most]) + len(lm.frame.prefix))
@@ -111,7 +111,7 @@ class Contexts:
         Request; max_new_tokens is cut to the room that is left. Raises TooLongError where there is
         none."""
         lm = self.lm(model)
-        bare = prefix is self._heads[lm.name]
+        bare = prefix is self._heads[model or self.models[0]]
         return self.following(prefix, turn_ids(lm, turns, bare), model, **options)
 
     def following(
@@ -237,6 +237,9 @@ class Chat:
         for each answer."""
         self.contexts, self.model, self.options = contexts, model, options
         self._prefix, self.entries = contexts.stored(names, model, soft_prompt)
+        Request(
+            self._prefix, self._prefix.positions[0], **options
+        )  # mistakes are told before a turn
         self._left: Tensor | None = None  # ids of the last answer that the cache does not hold
 
     def say(self, text: str) -> Iterator[str]:

@@ -19,10 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, Sampled, Sampler
+from latentwire.lm import FrozenLM, KVPrefix, Prompt, Sampler
 from latentwire.lm.generation import advance
 from latentwire.lm.joining import side_by_side, staying
-from latentwire.lm.samplers import seeded_noise
+from latentwire.lm.samplers import sampler_of
+from latentwire.tasks.qa import check_generation
 
 
 class BusyError(RuntimeError):
@@ -36,7 +37,7 @@ class Request:
     prefix: KVPrefix
     ids: Tensor
     max_new_tokens: int = 256
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     """Texts of which the first to come ends the answer, and is no part of it."""
     temperature: float = 0.0
     """0 takes the most probable token."""
@@ -45,15 +46,12 @@ class Request:
     """Moment of time.monotonic() at which the answer is given up."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+        check_generation(self.max_new_tokens, self.stop, self.temperature)
 
     @property
     def sampler(self) -> Sampler:
         """Chooses its tokens by its own seed alone, whoever else is in the batch."""
-        if self.temperature == 0:
-            return Greedy()
-        return Sampled(seeded_noise([self.seed]), self.temperature)
+        return sampler_of(self.temperature, [self.seed])
 
 
 @dataclass

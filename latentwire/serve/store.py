@@ -88,10 +88,13 @@ def id_of(name: str) -> str:
 
 
 def wire_id(wire: AnyWire) -> str:
-    """The hex digits by which a store says which wires read a message. Raises WireError for a wire
-    of learned codes, which are no slots of single heads and cannot be read together."""
+    """The hex digits by which a store says which wires read a message: of one without training,
+    those of its reader too. Raises WireError for a wire of learned codes, which are no slots of
+    single heads and cannot be read together."""
     if isinstance(wire, TextWire):
         return wire.code.lm.fingerprint
+    if isinstance(wire, Wire) and not any(x.numel() for x in wire.state_dict().values()):
+        return wire.id.hex() + wire.lm.fingerprint
     if isinstance(wire, Wire | CodeWire):
         return wire.id.hex()
     raise WireError("a wire of learned codes has no store; expected one such as default, shared")

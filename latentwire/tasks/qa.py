@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from latentwire.lm import FrozenLM, Greedy, KVPrefix, Prompt, Sampled, Sampler, pad_right
+from latentwire.lm import FrozenLM, KVPrefix, Prompt, Sampler, pad_right
 from latentwire.lm.joining import after_one_another, side_by_side
-from latentwire.lm.samplers import seed_of, seeded_noise
+from latentwire.lm.samplers import sampler_of, seed_of
 from latentwire.reading import shortened
 from latentwire.tasks.base import (
     DataError,
@@ -34,7 +34,7 @@ from latentwire.tasks.base import (
     numbered_rows,
     read_array,
 )
-from latentwire.texts import check_least, check_texts
+from latentwire.texts import check_texts
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,18 @@ def passages_prompt(
     return question_prompt(lm, questions, formatted.rows(torch.tensor(owner).to(lm.device)))
 
 
+def check_generation(max_new_tokens: int, stop: Sequence[str], temperature: float) -> None:
+    """Raises ValueError for options of generation that are out of their range, and TypeError for
+    `stop` that is one text."""
+    check_texts(stop, "stop")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+    if not all(stop):
+        raise ValueError("a text of stop is empty; expected texts that end an answer")
+    if not 0 <= temperature <= 100:
+        raise ValueError(f"temperature is {temperature}; expected 0 to 100")
+
+
 @dataclass(frozen=True)
 class Answering:
     """The settings of generated answers. Behind a wire's soft prompt, which asks for a short span,
@@ -245,7 +257,8 @@ class Answering:
     soft_prompt: bool = True
     """With the wire's soft prompt behind the context, which it was trained with."""
     max_new_tokens: int | None = None
-    """Longest answer, in tokens; 20 with the soft prompt and 256 without it if None."""
+    """Longest answer, in tokens, cut to the room that the model's context has left; 20 with the
+    soft prompt and 256 without it if None."""
     stop: Sequence[str] | None = None
     """Texts of which the first to come ends an answer, and is no part of it; with the soft prompt a
     line break and without it nothing if None."""
@@ -254,8 +267,7 @@ class Answering:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_texts(self.stop, "stop")
-        check_least(self, max_new_tokens=1, temperature=0)
+        check_generation(self.longest, self.ends, self.temperature)
 
     @property
     def longest(self) -> int:
@@ -265,18 +277,15 @@ class Answering:
         return ANSWER_TOKENS if self.soft_prompt else LONG_ANSWER_TOKENS
 
     @property
-    def ends(self) -> tuple[str, ...]:
+    def ends(self) -> Sequence[str]:
         """Texts that end an answer."""
         if self.stop is not None:
-            return tuple(self.stop)
+            return self.stop
         return ("\n",) if self.soft_prompt else ()
 
     def sampler(self, rows: Iterable[int]) -> Sampler:
         """Chooses the tokens of these questions, each by a seed of its own."""
-        if self.temperature == 0:
-            return Greedy()
-        seeds = [seed_of(self.seed, row) for row in rows]
-        return Sampled(seeded_noise(seeds), self.temperature)
+        return sampler_of(self.temperature, [seed_of(self.seed, row) for row in rows])
 
 
 @torch.no_grad()
@@ -297,8 +306,8 @@ def answers(
         some = questions[start : start + ROWS]
         prompt = question_prompt(lm, some, prefix.repeat(len(some)), soft_prompt)
         sampler = answering.sampler(range(start, start + len(some)))
-        out = lm.generate(prompt, sampler, answering.longest, stop_strings=answering.ends)
-        said += out.texts
+        most = min(answering.longest, max(1, lm.context_length - int(prompt.next_position.max())))
+        said += lm.generate(prompt, sampler, most, stop_strings=answering.ends).texts
     return [text.strip() for text in said]
 
 

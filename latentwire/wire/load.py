@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
-from latentwire.artifact import one_error, typed
 from latentwire.card import base_models
-from latentwire.lm import Dtype, FrozenLM, LMSource, Models
-from latentwire.lm.zoo import local_folder, name_of
-from latentwire.reading import shortened
+from latentwire.lm import Dtype, FrozenLM, LMSource
+from latentwire.lm.loaded import models_given
+from latentwire.lm.zoo import name_of
 from latentwire.wire.codes.message import MAGIC as CODE_MAGIC
 from latentwire.wire.codes.wire import KIND as CODE_KIND
 from latentwire.wire.codes.wire import CodeWire
-from latentwire.wire.config import WireConfig, read_config
 from latentwire.wire.folder import WireError, folder_of, kind_of
 from latentwire.wire.learned.saving import KIND as SHARED_KIND
 from latentwire.wire.learned.shared_message import MAGIC as SHARED_MAGIC
@@ -54,21 +52,12 @@ def load_wire(
     None. Raises WireError as the kinds' from_pretrained do and for a ratio of learned codes, which
     have one alone, and ZooError for a model that the wire has not.
     """
-    folder, kind, given = folder_of(name), kind_of(name), cast(Any, lms)
-    options: dict[str, Any] = {"dtype": dtype, "device": device}
-    if kind == SHARED_KIND:
-        if ratio is not None:
-            raise WireError(f"{name} has learned codes, which have one ratio alone")
-        return SharedWire.from_pretrained(name, given, **options)
-    if kind in APART:
-        return APART[kind].from_pretrained(name, given, **options, ratio=ratio)
-    if isinstance(lms, Mapping):
-        with one_error(WireError, folder):
-            config = typed(WireConfig, read_config(folder))
-        models = Models([config.reader], lms, device=device)
-        known = config.reader in models
-        lms = models.get(config.reader, dtype or config.dtype) if known else None
-    return Wire.from_pretrained(name, lms, **options, ratio=ratio)
+    kind = kind_of(name)
+    made: Any = KINDS.get(kind, Wire) if kind else Wire
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "ratio": ratio}
+    if kind == SHARED_KIND and options.pop("ratio") is not None:
+        raise WireError(f"{name} has learned codes, which have one ratio alone")
+    return made.from_pretrained(name, lms, **options)
 
 
 def load_with(
@@ -97,10 +86,10 @@ def load_with(
     elif uniform and kind_of(name) in KINDS:
         raise WireError(f"{name} sends no slots; expected a wire of one reader for uniform ones")
     elif only is not None and (kind := kind_of(name)) in APART:
-        lms = _by_name(readers)
+        lms = models_given(readers)
         wire = APART[kind].from_pretrained(name, lms, only=only, dtype=dtype, ratio=ratio)
     else:
-        wire = load_wire(name, _by_name(readers), dtype, ratio=ratio)
+        wire = load_wire(name, models_given(readers), dtype, ratio=ratio)
     if isinstance(wire, Wire) and uniform:
         wire = wire.uniform()
     if keep is None:
@@ -112,24 +101,14 @@ def load_with(
     return wire.keeping(keep)
 
 
-def _by_name(readers: Sequence[str]) -> Any:
-    """Models as `load_wire` takes them, of NAME=PATH each, or one PATH."""
-    if len(readers) == 1 and ("=" not in readers[0] or local_folder(readers[0])):
-        return readers[0]
-    pairs = [reader.partition("=") for reader in readers]
-    if bare := [name for name, sign, _ in pairs if not sign]:
-        raise WireError(f"--reader is {shortened(bare[0])}; expected NAME=PATH where several are")
-    return {name: path for name, _, path in pairs} or None
-
-
 def soft_prompts_of(
     name: str | Path, lms: Mapping[str, FrozenLM] | None = None
 ) -> dict[str, Tensor]:
     """The soft prompts of a wire's readers, by name. lms: models that are loaded, of which the wire
     may have some."""
     kind_of(name)  # what is no wire is refused as one
-    own = {name_of(model) for model in base_models(folder_of(name))}
-    given = {model: lm for model, lm in (lms or {}).items() if name_of(model) in own}
+    own = set(base_models(folder_of(name)))
+    given = {model: lm for model, lm in (lms or {}).items() if {model, name_of(model)} & own}
     return {reader.reader: reader.format.detach() for reader in load_wire(name, given).readers}
 
 

@@ -79,6 +79,9 @@ class TextWire:
         names = [wire.reader for wire in wires]
         if not names or len(set(names)) < len(names):
             raise WireError(f"readers are {names}; expected at least one, none of them twice")
+        for wire in wires:
+            if wire.reader == source.name and wire.lm.fingerprint != source.fingerprint:
+                raise WireError(f"source and a reader are two models of one name, {source.name}")
         self.code = TextCode(source)
         self.readers = [TextReader(self, wire) for wire in wires]
         self.message = lru_cache(maxsize=REMEMBERED)(self._message)

@@ -28,9 +28,8 @@ from latentwire.files import write_whole
 from latentwire.lm import Dtype, FrozenLM, KVPrefix, LMSource, Prompt
 from latentwire.lm.cache import DynamicCache, transformers_cache
 from latentwire.lm.finite import check_finite
-from latentwire.lm.loaded import as_lm, lm_of, saved_folders
+from latentwire.lm.loaded import as_lm, called, lm_of, saved_folders
 from latentwire.lm.soft_prompt import initial_soft_prompt
-from latentwire.lm.zoo import name_of
 from latentwire.texts import check_texts
 from latentwire.wire.compressed_kv import CompressedKV, as_prefix, head_of
 from latentwire.wire.compressor import KVCompressor
@@ -61,7 +60,7 @@ class Wire(nn.Module):
 
     def __init__(self, lm: FrozenLM, config: WireConfig):
         super().__init__()
-        self.lm, self.config = lm, replace(config, reader=name_of(config.reader))
+        self.lm, self.config = lm, replace(config, reader=called(lm, config.reader))
         layers, (heads, head_dim) = len(lm.blocks), lm.kv_shape
         trained = config.selector == TRAINED
         self.scorer = Scorer(layers if trained else 0, lm.width, heads)
@@ -293,7 +292,7 @@ class Wire(nn.Module):
     def from_pretrained(
         cls,
         name: str | Path,
-        lm: LMSource | None = None,
+        lm: LMSource | Mapping[str, LMSource] | None = None,
         dtype: Dtype | None = None,
         device: str | None = None,
         ratio: int | None = None,
@@ -301,11 +300,11 @@ class Wire(nn.Module):
         """Load a wire from a folder or the Hugging Face hub (owner/name), or the shipped one by the
         name "default".
 
-        lm: its reader, loaded (with its tokenizer) or by another name or path than its own. dtype,
-        device: of the reader where it is loaded here; as trained, and torch's accelerator where
-        there is one, if None. ratio: tokens in per latent out; its own if None. Raises WireError
-        for a folder that is no wire, altered weights or a reader of another architecture, and
-        ZooError for no such wire.
+        lm: its reader, loaded (with its tokenizer) or by another name or path than its own, alone
+        or by its name. dtype, device: of the reader where it is loaded here; as trained, and
+        torch's accelerator where there is one, if None. ratio: tokens in per latent out; its own if
+        None. Raises WireError for a folder that is no wire, altered weights or a reader of another
+        architecture, and ZooError for no such wire or reader.
         """
         folder = folder_of(name)
         record = read_config(folder)
@@ -316,7 +315,7 @@ class Wire(nn.Module):
             sizes = {"rank": (config.rank, "slots.down", 2)}
             check_sizes(state, {**sizes, "format_tokens": (config.format_tokens, "format", 0)})
         lm = lm_of(config.reader, lm, dtype or config.dtype, origin.folders, device)
-        origin.check(lm, name_of(config.reader), folder)
+        origin.check(lm, config.reader, folder)
         wire = cls(lm, config)
         wire.measured = measured
         with one_error(WireError, folder):

@@ -9,14 +9,13 @@ Shapes: n tokens, f features, c channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from latentwire.lm import FrozenLM, KVPrefix, Prompt
-from latentwire.lm.zoo import name_of
 from latentwire.wire.folder import WireError
 from latentwire.wire.selectors.scorer import normed
 
@@ -53,7 +52,7 @@ class Code(nn.Module):
 
     def __init__(self, config: CodeConfig, width: int):
         super().__init__()
-        self.config = replace(config, source=name_of(config.source))
+        self.config = config
         features = len(config.layers) * width
         self.weight = nn.Parameter(torch.zeros(features, config.channels))
         self.bias = nn.Parameter(torch.zeros(config.channels))

@@ -95,7 +95,8 @@ def _new(recipe: CodeRecipe, lms: Mapping[str, FrozenLM]) -> CodeWire:
     source = lms[recipe.code.source]
     sizes = zip(recipe.readers, recipe.hidden, strict=True)
     readers = [CodeReader(lms[n], recipe.code.channels, h, PROMPT) for n, h in sizes]
-    code = Code(recipe.code, source.width).to(source.device)
+    config = replace(recipe.code, source=source.name)
+    code = Code(config, source.width).to(source.device)
     return CodeWire(code, Source.of(source), readers)
 
 
@@ -106,7 +107,7 @@ def _started(recipe: CodeRecipe, lms: Mapping[str, FrozenLM]) -> CodeWire:
     if not isinstance(wire, CodeWire):
         raise WireError(f"{recipe.start} is no wire of codes; expected one to go on from")
     sizes = tuple(wire.reader(name).decoder.hidden for name in recipe.readers)
-    named = replace(recipe.code, source=name_of(recipe.code.source))
+    named = replace(recipe.code, source=lms[recipe.code.source].name)
     if (wire.code.config, sizes) != (named, recipe.hidden):
         raise WireError(
             f"{recipe.start} has a code of {wire.code.config} and decoders of {sizes}; the recipe "

@@ -110,6 +110,9 @@ class CodeWire:
         names = [reader.reader for reader in readers]
         if len(set(names)) < len(names):
             raise WireError(f"readers are {names}; expected none of them twice")
+        for reader in readers:
+            if reader.reader == source.name and reader.lm.fingerprint != source.fingerprint:
+                raise WireError(f"source and a reader are two models of one name, {source.name}")
         self.code, self._source = code, source
         self.readers = list(readers)
         for reader in readers:
@@ -133,7 +136,7 @@ class CodeWire:
     def reader(self, name: str) -> CodeReader:
         """The reader of a name or folder. Raises WireError where no decoder was trained for it."""
         for reader in self.readers:
-            if reader.reader == name_of(name):
+            if reader.reader in (name, name_of(name)):
                 return reader
         have = ", ".join(reader.reader for reader in self.readers)
         raise WireError(
@@ -190,7 +193,7 @@ class CodeWire:
         "interlingua".
 
         lms: those of its models that are loaded already, by name. only: of its readers this one
-        alone, by its place. dtype: of the readers that are loaded; as each was trained if None.
+        alone, by its place. dtype: of the models that are loaded; as each was trained if None.
         device, ratio: as Wire.from_pretrained has them. Raises WireError for a folder that holds
         none, for weights that were truncated or altered, and for a reader of another architecture
         than it was trained for.

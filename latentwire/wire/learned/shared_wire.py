@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from latentwire.artifact import fill, one_error
-from latentwire.lm import Dtype, FrozenLM, LMSource, Models, saved_folders
+from latentwire.lm import Dtype, FrozenLM, LMSource, Models, called, saved_folders
 from latentwire.lm.finite import check_finite
 from latentwire.lm.sentences import SentenceEncoder
 from latentwire.lm.zoo import name_of
@@ -46,9 +46,10 @@ class SharedWire(nn.Module):
     def __init__(self, config: SharedConfig, lms: Mapping[str, FrozenLM]):
         """lms: the readers and the source, by name."""
         super().__init__()
-        named = {"readers": tuple(map(name_of, config.readers)), "source": name_of(config.source)}
-        self.config = config = replace(config, **named)
-        lms, width = {name_of(name): lm for name, lm in lms.items()}, config.sizes.width
+        names = {name: called(lms[name], name) for name in (config.source, *config.readers)}
+        lms, width = {names[name]: lms[name] for name in names}, config.sizes.width
+        readers = tuple(names[name] for name in config.readers)
+        self.config = config = replace(config, readers=readers, source=names[config.source])
         self.encoder = ENCODERS[config.encoder](lms[config.source], config.sizes)
         self.widen = nn.Linear(config.sizes.channels, width)
         self.trunk = transformer(width, config.trunk_layers)
@@ -71,7 +72,7 @@ class SharedWire(nn.Module):
     def reader(self, name: str) -> Reader:
         """One of them. Raises WireError for a name that the wire has no adapter for."""
         for reader in self.readers:
-            if reader.reader == name_of(name):
+            if reader.reader in (name, name_of(name)):
                 return reader
         raise WireError(
             f"{name} cannot read this wire, which has adapters for "
@@ -159,8 +160,8 @@ class SharedWire(nn.Module):
         models: dict[str, FrozenLM | SentenceEncoder] = {self.config.source: self.encoder.lm}
         models |= {**{r.reader: r.lm for r in self.readers}, **self.encoder.others}
         copies = {name: (model.architecture, model.fingerprint) for name, model in models.items()}
-        lms = [self.encoder.lm, *(reader.lm for reader in self.readers)]
-        folders = {lm.name: lm.folder for lm in lms}
+        folders = {self.config.source: self.encoder.lm.folder}
+        folders |= {reader.reader: reader.lm.folder for reader in self.readers}
         write_folder(Path(folder), self.config, parts, copies, **saved_folders(folders))
 
     @classmethod
