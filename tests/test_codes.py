@@ -110,7 +110,7 @@ def test_who_read_is_told_apart_from_who_answers():
     words = (
         f"{source.name} read {tokens} tokens; {reader.name} answered from {-(-tokens // 2)} latents"
     )
-    assert _told(wire, at_half.readers[0], prefix) == words
+    assert _told(wire, at_half.readers[0], prefix, []) == words
 
 
 @pytest.mark.parametrize("families", [("llama", "gemma3"), ("gemma3", "qwen2")])

@@ -184,6 +184,7 @@ def edited(offset: int, form: str, value: int) -> bytes:
     [
         (b"", "not a wire message: 0 bytes"),
         (b"PK\x03\x04" + bytes(60), "not a wire message: 64 bytes"),
+        (b"LWTX" + bytes(60), "a message of another kind of wire"),
         (SMALL.to_bytes()[:37], "its header alone has 38"),
         (SMALL.to_bytes()[:50], "its table of heads ends at 53"),
         (SMALL.to_bytes()[:-1], "message has 92 bytes; its header says 93"),

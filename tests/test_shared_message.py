@@ -85,7 +85,7 @@ def edited(offset: int, form: str, value: int) -> bytes:
     ("data", "said"),
     [
         (b"", "not a shared message: 0 bytes"),
-        (b"LWIR" + bytes(50), "a message for one reader"),
+        (b"LWIR" + bytes(50), "a message of another kind of wire"),
         (SMALL.to_bytes()[:24], "its header alone has 25"),
         (SMALL.to_bytes()[:-1], "message has 29 bytes; its header says 30"),
         (SMALL.to_bytes() + b"\0", "message has 31 bytes; its header says 30"),

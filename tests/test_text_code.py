@@ -186,8 +186,8 @@ def test_altered_codes_under_a_right_checksum_are_seen(llama):
     ("data", "said"),
     [
         (b"", "not a text message: 0 bytes"),
-        (b"LWSH" + bytes(30), "not a text message: 34 bytes"),
-        (b"LWIR" + bytes(30), "a message for one reader"),
+        (b"LWSH" + bytes(30), "a message of another kind of wire"),
+        (b"LWIR" + bytes(30), "a message of another kind of wire"),
         (
             b"LWTX\x02" + bytes(30),
             "text message of version 2; this release reads version 1: update latentwire",

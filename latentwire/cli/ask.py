@@ -27,6 +27,7 @@ def ask(
     max_new_tokens: int | None = None,
     stop: SEVERAL = (),
     temperature: float = 0.0,
+    seed: int = 0,
 ) -> int:
     """Answer questions about a document that the reader sees only as latents, a line each. Exit
     status 1 where a document of a store was altered, and is left out.
@@ -56,6 +57,7 @@ def ask(
         stop: A text that ends an answer. May be given several times; with the soft prompt a line
             break if not given.
         temperature: Of sampling; 0 takes the most probable token.
+        seed: Of sampling.
     """
     from latentwire.evals.baselines import full_text as text_itself
     from latentwire.serve.context import Contexts
@@ -65,7 +67,7 @@ def ask(
 
     asked = _asked(questions)
     _check(context, store, doc, full_text, ratio, keep, selector)
-    answering = Answering(soft_prompt, max_new_tokens, stop or None, temperature)
+    answering = Answering(soft_prompt, max_new_tokens, stop or None, temperature, seed)
     parts = [_context(path) for path in context]
     texts = [part for part in parts if isinstance(part, str)]
     if full_text and len(texts) < len(parts):
@@ -81,7 +83,7 @@ def ask(
             prefix, _ = contexts.stored(whole, one.reader, soft_prompt=False)
         for answer in answers(one.lm, asked, prefix, one.format, answering):
             print(printable(answer))
-        out.print(_told(loaded, one, prefix), style="dim")
+        out.print(_told(loaded, one, prefix, texts if len(texts) == len(parts) else []), style="dim")
         if full_text:
             read = text_itself(one.lm)(["\n\n".join(texts)])
             for answer in answers(one.lm, asked, read, one.format, answering):
@@ -131,16 +133,18 @@ def _asked(questions: tuple[str, ...]) -> list[str]:
     return [question.strip() for question in asked]
 
 
-def _told(wire, reader, prefix) -> str:
+def _told(wire, reader, prefix, texts: list[str]) -> str:
     """The line that says who read a context and who answers, a prefix of one row: of a wire of
-    learned codes its source reads, and the model that answers sees nothing but latents."""
+    learned codes its source reads, and the model that answers sees nothing but latents. Tokens are
+    those of the texts, or positions where there is none."""
     from latentwire.wire.codes.wire import CodeWire
 
     head = len(reader.lm.frame.prefix)
-    tokens, slots = int(prefix.next_position) - head, len(prefix) - head
+    slots, read_by = len(prefix) - head, wire.source if isinstance(wire, CodeWire) else reader.lm
+    tokens = sum(len(read_by.tokenize(text)) for text in texts) or int(prefix.next_position) - head
     if prefix.ragged:
         lengths = [slots.lengths for slots in prefix.ragged]
         slots += round(sum(int(n.sum()) for n in lengths) / sum(n.numel() for n in lengths))
     if not isinstance(wire, CodeWire):
         return f"{reader.reader} read {tokens} tokens as {slots} latents"
-    return f"{wire.source.name} read {tokens} tokens; {reader.reader} answered from {slots} latents"
+    return f"{read_by.name} read {tokens} tokens; {reader.reader} answered from {slots} latents"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from latentwire.wire.message import MAGIC as KV_MAGIC
-from latentwire.wire.message import MessageError
+from latentwire.wire.message import MessageError, check_kind
 
 _BEGIN = struct.Struct("<4sBI")
 BEGIN_BYTES = _BEGIN.size
@@ -20,8 +19,7 @@ def sealed(magic: bytes, version: int, rest: bytes) -> bytes:
 def check_begin(data: bytes, kind: str, magic: bytes, version: int, header: int) -> None:
     """Raises MessageError for bytes that do not begin as a message of this kind and version, or
     have less than `header` bytes."""
-    if data[:4] == KV_MAGIC:
-        raise MessageError("a message for one reader; read it with the wire that sent it")
+    check_kind(data, magic)
     if len(data) < 5 or data[:4] != magic:
         raise MessageError(
             f"not a {kind} message: {len(data)} bytes, expected them to begin with {magic!r}"

@@ -108,6 +108,7 @@ class Message:
         Raises MessageError for bytes that are no message, that were cut off or altered, or that
         another version wrote.
         """
+        check_kind(data, MAGIC)
         if len(data) < 6 or data[:4] != MAGIC:
             raise MessageError(
                 f"not a wire message: {len(data)} bytes, expected them to begin with {MAGIC!r}"
@@ -168,6 +169,12 @@ def check_bits(bits: int) -> None:
     """Raises MessageError for bits that no codec has."""
     if bits not in BITS:
         raise MessageError(f"no codec has {bits} bits; expected one of {', '.join(map(str, BITS))}")
+
+
+def check_kind(data: bytes, magic: bytes) -> None:
+    """Raises MessageError for bytes of another kind of message than the one of this magic."""
+    if data[:2] == magic[:2] and data[:4] != magic:
+        raise MessageError("a message of another kind of wire; read it with the wire that sent it")
 
 
 def check_readable(latents: CompressedKV, lm: FrozenLM, ratio: int) -> None:
