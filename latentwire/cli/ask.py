@@ -83,7 +83,8 @@ def ask(
             prefix, _ = contexts.stored(whole, one.reader, soft_prompt=False)
         for answer in answers(one.lm, asked, prefix, one.format, answering):
             print(printable(answer))
-        out.print(_told(loaded, one, prefix, texts if len(texts) == len(parts) else []), style="dim")
+        counted = texts if len(texts) == len(parts) else []
+        out.print(_told(loaded, one, prefix, counted), style="dim")
         if full_text:
             read = text_itself(one.lm)(["\n\n".join(texts)])
             for answer in answers(one.lm, asked, read, one.format, answering):
