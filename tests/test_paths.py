@@ -1,6 +1,7 @@
 """Models in folders of one machine, given elsewhere; and answers with every option."""
 
 import json
+from inspect import unwrap
 from pathlib import Path
 
 import pytest
@@ -274,3 +275,16 @@ def test_options_out_of_range_are_refused_everywhere(options, tmp_path):
 def test_values_of_the_option_that_name_no_model(given):
     with pytest.raises(ZooError, match="--reader is"):
         models_given(given)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"dtype": "float16"}, "dtype is 'float16'"),
+        ({"device": "nonsense"}, "device is 'nonsense'"),
+    ],
+)
+def test_a_number_type_or_device_that_is_not_there(option, said, model):
+    with pytest.raises(ZooError, match=said) as error:
+        unwrap(FrozenLM.from_pretrained.__func__)(FrozenLM, model, **option)
+    assert "\n" not in str(error.value)

@@ -39,7 +39,7 @@ from latentwire.lm.hooks import (
     hooked,
     tensor_of,
 )
-from latentwire.lm.loading import check_setting, fingerprint_of, load_model
+from latentwire.lm.loading import check_place, check_setting, fingerprint_of, load_model
 from latentwire.lm.outputs import Generation, States, token_log_probs
 from latentwire.lm.prompt import KVPrefix, Prompt
 from latentwire.lm.samplers import Sampler
@@ -89,9 +89,11 @@ class FrozenLM(TokenizerMixin, ShapeMixin):
     ) -> FrozenLM:
         """Load a zoo name, a Hugging Face id or a local folder, fetching it where needed.
 
-        device: "cpu", "cuda", ...; torch's accelerator where there is one if None.
+        device: "cpu", "cuda", ...; torch's accelerator where there is one if None. Raises ZooError
+        where there is no such model, number type or device.
         """
         name = str(name)
+        check_place(dtype, device)
         with LOADING:
             model, tokenizer = load_model(locate(name), AutoModelForCausalLM, "a causal LM", dtype)
         return cls(model.to(device or accelerator() or "cpu"), tokenizer, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import safe_open
@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from latentwire.files import digest
+from latentwire.lm.devices import Dtype
 from latentwire.lm.zoo import ZooError
-from latentwire.reading import parse_json, read_regular
+from latentwire.reading import parse_json, read_regular, shortened
 
 # transformers asks on standard input whether to run a repository's own code where this is not said.
 SAFE: dict[str, Any] = {"trust_remote_code": False}
@@ -42,6 +43,17 @@ def load_model(folder: Path, kind: Any, said: str, dtype: torch.dtype | str) -> 
     finally:
         if bar:
             logging.enable_progress_bar()
+
+
+def check_place(dtype: torch.dtype | str, device: str | None) -> None:
+    """Raise ZooError for a number type or a device that a model cannot have here."""
+    if isinstance(dtype, str) and dtype not in get_args(Dtype):
+        raise ZooError(f"dtype is {shortened(dtype)}; expected of {', '.join(get_args(Dtype))}")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise ZooError(f"device is {shortened(device)}, which is not here: {reason}") from None
 
 
 def _check_layers(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
     python reproduce/experiments/embeddings.py squad_dev.jsonl gemma3-270m embeddings-gemma3.json
 
-The first 60 questions of the file. Only embeddings of the passage are changed; the prompt's
+The first 40 questions of the file, in bfloat16. Only embeddings of the passage are changed; the prompt's
 beginning, the soft prompt, the question and the answer's budget are those of every evaluation.
 About 15 minutes on one thread; the same command goes on with a run that was stopped.
 """
@@ -28,7 +28,7 @@ from latentwire.tasks.qa import by_context, load_questions
 from latentwire.wire.compressed_kv import head_of
 from latentwire.wire.load import load_wire
 
-QUESTIONS, SEED = 60, 0
+QUESTIONS, DTYPE, SEED = 40, "bfloat16", 0
 Change = Callable[[Tensor], Tensor]
 """Embeddings [n, d] of a text, as they enter the model -> as many others."""
 
@@ -115,7 +115,7 @@ class Changes:
 def main(data: str, name: str, out: str) -> None:
     torch.set_num_threads(1)
     passages = by_context(load_questions(data, QUESTIONS))
-    (reader,) = [r for r in load_wire("shared").readers if r.reader == name]
+    (reader,) = [r for r in load_wire("shared", dtype=DTYPE).readers if r.reader == name]
     lm, changes = reader.lm, Changes(reader.lm)
     kept = Path("runs/experiments") / f"embeddings-{name}"
     kept.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,13 @@ def main(data: str, name: str, out: str) -> None:
 
     rows = {row: (change, entered(change)) for row, change in changes.rows().items()}
     rows["no text"] = (None, closed_book(lm))
-    result = {"data": Path(data).name, "reader": name, "questions": QUESTIONS, "rows": {}}
+    result = {
+        "data": Path(data).name,
+        "reader": name,
+        "questions": QUESTIONS,
+        "dtype": DTYPE,
+        "rows": {},
+    }
     given: list[Answer] = []
     for number, (row, (change, condition)) in enumerate(rows.items()):
         path = kept / f"{number}.json"
