@@ -2,9 +2,9 @@
 
     python reproduce/experiments/embeddings.py squad_dev.jsonl gemma3-270m embeddings-gemma3.json
 
-The first 40 questions of the file, in bfloat16. Only embeddings of the passage are changed; the prompt's
-beginning, the soft prompt, the question and the answer's budget are those of every evaluation.
-About 15 minutes on one thread; the same command goes on with a run that was stopped.
+The first 40 questions of the file, in bfloat16. Only embeddings of the passage are changed; the
+prompt's beginning, the soft prompt, the question and the answer's budget are those of every
+evaluation. About half an hour on one thread; the same command goes on with a run that was stopped.
 """
 
 from __future__ import annotations
