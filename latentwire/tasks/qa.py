@@ -329,9 +329,9 @@ def ask(reader: Receiver, message: Any, questions: Sequence[str], **options: Any
     alone; of several messages, about their texts one after another.
 
     reader: a wire of one reader, or one of any wire's `.readers`. message: one, or a list of them,
-    as they came from `send`, or their bytes. options: of Answering. Raises what `reader.receive`
-    raises, MessageError for bytes that are no message, and TypeError for questions that are one
-    text.
+    as they came from `send`, or their bytes. options: soft_prompt, max_new_tokens, stop,
+    temperature and seed, of Answering. Raises what `reader.receive` raises, MessageError for bytes
+    that are no message, and TypeError for questions that are one text.
     """
     check_texts(questions, "questions")
     answering = Answering(**options)
