@@ -114,7 +114,11 @@ def test_a_sentence_encoder_is_not_saved_and_another_copy_is_noticed(lm, tmp_pat
     wire = make_wire(lm, "anchor", sentence_encoder=folder)
     assert not [name for name in wire.state_dict() if "sentences" in name]
     wire.save_pretrained(tmp_path / "wire")
-    assert SharedWire.from_pretrained(tmp_path / "wire", {lm.name: lm}).id == wire.id
+    again = SharedWire.from_pretrained(tmp_path / "wire", {lm.name: lm})
+    assert again.id == wire.id
+    again.save_pretrained(tmp_path / "wire")
+    record = json.loads((tmp_path / "wire" / "config.json").read_text())
+    assert record.pop("folders") == {"sentences": folder} and folder not in json.dumps(record)
     write_sentences(Path(folder), seed=2)
     with pytest.raises(WireError, match=r"was trained for .*sentences bert-2x32-v"):
         SharedWire.from_pretrained(tmp_path / "wire", {lm.name: lm})

@@ -26,7 +26,7 @@ from latentwire.artifact import fill, one_error
 from latentwire.lm import Dtype, FrozenLM, LMSource, Models, called, saved_folders
 from latentwire.lm.finite import check_finite
 from latentwire.lm.sentences import SentenceEncoder
-from latentwire.lm.zoo import name_of
+from latentwire.lm.zoo import local_folder, name_of
 from latentwire.texts import check_texts
 from latentwire.wire.folder import WireError, folder_of
 from latentwire.wire.learned import fsq
@@ -158,11 +158,15 @@ class SharedWire(nn.Module):
         parts = {"shared": self._shared()}
         parts |= {f"reader-{i}": a.state_dict() for i, a in enumerate(self.adapters)}
         models: dict[str, FrozenLM | SentenceEncoder] = {self.config.source: self.encoder.lm}
-        models |= {**{r.reader: r.lm for r in self.readers}, **self.encoder.others}
+        models |= {r.reader: r.lm for r in self.readers}
+        models |= {name_of(name): other for name, other in self.encoder.others.items()}
         copies = {name: (model.architecture, model.fingerprint) for name, model in models.items()}
         folders = {self.config.source: self.encoder.lm.folder}
         folders |= {reader.reader: reader.lm.folder for reader in self.readers}
-        write_folder(Path(folder), self.config, parts, copies, **saved_folders(folders))
+        sentences = self.config.sizes.sentence_encoder
+        folders |= {name_of(sentences): local_folder(sentences)}
+        config = _reading(self.config, name_of(sentences))
+        write_folder(Path(folder), config, parts, copies, **saved_folders(folders))
 
     @classmethod
     def from_pretrained(
@@ -187,9 +191,10 @@ class SharedWire(nn.Module):
         found = {name: models.get(name, dtype or config.dtype) for name in names}
         for model, lm in found.items():
             _check_copy(folder, model, lm, saved)
-        wire = cls(config, found)
-        for model, other in wire.encoder.others.items():
-            _check_copy(folder, model, other, saved)
+        sentences = config.sizes.sentence_encoder
+        wire = cls(_reading(config, saved.folders.get(sentences, sentences)), found)
+        for other in wire.encoder.others.values():
+            _check_copy(folder, sentences, other, saved)
         with one_error(WireError, folder):
             fill(wire, state)
         return wire.eval()
@@ -211,6 +216,11 @@ class SharedWire(nn.Module):
 
     def _shared(self) -> dict[str, Tensor]:
         return {k: v for k, v in self.state_dict().items() if not k.startswith("adapters.")}
+
+
+def _reading(config: SharedConfig, sentence_encoder: str) -> SharedConfig:
+    """The same sizes with another name or folder of the sentence encoder."""
+    return replace(config, sizes=replace(config.sizes, sentence_encoder=sentence_encoder))
 
 
 def _check_copy(folder: Path, name: str, model: FrozenLM | SentenceEncoder, saved: Saved) -> None:
