@@ -179,10 +179,10 @@ def push_to_hub(
     address of the commit. `from_pretrained(repo)` loads it there.
 
     The folders of this machine that its models were in stay here. repo: owner/name; made if there
-    is none. results: what an evaluation wrote with --json or as
-    results.json, for the card. A README.md that the folder has already is kept unless results are
-    given. Raises ValueError, of one line, for a folder that holds none, for results that cannot be
-    read, and for whatever the hub answers.
+    is none. results: what an evaluation wrote with --json or as results.json, for the card. A
+    README.md that the folder has already is kept unless results are given. Raises ValueError, of
+    one line, for a folder that holds none, for results that cannot be read, and for whatever the
+    hub answers.
     """
     from huggingface_hub import HfApi
 
@@ -211,6 +211,6 @@ def _publishable(folder: Path, copy: Path) -> None:
             there = copy / path.relative_to(folder)
             there.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, there)
-            if pattern == "config.json" and saved_config(path.parent).pop("folders", None):
-                record = {k: v for k, v in saved_config(path.parent).items() if k != "folders"}
+            if pattern == "config.json" and "folders" in (record := saved_config(path.parent)):
+                del record["folders"]
                 there.write_text(json.dumps(record, indent=1))

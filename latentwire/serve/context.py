@@ -237,9 +237,8 @@ class Chat:
         for each answer."""
         self.contexts, self.model, self.options = contexts, model, options
         self._prefix, self.entries = contexts.stored(names, model, soft_prompt)
-        Request(
-            self._prefix, self._prefix.positions[0], **options
-        )  # mistakes are told before a turn
+        no_words = self._prefix.positions.new_empty(0)
+        Request(self._prefix, no_words, **options)  # options are checked before the first turn
         self._left: Tensor | None = None  # ids of the last answer that the cache does not hold
 
     def say(self, text: str) -> Iterator[str]:
